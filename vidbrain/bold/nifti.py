@@ -1,0 +1,284 @@
+"""NIfTI series in and out by blocks of time: a whole 4-D array is never in memory.
+
+A ``.nii.gz`` can only be read from its beginning, so a series is read in one pass, volume after volume, in the type of
+the file; values are scaled where they are used.
+"""
+
+from __future__ import annotations
+
+import gzip
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any
+
+import nibabel
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from vidbrain.errors import BoldError
+from vidbrain.storage.atomic import as_storage_error
+
+_SECONDS = {"sec": 1.0, "msec": 1e-3, "usec": 1e-6}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeriesFacts:
+    """What the header of a NIfTI series says.
+
+    Attributes
+    ----------
+    path
+        The file.
+    shape
+        (ni, nj, nk) of a volume.
+    n_trs
+        Volumes.
+    affine
+        (4, 4) voxel indices to millimetres, as rows of floats.
+    tr_s
+        Repetition time, or None where the header holds none.
+    dtype
+        Type on disk with its byte order, as NumPy writes it (``">i2"``).
+    slope, inter
+        Value = slope * stored + inter.
+    """
+
+    path: Path
+    shape: tuple[int, int, int]
+    n_trs: int
+    affine: tuple[tuple[float, ...], ...]
+    tr_s: float | None
+    dtype: str
+    slope: float
+    inter: float
+    offset: int
+
+    @property
+    def n_voxels(self) -> int:
+        """Voxels of a volume, inside and outside the brain."""
+        return int(np.prod(self.shape))
+
+    @property
+    def volume_bytes(self) -> int:
+        """Size of a volume on disk, unpacked."""
+        return self.n_voxels * np.dtype(self.dtype).itemsize
+
+    def scaled(self, stored: NDArray[Any]) -> NDArray[np.float64]:
+        """Values in float64 of what the file stores."""
+        values = stored.astype(np.float64)
+        if self.slope != 1.0:
+            values *= self.slope
+        if self.inter != 0.0:
+            values += self.inter
+        return values
+
+
+def series_facts(path: Path) -> SeriesFacts:
+    """Read the header of a 4-D NIfTI file.
+
+    Raises
+    ------
+    BoldError
+        If it is not a readable NIfTI file, not four-dimensional, not of a real number type, or (unpacked files) shorter
+        than its header says.
+    StorageError
+        If the file cannot be opened.
+    """
+    header, offset = _header(path)
+    shape = header.get_data_shape()
+    if len(shape) != 4 or min(shape) < 1:
+        raise BoldError(
+            f"expected a 4-D series, found a shape of {shape}", where=path, hint="give *_desc-preproc_bold files"
+        )
+    dtype = header.get_data_dtype()
+    if dtype.kind not in "iuf":
+        raise BoldError(f"holds {dtype} values, not real numbers", where=path)
+    slope, inter = header.get_slope_inter()
+    zoom, (_, unit) = float(header["pixdim"][4]), header.get_xyzt_units()
+    facts = SeriesFacts(
+        path=path,
+        shape=(int(shape[0]), int(shape[1]), int(shape[2])),
+        n_trs=int(shape[3]),
+        affine=tuple(tuple(float(x) for x in row) for row in header.get_best_affine()),
+        # Many tools leave the time unit empty and mean seconds.
+        tr_s=round(zoom * _SECONDS.get(unit, 1.0), 6) if zoom > 0 else None,
+        dtype=dtype.str,
+        slope=1.0 if slope is None else float(slope),
+        inter=0.0 if inter is None else float(inter),
+        offset=offset,
+    )
+    needed = offset + facts.volume_bytes * facts.n_trs
+    if path.suffix != ".gz" and path.stat().st_size < needed:
+        raise BoldError(
+            f"the file is cut off: {path.stat().st_size} bytes where its header promises {needed}",
+            where=path,
+            hint="fetch or make the file again",
+        )
+    return facts
+
+
+def _header(path: Path) -> tuple[Any, int]:
+    try:
+        image = nibabel.load(path)
+    except FileNotFoundError as error:
+        raise as_storage_error(error, path) from error
+    except (nibabel.filebasedimages.ImageFileError, EOFError, zlib.error, gzip.BadGzipFile, OSError) as error:
+        raise BoldError(
+            f"not a readable NIfTI file: {error}", where=path, hint="fetch or make the file again"
+        ) from error
+    if not isinstance(image, nibabel.Nifti1Pair) or not path.name.endswith((".nii", ".nii.gz")):
+        raise BoldError(
+            f"expected a NIfTI file (.nii, .nii.gz), found {type(image).__name__}", where=path
+        )
+    return image.header, int(image.dataobj.offset)
+
+
+def read_blocks(facts: SeriesFacts, block: int = 32) -> Iterator[tuple[int, NDArray[Any]]]:
+    """Read a series from its begin to its end.
+
+    Parameters
+    ----------
+    facts
+        As `series_facts` found them.
+    block
+        Volumes at once.
+
+    Yields
+    ------
+    first : int
+        Index of the block's first volume.
+    stored : (n, ni * nj * nk)
+        In the type of the file, unscaled, first index fastest (`vidbrain.bold.voxels.flat_index`).
+
+    Raises
+    ------
+    BoldError
+        If the file ends early or its checksum is wrong; known only at the end of the pass.
+    """
+    opener: Any = gzip.open if facts.path.suffix == ".gz" else open
+    try:
+        with opener(facts.path, "rb") as stream:
+            _exactly(stream, facts.offset, facts.path)
+            for first in range(0, facts.n_trs, block):
+                n = min(block, facts.n_trs - first)
+                data = _exactly(stream, n * facts.volume_bytes, facts.path)
+                yield first, np.frombuffer(data, facts.dtype).reshape(n, facts.n_voxels)
+            # To the very end: only there does gzip compare its checksum.
+            while stream.read(1 << 20):
+                pass
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise BoldError(
+            f"the packed file is damaged or cut off: {error}", where=facts.path, hint="fetch or make the file again"
+        ) from error
+
+
+def _exactly(stream: IO[bytes], n_bytes: int, path: Path) -> bytes:
+    data = stream.read(n_bytes)
+    if len(data) != n_bytes:
+        raise BoldError(
+            "the file ends before the last volume that its header promises",
+            where=path,
+            hint="fetch or make the file again",
+        )
+    return data
+
+
+class SeriesWriter:
+    """Writes a packed 4-D int16 NIfTI file block by block; equal values give equal bytes.
+
+    Parameters
+    ----------
+    path
+        A temporary name that ends in anything: the file is always packed.
+    shape
+        (ni, nj, nk, n_trs).
+    affine : (4, 4)
+        Voxel indices to millimetres, of a standard (MNI) space.
+    tr_s
+        Repetition time in seconds.
+    slope
+        Value of one stored step.
+    """
+
+    def __init__(self, path: Path, shape: tuple[int, int, int, int], affine: ArrayLike, tr_s: float, slope: float):
+        self.shape, self.slope = shape, slope
+        header = nibabel.Nifti1Header()
+        header.set_data_dtype(np.int16)
+        header.set_data_shape(shape)
+        header.set_qform(np.asarray(affine), code="mni")
+        header.set_sform(np.asarray(affine), code="mni")
+        header.set_xyzt_units("mm", "sec")
+        header["pixdim"][4] = tr_s
+        header.set_slope_inter(slope, 0.0)
+        header["magic"] = header.single_magic
+        header.set_data_offset(header.single_vox_offset)
+        self._left = shape[3]
+        self._raw = path.open("wb")
+        # No file name and no time in the gzip header: they would differ from run to run. Level 1: BOLD is mostly noise.
+        self._stream = gzip.GzipFile(filename="", mode="wb", compresslevel=1, fileobj=self._raw, mtime=0)
+        self._stream.write(header.binaryblock + b"\0\0\0\0")
+
+    def write(self, values: NDArray[np.floating[Any]]) -> NDArray[np.int16]:
+        """Append volumes.
+
+        Parameters
+        ----------
+        values : (n, ni, nj, nk)
+            In the units of the data.
+
+        Returns
+        -------
+        (n, ni, nj, nk) int16
+            As stored.
+        """
+        if values.shape[1:] != self.shape[:3] or len(values) > self._left:
+            raise ValueError(f"{values.shape} does not fit what is left of {self.shape}")
+        stored = np.clip(np.rint(values / self.slope), -32768, 32767).astype(np.int16)
+        for volume in stored:
+            self._stream.write(volume.tobytes(order="F"))
+        self._left -= len(values)
+        return stored
+
+    def __enter__(self) -> SeriesWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with self._raw:
+            self._stream.close()
+        if kind is None and self._left:
+            raise ValueError(f"{self._left} volumes were never written")
+
+
+def write_volume(path: Path, values: NDArray[Any], affine: ArrayLike) -> None:
+    """Write a packed 3-D NIfTI file whose bytes depend on nothing but its content."""
+    image = nibabel.Nifti1Image(values, np.asarray(affine))
+    image.header.set_xyzt_units("mm", "sec")
+    image.set_qform(np.asarray(affine), code="mni")
+    image.set_sform(np.asarray(affine), code="mni")
+    path.write_bytes(gzip.compress(image.to_bytes(), 6, mtime=0))
+
+
+def read_volume(path: Path) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Read a small 3-D NIfTI file: values and affine.
+
+    Raises
+    ------
+    BoldError
+        If it cannot be read or is not three-dimensional.
+    """
+    _header(path)
+    try:
+        image = nibabel.load(path)
+        values = np.asarray(image.dataobj, np.float64)
+    except (EOFError, zlib.error, OSError, ValueError) as error:
+        raise BoldError(f"the image is damaged: {error}", where=path, hint="fetch or make the file again") from error
+    if values.ndim == 4 and values.shape[3] == 1:
+        values = values[..., 0]
+    if values.ndim != 3:
+        raise BoldError(f"expected a 3-D image, found a shape of {values.shape}", where=path)
+    return values, np.asarray(image.affine, np.float64)

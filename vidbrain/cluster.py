@@ -1,0 +1,146 @@
+"""The one door to Dask: plain functions over plain rows, here, on a few processes, or on a cluster.
+
+Callers see no Dask type. `run` yields results as they finish; a worker that dies is replaced and its rows are run
+again, which is harmless because every row writes under a temporary name and renames.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from vidbrain.errors import ConfigError, MissingExtraError, VidbrainError
+
+Row = TypeVar("Row")
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Client:
+    """Runs a function over rows. `n_workers` 0 means: in this process, in order."""
+
+    n_workers: int = 0
+    _distributed: Any = None
+
+    def run(
+        self, function: Callable[[Row], Result], rows: Sequence[Row], *, weight: Callable[[Row], float] | None = None
+    ) -> Iterator[tuple[int, Result]]:
+        """Yield ``(position, result)`` for every row as it finishes.
+
+        Parameters
+        ----------
+        function
+            A module-level function (it travels by name); repeatable, because a row may run twice.
+        rows
+            Its arguments. They are pickled: pass names and small records, not arrays.
+        weight
+            Heavier rows start first, which shortens the tail.
+
+        Raises
+        ------
+        VidbrainError
+            The first error of a row, as the function raised it. Rows not yet begun are cancelled.
+        """
+        order = sorted(range(len(rows)), key=lambda i: -weight(rows[i])) if weight else list(range(len(rows)))
+        if self._distributed is None:
+            for position in order:
+                yield position, function(rows[position])
+            return
+        from distributed import as_completed
+
+        # pure=False: a row that must run again because its file is gone is not answered from Dask's memory.
+        futures = {
+            self._distributed.submit(function, rows[position], pure=False, retries=0): position for position in order
+        }
+        try:
+            for future in as_completed(list(futures), loop=self._distributed.loop):
+                if future.status == "error":
+                    error = future.exception()
+                    if isinstance(error, VidbrainError):
+                        raise error
+                    raise _worker_error(error) from error
+                yield futures[future], future.result()
+                future.release()
+        finally:
+            self._distributed.cancel(list(futures))
+
+
+def _worker_error(error: BaseException) -> VidbrainError:
+    from distributed.scheduler import KilledWorker
+
+    if isinstance(error, KilledWorker):
+        return VidbrainError(
+            "a worker process died several times on the same piece of work",
+            likely="it ran out of memory, or a library crashed on the input",
+            hint="give the same command with --workers 1, or more memory",
+        )
+    return VidbrainError(
+        f"a worker failed: {type(error).__name__}: {error}", hint="give the command again with --debug"
+    )
+
+
+@contextlib.contextmanager
+def client(scheduler: str = "local", n_workers: int | None = None) -> Iterator[Client]:
+    """Open a client for the duration of the block.
+
+    Parameters
+    ----------
+    scheduler
+        ``"local"`` (processes on this machine), ``"inline"`` (this process), ``"tcp://host:port"`` (a running Dask
+        scheduler), or ``"slurm"`` (needs the extra ``[slurm]``; jobs are shaped by Dask's own jobqueue settings).
+    n_workers
+        Processes; default one per core that this process may use. 0 runs inline.
+
+    Raises
+    ------
+    ConfigError
+        For an unknown scheduler.
+    """
+    if scheduler == "inline" or n_workers == 0:
+        yield Client()
+        return
+    count = n_workers or len(os.sched_getaffinity(0))
+    if scheduler == "local" and count == 1:
+        yield Client()
+        return
+    if not (scheduler in ("local", "slurm") or "://" in scheduler):
+        raise ConfigError(f"unknown scheduler {scheduler!r}", hint="use local, inline, slurm or tcp://host:port")
+
+    import dask
+    import distributed
+
+    settings = {
+        "distributed.comm.timeouts.connect": "60s",
+        "distributed.worker.daemon": False,  # a row may start processes of its own
+        "distributed.admin.log-format": "%(levelname)s %(message)s",
+        "logging.distributed": "error",
+    }
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(dask.config.set(settings))
+        if scheduler == "local":
+            cluster = stack.enter_context(
+                distributed.LocalCluster(
+                    n_workers=count,
+                    threads_per_worker=1,
+                    processes=True,
+                    dashboard_address=None,
+                    memory_limit=0,
+                    host="127.0.0.1",
+                )
+            )
+            address = cluster
+        elif scheduler == "slurm":
+            try:
+                from dask_jobqueue import SLURMCluster
+            except ImportError:
+                raise MissingExtraError(
+                    "--scheduler slurm needs dask-jobqueue", hint="pip install 'vidbrain[slurm]'"
+                ) from None
+            address = stack.enter_context(SLURMCluster())
+            address.scale(count)
+        else:
+            address = scheduler
+        yield Client(count, stack.enter_context(distributed.Client(address, set_as_default=False)))

@@ -1,0 +1,1 @@
+"""Features and BOLD become a correlation, an alpha and a p for each voxel."""

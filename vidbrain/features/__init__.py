@@ -1,0 +1,1 @@
+"""Models and controls become one row of features for each TR."""

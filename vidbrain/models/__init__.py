@@ -1,0 +1,1 @@
+"""VQ-VAE and GPT over its codes."""

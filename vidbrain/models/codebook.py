@@ -1,0 +1,171 @@
+"""The EMA codebook: vectors in, nearest codes out, always in float32.
+
+Shapes: M vectors of D channels, K codes. Source: VQ-VAE (arXiv 1711.00937, appendix A.1) with the restart of dead
+codes of VideoGPT, and these mends: the start from data is remembered in a buffer (a resumed run does not start the
+codebook again), a restart also resets the running sums (else the next update undoes it), sums are scattered (no
+M x K one-hot matrix), and use is counted over many batches.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch import distributed as dist
+
+CHUNK = 16_384
+"""Vectors compared with the codebook at a time: bounds memory at CHUNK x K float32."""
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """What the codebook returns.
+
+    Attributes
+    ----------
+    vectors
+        Nearest code vectors, shape of the input, float32; gradients pass straight through to the input.
+    codes
+        int64, shape of the input without channels.
+    commitment
+        Mean squared distance of the input from its (fixed) code vector, a scalar.
+    """
+
+    vectors: Tensor
+    codes: Tensor
+    commitment: Tensor
+
+
+class Codebook(nn.Module):
+    """K code vectors that follow the running mean of what is assigned to them.
+
+    Parameters
+    ----------
+    n_codes, code_dim
+        K and D.
+    decay
+        Of the running means (0.99: about 100 batches).
+    restart_below
+        A code with a running count below this many vectors per batch is dead: it is moved onto a vector of the batch,
+        drawn with probability proportional to its squared distance from its code (as k-means++ does), so that rare
+        content gets codes even where most of the picture is empty.
+    """
+
+    embeddings: Tensor
+    z_avg: Tensor
+    counts: Tensor
+    ready: Tensor
+    usage: Tensor
+    restarts: Tensor
+
+    def __init__(self, n_codes: int, code_dim: int, *, decay: float = 0.99, restart_below: float = 1.0):
+        super().__init__()
+        self.n_codes, self.code_dim, self.decay, self.restart_below = n_codes, code_dim, decay, restart_below
+        start = torch.randn(n_codes, code_dim)
+        self.register_buffer("embeddings", start)
+        self.register_buffer("z_avg", start.clone())
+        self.register_buffer("counts", torch.full((n_codes,), 2 * restart_below))
+        self.register_buffer("ready", torch.zeros((), dtype=torch.bool))
+        self.register_buffer("usage", torch.zeros(n_codes, dtype=torch.int64), persistent=False)
+        self.register_buffer("restarts", torch.zeros((), dtype=torch.int64), persistent=False)
+
+    def forward(self, z: Tensor) -> Quantized:
+        """Quantize (..., D); in training mode also learn from it."""
+        # 16-bit distances give wrong neighbours and NaN (vq-vae-2-pytorch#65): never under autocast.
+        with torch.autocast(z.device.type, enabled=False):
+            z = z.float()
+            flat = z.detach().reshape(-1, self.code_dim)
+            if self.training and not bool(self.ready):
+                self._start_from(flat)
+            codes, distance = nearest(flat, self.embeddings)
+            vectors = self.embeddings[codes].reshape(z.shape)
+            commitment = (z - vectors).square().mean()
+            if self.training:
+                self._learn(flat, codes, distance)
+            self.usage += torch.bincount(codes, minlength=self.n_codes)
+            return Quantized(z + (vectors - z).detach(), codes.reshape(z.shape[:-1]), commitment)
+
+    def lookup(self, codes: Tensor) -> Tensor:
+        """Code vectors (..., D) of codes (...)."""
+        return self.embeddings[codes]
+
+    def take_usage(self) -> Tensor:
+        """Return how often each code was used since the last call, (K,) int64 on the CPU, and count anew."""
+        total = self.usage.cpu()
+        self.usage.zero_()
+        return total
+
+    @torch.no_grad()
+    def _start_from(self, flat: Tensor) -> None:
+        chosen = spread_sample(flat, self.n_codes)
+        _from_first_rank(chosen)
+        self.embeddings.copy_(chosen)
+        self.z_avg.copy_(chosen * self.counts[:, None])
+        self.ready.fill_(True)
+
+    @torch.no_grad()
+    def _learn(self, flat: Tensor, codes: Tensor, distance: Tensor) -> None:
+        new_counts = torch.bincount(codes, minlength=self.n_codes).to(flat.dtype)
+        new_sums = torch.zeros_like(self.z_avg).index_add_(0, codes, flat)
+        if dist.is_initialized():
+            dist.all_reduce(new_counts)
+            dist.all_reduce(new_sums)
+        self.counts.lerp_(new_counts, 1 - self.decay)
+        self.z_avg.lerp_(new_sums, 1 - self.decay)
+        self.embeddings.copy_(self.z_avg / self.counts.clamp_min(1e-7)[:, None])
+        # Without a host synchronisation: candidates for all codes, taken where the code is dead.
+        dead = self.counts < self.restart_below
+        picks = flat[torch.multinomial(distance.clamp_min(1e-9), self.n_codes, replacement=True)]
+        _from_first_rank(picks)
+        self.embeddings.copy_(torch.where(dead[:, None], picks, self.embeddings))
+        # Twice the threshold gives a restarted code ln 2 / (1 - decay) batches to find users.
+        self.counts.masked_fill_(dead, 2 * self.restart_below)
+        self.z_avg.copy_(torch.where(dead[:, None], picks * (2 * self.restart_below), self.z_avg))
+        self.restarts += dead.sum()
+
+
+def nearest(flat: Tensor, embeddings: Tensor) -> tuple[Tensor, Tensor]:
+    """Nearest code of every vector, and the squared distance to it.
+
+    Parameters
+    ----------
+    flat : (M, D) float32
+    embeddings : (K, D) float32
+
+    Returns
+    -------
+    codes : (M,) int64
+    distance : (M,) float32
+    """
+    norms = embeddings.square().sum(1)
+    found = [torch.addmm(norms, part, embeddings.T, alpha=-2.0).min(dim=1) for part in flat.split(CHUNK)]
+    codes = torch.cat([f.indices for f in found])
+    distance = torch.cat([f.values for f in found]) + flat.square().sum(1)
+    return codes, distance.clamp_min(0.0)
+
+
+def spread_sample(flat: Tensor, n: int, *, rounds: int = 8) -> Tensor:
+    """Choose `n` vectors that lie apart: k-means++ in a few rounds instead of one by one.
+
+    Every round draws its share with probability proportional to the squared distance from those already chosen.
+    """
+    chosen = flat[torch.randint(len(flat), (1,), device=flat.device)]
+    for k in range(rounds):
+        want = 1 + (n - 1) * (k + 1) // rounds - len(chosen)
+        if want > 0:
+            _, distance = nearest(flat, chosen)
+            picks = torch.multinomial(distance.clamp_min(1e-9), want, replacement=want > len(flat))
+            chosen = torch.cat([chosen, flat[picks]])
+    return chosen
+
+
+def perplexity(usage: Tensor) -> float:
+    """Return exp of the entropy of code use: K when all codes are used equally, 1 when one is used alone."""
+    p = usage.double() / usage.sum().clamp_min(1)
+    return float(torch.exp(-(p[p > 0] * p[p > 0].log()).sum()))
+
+
+def _from_first_rank(values: Tensor) -> None:
+    if dist.is_initialized():
+        dist.broadcast(values, src=0)

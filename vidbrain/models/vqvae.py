@@ -1,0 +1,287 @@
+"""The VQ-VAE: clips of video in, a small grid of integer codes out, and back.
+
+Shapes: B clips; T H W frames, height, width; t h w the latent grid; C channels. Video enters as uint8
+(B, T, H, W, 3); inside, convolutions take (B, C, t, h, w). Source: VideoGPT (arXiv 2104.10157), with RMS norm for
+batch norm, which does not depend on the batch and needs no synchronisation between processes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vidbrain.errors import ConfigError, ModelError
+from vidbrain.models.attention import AxialAttention, head_width
+from vidbrain.models.codebook import Codebook, Quantized
+
+Triple = tuple[int, int, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class VQVAEConfig:
+    """Shape of the tokenizer. The study's own: 240 hidden, 4 residual layers, (4, 16, 16), 1,024 codes x 128."""
+
+    downsample: Triple = (4, 8, 8)
+    """Frames, rows and columns per code; powers of two. A 16 x 64 x 64 clip at (4, 8, 8) gives 4 x 8 x 8 codes."""
+    patch: Triple = (1, 1, 1)
+    """The part of `downsample` that folds pixels into channels; the rest is strided convolutions. (1, 1, 1) is
+    VideoGPT; larger patches make training much cheaper."""
+    n_hidden: int = 240
+    """Channels inside encoder and decoder."""
+    n_res_layers: int = 4
+    """Residual blocks with axial attention, in the encoder and again in the decoder."""
+    n_heads: int = 2
+    """Heads of the axial attention; must divide `n_hidden`."""
+    n_codes: int = 1024
+    """Vectors in the codebook."""
+    code_dim: int = 128
+    """Channels of a code vector."""
+    codebook_decay: float = 0.99
+    """Of the codebook's running means."""
+    restart_below: float = 1.0
+    """A code used less often than this per batch, in the running mean, is moved to where the error is."""
+    commitment: float = 0.25
+    """Weight of the pull of the encoder towards its codes."""
+    l1: float = 0.0
+    """Share of absolute error in the reconstruction loss; the rest is squared error."""
+
+    def __post_init__(self) -> None:
+        for name, triple in (("downsample", self.downsample), ("patch", self.patch)):
+            if any(n < 1 or n & (n - 1) for n in triple):
+                raise ConfigError(f"{name} {triple} must be powers of two", where=name)
+        if any(d % p for d, p in zip(self.downsample, self.patch, strict=True)):
+            raise ConfigError(f"patch {self.patch} must divide downsample {self.downsample}", where="patch")
+        if min(self.n_hidden, self.n_codes, self.code_dim) < 1 or self.n_res_layers < 0:
+            raise ConfigError("n_hidden, n_codes and code_dim must be positive", where="model")
+        if self.n_codes > 65_536:
+            raise ConfigError(f"{self.n_codes} codes do not fit uint16", where="n_codes")
+        if not 0 <= self.l1 <= 1:
+            raise ConfigError(f"l1 is a share between 0 and 1, not {self.l1}", where="l1")
+        head_width(self.n_hidden, self.n_heads)
+
+    def latent_grid(self, n_frames: int, height: int, width: int) -> Triple:
+        """Return (t, h, w) of the codes of a clip.
+
+        Raises
+        ------
+        ModelError
+            If the downsampling does not divide the clip.
+        """
+        size = (n_frames, height, width)
+        if any(n % d for n, d in zip(size, self.downsample, strict=True)):
+            raise ModelError(
+                f"clips of {n_frames} x {height} x {width} are not multiples of the downsampling {self.downsample}",
+                where="downsample",
+                hint="change the clip length or the frame size of the shards, or the downsampling",
+            )
+        t, h, w = (n // d for n, d in zip(size, self.downsample, strict=True))
+        return t, h, w
+
+
+@dataclass(frozen=True)
+class VQVAEOutput:
+    """What a training step needs: `loss` with its parts (scalars), and the codes (B, t, h, w) int64."""
+
+    loss: Tensor
+    mse: Tensor
+    commitment: Tensor
+    codes: Tensor
+
+
+class VQVAE(nn.Module):
+    """Encoder, codebook, decoder.
+
+    Pixels are scaled to [-0.5, 0.5] and then standardised by the colour mean and the overall deviation of the first
+    training batch, which live in buffers beside the weights: dark games have a variance far from natural video's, and
+    the reconstruction error in these units is comparable between games (VideoGPT divides by a constant 0.06).
+    """
+
+    pixel_mean: Tensor
+    pixel_std: Tensor
+    pixels_known: Tensor
+
+    def __init__(self, config: VQVAEConfig):
+        super().__init__()
+        self.config = config
+        self.register_buffer("pixel_mean", torch.zeros(3))
+        self.register_buffer("pixel_std", torch.full((), 0.25))
+        self.register_buffer("pixels_known", torch.zeros((), dtype=torch.bool))
+        self.encoder = Encoder(config)
+        self.codebook = Codebook(
+            config.n_codes, config.code_dim, decay=config.codebook_decay, restart_below=config.restart_below
+        )
+        self.decoder = Decoder(config)
+
+    def forward(self, video: Tensor) -> VQVAEOutput:
+        """Training loss of uint8 clips (B, T, H, W, 3)."""
+        pixels = to_float(video)
+        if self.training and not bool(self.pixels_known):
+            self._measure_pixels(pixels)
+        target = self._standardised(pixels)
+        quantized = self._quantize(self.encoder(target))
+        # The decoder may run in 16 bits; the error is summed in 32.
+        error = self.decoder(quantized.vectors).float() - target
+        mse = error.square().mean()
+        reconstruction = mse if self.config.l1 == 0 else (1 - self.config.l1) * mse + self.config.l1 * error.abs().mean()
+        loss = reconstruction + self.config.commitment * quantized.commitment
+        return VQVAEOutput(loss, mse.detach() * self.pixel_std**2, quantized.commitment.detach(), quantized.codes)
+
+    def encode_features(self, video: Tensor) -> Tensor:
+        """Encoder output before quantisation: uint8 (B, T, H, W, 3) -> float (B, t, h, w, code_dim)."""
+        return self.encoder(self._standardised(to_float(video))).movedim(1, -1)
+
+    def encode(self, video: Tensor) -> Tensor:
+        """Codes of clips: uint8 (B, T, H, W, 3) -> int64 (B, t, h, w)."""
+        return self.codebook(self.encode_features(video)).codes
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """Video of codes: int64 (B, t, h, w) -> uint8 (B, T, H, W, 3)."""
+        return to_uint8(self._pixels_of(self.codebook.lookup(codes).movedim(-1, 1)))
+
+    def reconstruct(self, video: Tensor) -> tuple[Tensor, Tensor]:
+        """Reconstruction in [-0.5, 0.5], float32 (B, T, H, W, 3), and its codes (B, t, h, w)."""
+        quantized = self._quantize(self.encoder(self._standardised(to_float(video))))
+        return self._pixels_of(quantized.vectors), quantized.codes
+
+    def _quantize(self, z: Tensor) -> Quantized:
+        quantized = self.codebook(z.movedim(1, -1))
+        return Quantized(quantized.vectors.movedim(-1, 1), quantized.codes, quantized.commitment)
+
+    def _pixels_of(self, vectors: Tensor) -> Tensor:
+        pixels = self.decoder(vectors).float() * self.pixel_std + self.pixel_mean[:, None, None, None]
+        return pixels.clamp(-0.5, 0.5).movedim(1, -1)
+
+    def _standardised(self, pixels: Tensor) -> Tensor:
+        return (pixels - self.pixel_mean[:, None, None, None]) / self.pixel_std
+
+    @torch.no_grad()
+    def _measure_pixels(self, pixels: Tensor) -> None:
+        mean = pixels.mean(dim=(0, 2, 3, 4))
+        variance = (pixels - mean[:, None, None, None]).square().mean()
+        if torch.distributed.is_initialized():
+            for value in (mean, variance):
+                torch.distributed.broadcast(value, src=0)
+        self.pixel_mean.copy_(mean)
+        self.pixel_std.copy_(variance.sqrt().clamp_min(1e-3))
+        self.pixels_known.fill_(True)
+
+
+class Encoder(nn.Module):
+    """(B, 3, T, H, W) -> (B, code_dim, t, h, w)."""
+
+    def __init__(self, config: VQVAEConfig):
+        super().__init__()
+        width = config.n_hidden
+        self.patch = config.patch
+        folded = 3 * config.patch[0] * config.patch[1] * config.patch[2]
+        strides = halvings(config.downsample, config.patch)
+        self.stem = nn.Conv3d(folded, width, 1) if folded > 3 else nn.Conv3d(3, width, 3, padding=1)
+        self.down = nn.ModuleList(nn.Conv3d(width, width, _kernel(s), stride=s, padding=1) for s in strides)
+        self.blocks = nn.ModuleList(ResidualBlock(width, config.n_heads) for _ in range(config.n_res_layers))
+        self.norm = ChannelNorm(width)
+        self.out = nn.Conv3d(width, config.code_dim, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(fold(x, self.patch))
+        for down in self.down:
+            x = down(F.relu(x))
+        for block in self.blocks:
+            x = block(x)
+        return self.out(F.relu(self.norm(x)))
+
+
+class Decoder(nn.Module):
+    """(B, code_dim, t, h, w) -> (B, 3, T, H, W)."""
+
+    def __init__(self, config: VQVAEConfig):
+        super().__init__()
+        width = config.n_hidden
+        self.patch = config.patch
+        folded = 3 * config.patch[0] * config.patch[1] * config.patch[2]
+        strides = halvings(config.downsample, config.patch)[::-1]
+        self.stem = nn.Conv3d(config.code_dim, width, 3, padding=1)
+        self.blocks = nn.ModuleList(ResidualBlock(width, config.n_heads) for _ in range(config.n_res_layers))
+        self.norm = ChannelNorm(width)
+        self.up = nn.ModuleList(nn.ConvTranspose3d(width, width, _kernel(s), stride=s, padding=1) for s in strides)
+        self.out = nn.Conv3d(width, folded, 1) if folded > 3 else nn.Conv3d(width, 3, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for block in self.blocks:
+            x = block(x)
+        x = F.relu(self.norm(x))
+        for up in self.up:
+            x = F.relu(up(x))
+        return unfold(self.out(x), self.patch)
+
+
+class ResidualBlock(nn.Module):
+    """Norm, ReLU, 3 x 3 x 3 convolution to half the width, back, then axial attention; added to the input."""
+
+    def __init__(self, width: int, n_heads: int):
+        super().__init__()
+        half = max(width // 2, 1)
+        self.norms = nn.ModuleList([ChannelNorm(width), ChannelNorm(half), ChannelNorm(width)])
+        self.conv_in = nn.Conv3d(width, half, 3, padding=1, bias=False)
+        self.conv_out = nn.Conv3d(half, width, 1, bias=False)
+        self.attention = AxialAttention(width, n_heads)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv_in(F.relu(self.norms[0](x)))
+        y = self.conv_out(F.relu(self.norms[1](y)))
+        y = F.relu(self.norms[2](y)).movedim(1, -1)
+        return x + self.attention(y).movedim(-1, 1)
+
+
+class ChannelNorm(nn.RMSNorm):
+    """RMS norm over the channels of every position of (B, C, t, h, w)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.movedim(1, -1)).movedim(-1, 1)
+
+
+def to_float(video: Tensor) -> Tensor:
+    """Turn uint8 (B, T, H, W, 3) into float32 (B, 3, T, H, W) in [-0.5, 0.5], on the device where it lies."""
+    if video.dtype != torch.uint8 or video.ndim != 5 or video.shape[-1] != 3:
+        raise ValueError(f"video must be uint8 (B, T, H, W, 3), not {video.dtype} {tuple(video.shape)}")
+    return video.movedim(-1, 1).float() / 255 - 0.5
+
+
+def to_uint8(pixels: Tensor) -> Tensor:
+    """Turn pixels in [-0.5, 0.5] into uint8, rounding to nearest."""
+    return ((pixels + 0.5) * 255).round().clamp(0, 255).to(torch.uint8)
+
+
+def fold(x: Tensor, patch: Triple) -> Tensor:
+    """Space to depth: (B, C, T, H, W) -> (B, C·pt·ph·pw, T/pt, H/ph, W/pw)."""
+    batch, channels, *size = x.shape
+    (pt, ph, pw), (t, h, w) = patch, (n // p for n, p in zip(size, patch, strict=True))
+    x = x.reshape(batch, channels, t, pt, h, ph, w, pw).permute(0, 1, 3, 5, 7, 2, 4, 6)
+    return x.reshape(batch, channels * pt * ph * pw, t, h, w)
+
+
+def unfold(x: Tensor, patch: Triple) -> Tensor:
+    """Depth to space, the inverse of `fold`."""
+    batch, folded, t, h, w = x.shape
+    pt, ph, pw = patch
+    channels = folded // (pt * ph * pw)
+    x = x.reshape(batch, channels, pt, ph, pw, t, h, w).permute(0, 1, 5, 2, 6, 3, 7, 4)
+    return x.reshape(batch, channels, t * pt, h * ph, w * pw)
+
+
+def halvings(downsample: Triple, patch: Triple) -> list[Triple]:
+    """Strides of the convolutions that make up what `patch` leaves of `downsample`, one halving of each axis at most.
+
+    Axes with fewer halvings do theirs first, as in VideoGPT: (4, 16, 16) -> (2,2,2), (2,2,2), (1,2,2), (1,2,2).
+    """
+    left = [(d // p).bit_length() - 1 for d, p in zip(downsample, patch, strict=True)]
+    return [tuple(2 if i < n else 1 for n in left) for i in range(max(left))]  # type: ignore[misc]  # three axes
+
+
+def _kernel(stride: Triple) -> Triple:
+    # With padding 1, kernel 4 halves an axis exactly and kernel 3 keeps it.
+    kt, kh, kw = (4 if s == 2 else 3 for s in stride)
+    return kt, kh, kw

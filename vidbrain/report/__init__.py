@@ -1,0 +1,1 @@
+"""Maps, curves and one self-contained page."""

@@ -1,0 +1,1 @@
+"""Recordings become WebDataset shards of segments, with an index."""

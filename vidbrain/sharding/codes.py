@@ -1,0 +1,113 @@
+"""Writes codes in the layout of the shards that they were made from: same segments and tars, other members."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vidbrain.errors import ResumeError
+from vidbrain.progress import SILENT, Progress
+from vidbrain.sharding.manifest import DATASET, SHARDS, Manifest, marker_path, shard_path, write_index
+from vidbrain.sharding.writer import PLAN, write_shard
+from vidbrain.storage.atomic import check_writable, read_json, sweep, write_json
+from vidbrain.storage.info import difference, is_done, read_info, write_info
+
+EXTENSION = "codes.npy"
+
+Encode = Callable[[Sequence[int]], Iterable[tuple[int, NDArray[np.uint16]]]]
+
+
+def write_codes(
+    root: str | Path,
+    manifest: Manifest,
+    encode: Encode,
+    *,
+    config: dict[str, Any],
+    made_from: dict[str, str],
+    facts: dict[str, Any],
+    progress: Progress = SILENT,
+) -> dict[str, Any]:
+    """Write the codes of every segment, or finish what a killed call began.
+
+    Parameters
+    ----------
+    root
+        Folder to write.
+    manifest
+        The frames.
+    encode
+        Given positions of segments, yields ``(position, codes (n_clips, t, h, w) uint16)`` in the order given. Called
+        once for each shard that is not there yet.
+    config, made_from, facts
+        For the root record; `config` names the clip specification, `made_from` the frames and the VQ-VAE.
+
+    Returns
+    -------
+    dict
+        The root record.
+    """
+    root = Path(root)
+    if is_done(root, "codes", config=config, made_from=made_from, name=DATASET):
+        return read_info(root, "codes", name=DATASET)
+    check_writable(root)
+    (root / SHARDS).mkdir(exist_ok=True)
+    for folder in (root, root / SHARDS):
+        sweep(folder)
+    claim = {"config": config, "made_from": made_from}
+    if (root / PLAN).is_file():
+        found = read_json(root / PLAN)
+        if found != claim:
+            raise ResumeError(
+                f"unfinished codes of another kind are there: {difference(found, config, made_from)}",
+                where=root,
+                hint="give another output, or remove this one first",
+            )
+    else:
+        write_json(root / PLAN, claim)
+
+    table = manifest.segments
+    shards = table["shard"].to_numpy()
+    n_shards = int(shards.max()) + 1
+    members = [np.flatnonzero(shards == shard).tolist() for shard in range(n_shards)]
+    done = [shard for shard in range(n_shards) if marker_path(root, shard).is_file()]
+    progress.start("tokenize", len(table), "segments", done=sum(len(members[shard]) for shard in done))
+    for shard in sorted(set(range(n_shards)) - set(done)):
+        write_shard(root, shard, _samples(table, encode(members[shard]), progress))
+    progress.finish()
+
+    rows = []
+    for shard, positions in enumerate(members):
+        places = read_json(marker_path(root, shard))["segments"]
+        for position, place in zip(positions, places, strict=True):
+            row = table.iloc[position].to_dict()
+            rows.append({**row, **place, "n_clips": place["parts"][0], "parts": [place["n_bytes"]]})
+    write_index(root, rows)
+    n_bytes = sum(shard_path(root, shard).stat().st_size for shard in range(n_shards))
+    counts = {
+        "n_frames": int(manifest.info["n_frames"]),
+        "n_segments": len(rows),
+        "n_shards": n_shards,
+        "n_clips": sum(row["n_clips"] for row in rows),
+        "n_bytes": n_bytes,
+    }
+    return write_info(root, "codes", config=config, made_from=made_from, facts={**facts, **counts}, name=DATASET)
+
+
+def _samples(
+    table: Any,  # noqa: ANN401 -- a pandas frame
+    coded: Iterable[tuple[int, NDArray[np.uint16]]],
+    progress: Progress,
+) -> Iterator[tuple[str, str, bytes, list[int], dict[str, Any]]]:
+    for position, codes in coded:
+        row = table.iloc[position]
+        buffer = io.BytesIO()
+        np.save(buffer, np.ascontiguousarray(codes, np.uint16), allow_pickle=False)
+        facts = {"shape": list(codes.shape), "recording": row["recording"], "start_frame": int(row["start_frame"])}
+        # The marker keeps the number of clips; the index row is made from it.
+        yield row["key"], EXTENSION, buffer.getvalue(), [len(codes)], facts
+        progress.advance(1)

@@ -1,0 +1,177 @@
+"""What a data set of shards says of itself: ``dataset.json``, ``index.parquet`` and a marker for each shard."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from vidbrain.errors import ShardError, StorageError
+from vidbrain.storage.atomic import replacing
+from vidbrain.storage.info import read_info
+
+DATASET = "dataset.json"
+INDEX = "index.parquet"
+SHARDS = "shards"
+
+COLUMNS = {
+    "key": pa.string(),
+    "recording": pa.string(),
+    "run": pa.string(),
+    "subject": pa.string(),
+    "session": pa.string(),
+    "task": pa.string(),
+    "run_number": pa.int32(),
+    "level": pa.string(),
+    "repetition": pa.string(),
+    "split": pa.string(),
+    "start_frame": pa.int64(),
+    "n_frames": pa.int64(),
+    "n_stored": pa.int64(),
+    "recording_frames": pa.int64(),
+    "fps": pa.float64(),
+    "onset_s": pa.float64(),
+    "duration_s": pa.float64(),
+    "shard": pa.int32(),
+    "offset": pa.int64(),
+    "n_bytes": pa.int64(),
+    "parts": pa.list_(pa.int64()),
+    "crc32": pa.int64(),
+    "n_clips": pa.int64(),
+}
+"""Columns of the index, one row a segment in plan order. `offset` is that of the member's bytes in its tar; `parts` are
+the lengths of its independently decodable parts; `n_clips` counts the clips of a data set of codes (0 for frames)."""
+
+
+def shard_path(root: str | Path, shard: int) -> Path:
+    """Path of a shard's tar."""
+    return Path(root) / SHARDS / f"{shard:06d}.tar"
+
+
+def marker_path(root: str | Path, shard: int) -> Path:
+    """Path of a shard's commit marker, written after its tar."""
+    return Path(root) / SHARDS / f"{shard:06d}.json"
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """An opened data set of shards: frames (kind ``"shards"``) or codes (kind ``"codes"``).
+
+    Attributes
+    ----------
+    root
+        Its folder.
+    info
+        The root record, ``dataset.json``.
+    segments
+        The index, one row a segment, in plan order. Where the size ends inside the last segment, that row's
+        `n_frames` is cut to it.
+    """
+
+    root: Path
+    info: dict[str, Any]
+    segments: pd.DataFrame
+
+    @property
+    def fingerprint(self) -> str:
+        """Names the content."""
+        return str(self.info["fingerprint"])
+
+    @property
+    def height(self) -> int:
+        """Of the stored frames, in pixels."""
+        return int(self.info["height"])
+
+    @property
+    def width(self) -> int:
+        """Of the stored frames, in pixels."""
+        return int(self.info["width"])
+
+    @property
+    def margin(self) -> int:
+        """Frames that a segment stores beyond those it owns (fewer at the end of a recording)."""
+        return int(self.info["margin"])
+
+    @cached_property
+    def recordings(self) -> pd.DataFrame:
+        """One row a recording, indexed by key: run, split, recording_frames, frames_held, onset_s, duration_s."""
+        groups = self.segments.groupby("recording", sort=True)
+        columns = ["run", "subject", "session", "task", "level", "repetition", "split"]
+        columns += ["recording_frames", "onset_s", "duration_s"]
+        table = groups[columns].first()
+        table["frames_held"] = groups["n_frames"].sum()
+        return table
+
+    @cached_property
+    def runs(self) -> list[str]:
+        """Labels of the BOLD runs that the recordings belong to, sorted; empty where there was no scanner."""
+        return sorted(label for label in self.segments["run"].unique() if label)
+
+    def select(self, split: str | None) -> NDArray[np.int64]:
+        """Positions of the segments of a split, or of all, in plan order.
+
+        Raises
+        ------
+        ShardError
+            If the split is empty.
+        """
+        if split is None:
+            return np.arange(len(self.segments))
+        positions = np.flatnonzero(self.segments["split"].to_numpy() == split)
+        if not len(positions):
+            raise ShardError(
+                f"no segment belongs to split {split!r}", where=self.root, hint="shard with another --val-share"
+            )
+        return positions
+
+
+def write_index(root: str | Path, rows: list[dict[str, Any]]) -> None:
+    """Write ``index.parquet`` atomically."""
+    columns = {name: [row[name] for row in rows] for name in COLUMNS}
+    table = pa.table(columns, schema=pa.schema(list(COLUMNS.items())))
+    with replacing(Path(root) / INDEX) as part:
+        pq.write_table(table, part, compression="zstd", row_group_size=1 << 16)
+
+
+def open_manifest(root: str | Path, *, kind: str = "shards") -> Manifest:
+    """Open a finished data set of shards.
+
+    Parameters
+    ----------
+    root
+        Its folder.
+    kind
+        ``"shards"`` for frames, ``"codes"`` for codes.
+
+    Raises
+    ------
+    StorageError
+        If it is missing, unfinished or of another kind or version.
+    ShardError
+        If the index does not fit the root record.
+    """
+    root = Path(root)
+    info = read_info(root, kind, name=DATASET)
+    try:
+        segments = pq.read_table(root / INDEX).to_pandas()
+    except (OSError, pa.ArrowException) as error:
+        raise StorageError(f"the index cannot be read: {error}", where=root / INDEX) from error
+    lacking = [name for name in COLUMNS if name not in segments.columns]
+    if lacking or len(segments) != info["n_segments"]:
+        raise ShardError(
+            f"the index holds {len(segments)} segments, the root record says {info['n_segments']}"
+            + (f"; it lacks the columns {', '.join(lacking)}" if lacking else ""),
+            where=root / INDEX,
+            hint="run `vidbrain shard` again with the same settings",
+        )
+    excess = int(segments["n_frames"].sum()) - int(info["n_frames"])
+    if excess > 0:
+        segments.loc[segments.index[-1], "n_frames"] -= excess
+    return Manifest(root, info, segments)

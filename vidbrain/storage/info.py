@@ -1,0 +1,124 @@
+"""The root record of an artefact: what it is, what it was made from, and that it is whole.
+
+It is written last. An artefact without its root record is unfinished and is never read as whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from vidbrain.config import fingerprint
+from vidbrain.errors import ResumeError, StorageError
+from vidbrain.storage.atomic import read_json, write_json
+
+FORMAT_VERSION = 1
+INFO = "info.json"
+
+
+def write_info(
+    root: str | Path,
+    kind: str,
+    *,
+    config: Mapping[str, Any],
+    made_from: Mapping[str, str],
+    facts: Mapping[str, Any] | None = None,
+    name: str = INFO,
+) -> dict[str, Any]:
+    """Write the root record of a finished artefact.
+
+    Parameters
+    ----------
+    root
+        Folder of the artefact.
+    kind
+        What it is: ``"shards"``, ``"bold"``, ``"features"``, ``"codes"``, ``"model"``, ``"encoding"``.
+    config
+        The settings that decide its content, as plain values. Paths and worker counts do not belong here.
+    made_from
+        Fingerprints of its inputs by name.
+    facts
+        Counts and other facts for readers; they do not enter the fingerprint.
+
+    Returns
+    -------
+    dict
+        The record as written, with its fingerprint.
+    """
+    record = {
+        "vidbrain": kind,
+        "format_version": FORMAT_VERSION,
+        "fingerprint": expected_fingerprint(kind, config, made_from),
+        "made_from": dict(made_from),
+        "config": dict(config),
+        **(facts or {}),
+    }
+    write_json(Path(root) / name, record)
+    return record
+
+
+def expected_fingerprint(kind: str, config: Mapping[str, Any], made_from: Mapping[str, str]) -> str:
+    """Name an artefact by what decides its content."""
+    return fingerprint(kind, FORMAT_VERSION, dict(config), dict(made_from))
+
+
+def read_info(root: str | Path, kind: str, *, name: str = INFO) -> dict[str, Any]:
+    """Read the root record of a finished artefact.
+
+    Raises
+    ------
+    StorageError
+        If there is none (the artefact is missing or unfinished), it is of another kind, or of a newer version.
+    """
+    path = Path(root) / name
+    if not path.is_file():
+        state = "is unfinished: it has no root record" if Path(root).exists() else "does not exist"
+        raise StorageError(
+            f"the {kind} artefact {state}", where=path, hint="give the command that makes it again; it goes on"
+        )
+    record = read_json(path)
+    if not isinstance(record, dict) or record.get("vidbrain") != kind:
+        found = record.get("vidbrain") if isinstance(record, dict) else type(record).__name__
+        raise StorageError(f"expected a {kind} artefact, found {found!r}", where=path)
+    if record.get("format_version", 0) > FORMAT_VERSION:
+        raise StorageError(
+            f"written by a newer version (format {record['format_version']}, this one reads {FORMAT_VERSION})",
+            where=path,
+            hint="update vidbrain",
+        )
+    return record
+
+
+def is_done(
+    root: str | Path, kind: str, *, config: Mapping[str, Any], made_from: Mapping[str, str], name: str = INFO
+) -> bool:
+    """Whether the artefact exists, whole, with exactly these settings and inputs.
+
+    Raises
+    ------
+    ResumeError
+        If it exists, whole, but was made with others; the message names the first that differ.
+    """
+    if not (Path(root) / name).is_file():
+        return False
+    record = read_info(root, kind, name=name)
+    if record["fingerprint"] == expected_fingerprint(kind, config, made_from):
+        return True
+    raise ResumeError(
+        f"the {kind} artefact there was made with other settings: {difference(record, config, made_from)}",
+        where=Path(root) / name,
+        hint="give another output, or remove this one first",
+    )
+
+
+def difference(record: Mapping[str, Any], config: Mapping[str, Any], made_from: Mapping[str, str]) -> str:
+    """Say which settings or inputs differ, old and new."""
+    found = []
+    for old, new in ((record.get("config", {}), config), (record.get("made_from", {}), made_from)):
+        found += [
+            f"{key} was {old.get(key)!r}, is {new.get(key)!r}"
+            for key in dict.fromkeys([*old, *new])
+            if fingerprint(old.get(key)) != fingerprint(new.get(key))
+        ]
+    return "; ".join(found[:4]) + ("; …" if len(found) > 4 else "") or "the format version"

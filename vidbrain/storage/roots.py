@@ -1,0 +1,28 @@
+"""Where data live: --data, else $VIDBRAIN_DATA, else ./shards."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from vidbrain.errors import StorageError
+
+ENVIRONMENT = "VIDBRAIN_DATA"
+
+
+def data_root(given: str | Path | None = None) -> Path:
+    """Return the data root: what was given, else ``$VIDBRAIN_DATA``, else ``./shards``."""
+    return Path(given or os.environ.get(ENVIRONMENT) or "shards").expanduser()
+
+
+def safe_name(name: str) -> str:
+    """Check that a name can be one path component and a WebDataset key.
+
+    Raises
+    ------
+    StorageError
+        If it is empty, hidden, has a separator or a control character, or is a parent reference.
+    """
+    if not name or name.startswith(".") or "/" in name or "\\" in name or any(ord(c) < 32 for c in name):
+        raise StorageError(f"{name!r} cannot be a name in a data set")
+    return name

@@ -1,0 +1,1 @@
+"""Shards become batches of clips, in an order that is a pure function."""

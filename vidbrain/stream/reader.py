@@ -1,0 +1,115 @@
+"""Clip numbers -> frames: reads only the parts of a segment that a clip touches."""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vidbrain.errors import ShardError
+from vidbrain.records import ClipSpec
+from vidbrain.sharding.codecs import PART_FRAMES, get_codec
+from vidbrain.sharding.manifest import Manifest, shard_path
+from vidbrain.storage.atomic import as_storage_error
+
+OPEN_SHARDS = 64
+
+
+class SegmentReader:
+    """Reads frames of segments by position in the manifest.
+
+    Files are opened when first needed and stay open, at most `OPEN_SHARDS` of them; the object may be used by one
+    thread at a time and is safe to create in the process that uses it.
+
+    Parameters
+    ----------
+    manifest
+        Of frames.
+    """
+
+    def __init__(self, manifest: Manifest) -> None:
+        table = manifest.segments
+        self._root, self._codec = manifest.root, get_codec(str(manifest.info["codec"]))
+        self._height, self._width = manifest.height, manifest.width
+        self._keys = table["key"].to_numpy()
+        self._start = table["start_frame"].to_numpy(np.int64)
+        self._stored = table["n_stored"].to_numpy(np.int64)
+        self._shard = table["shard"].to_numpy(np.int64)
+        self._offset = table["offset"].to_numpy(np.int64)
+        self._parts: Sequence[NDArray[np.int64]] = table["parts"].tolist()
+        self._files: OrderedDict[int, int] = OrderedDict()
+        self.n_bytes = 0
+
+    def frames(self, segment: int, first: int, past: int) -> NDArray[np.uint8]:
+        """Return frames ``[first, past)`` of the recording, all stored in this segment: uint8 (n, H, W, 3).
+
+        Raises
+        ------
+        ShardError
+            If the bytes are damaged; names shard and key.
+        """
+        begin, end = first - self._start[segment], past - self._start[segment]
+        if not 0 <= begin < end <= self._stored[segment]:
+            raise ValueError(f"frames {first}..{past} are not stored in {self._keys[segment]}")
+        low, high = int(begin // PART_FRAMES), int(-(-end // PART_FRAMES))
+        sizes = np.asarray(self._parts[segment], np.int64)
+        at = int(self._offset[segment] + sizes[:low].sum())
+        data = memoryview(self._pread(int(self._shard[segment]), at, int(sizes[low:high].sum())))
+        out, position = [], 0
+        try:
+            for size in sizes[low:high]:
+                out.append(self._codec.decode_part(data[position : position + size], self._height, self._width))
+                position += int(size)
+        except ShardError as error:
+            raise ShardError(
+                error.message,
+                where=f"{shard_path(self._root, int(self._shard[segment]))} {self._keys[segment]}",
+                hint="run `vidbrain verify` on the data set",
+            ) from error
+        frames = out[0] if len(out) == 1 else np.concatenate(out)
+        return frames[begin - low * PART_FRAMES : end - low * PART_FRAMES]
+
+    def clip(self, segment: int, start: int, spec: ClipSpec) -> NDArray[np.uint8]:
+        """Return a clip that begins at frame `start` of the recording: uint8 (T, H, W, 3)."""
+        return self.frames(segment, start, start + spec.span)[:: spec.step]
+
+    def _pread(self, shard: int, offset: int, n_bytes: int) -> bytes:
+        if shard not in self._files:
+            path = shard_path(self._root, shard)
+            try:
+                self._files[shard] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            except OSError as error:
+                raise as_storage_error(error, path) from error
+            if len(self._files) > OPEN_SHARDS:
+                os.close(self._files.popitem(last=False)[1])
+        self._files.move_to_end(shard)
+        data = os.pread(self._files[shard], n_bytes, offset)
+        if len(data) != n_bytes:
+            raise ShardError(
+                f"the shard ends {n_bytes - len(data)} bytes too early",
+                where=shard_path(self._root, shard),
+                hint="run `vidbrain verify` on the data set",
+            )
+        self.n_bytes += n_bytes
+        return data
+
+    def close(self) -> None:
+        """Close the files."""
+        while self._files:
+            os.close(self._files.popitem()[1])
+
+    def __enter__(self) -> SegmentReader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def manifest_root(root: str | Path) -> Path:
+    """Accept a data set's folder, or its ``dataset.json``."""
+    path = Path(root)
+    return path.parent if path.name == "dataset.json" else path

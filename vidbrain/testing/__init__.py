@@ -1,0 +1,1 @@
+"""Contracts and toy worlds that the tests, and other packages, build on."""

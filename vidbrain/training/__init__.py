@@ -1,0 +1,1 @@
+"""One loop, one place for precision, checkpoints that resume exactly."""

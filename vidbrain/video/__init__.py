@@ -1,0 +1,1 @@
+"""Recordings in: game play recorded and replayed, events on the scanner's clock, frames by number."""

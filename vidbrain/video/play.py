@@ -1,0 +1,285 @@
+"""Record real game play: a seeded player and an emulator enter, `.bk2` files in a BIDS tree leave.
+
+The tree has the shape of a scanned study (subjects, sessions, runs, ``func/*_events.tsv``, ``gamelogs/*.bk2``), with the
+traps that such a study holds: a scanner clock that disagrees with the console's, gaps between repetitions, and a first
+recording of every run whose first input line must be skipped.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vidbrain.cluster import Client
+from vidbrain.config import fingerprint, to_mapping
+from vidbrain.errors import ConfigError, ResumeError, VideoError
+from vidbrain.progress import SILENT, Progress
+from vidbrain.records import RunKey
+from vidbrain.storage import atomic
+from vidbrain.storage.roots import safe_name
+from vidbrain.video.emulator import Emulator, read_movie, rewrite_deterministic
+from vidbrain.video.player import Player
+
+EVENTS_COLUMNS = ("trial_type", "onset", "duration", "duration_bk2", "level", "stim_file")
+MISSING_FILE = "Missing file"
+GAP_S = 6.03
+"""Seconds without video between two repetitions."""
+FRAMES_PER_S = 60.006
+"""Frames in a second of the scanner's clock; a `.bk2`'s own clock says exactly 60."""
+SHORTEST_S = 20.0
+"""No repetition begins with less than this left of the run."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlayConfig:
+    """What is played, by whom, how long."""
+
+    game: str = "Airstriker-Genesis-v0"
+    """Integration that the emulator plays."""
+    task: str = "airstriker"
+    """Task label in file names."""
+    n_subjects: int = 1
+    """Subjects."""
+    n_sessions: int = 2
+    """Sessions of each subject."""
+    n_runs: int = 2
+    """Runs of each session."""
+    run_s: float = 300.0
+    """Length of a run in seconds of the scanner's clock."""
+    repetition_s: tuple[float, float] = (60.0, 90.0)
+    """Shortest and longest time limit of a repetition in seconds; a game over ends it sooner."""
+    lives: int = 9
+    """Lives at the start of a repetition."""
+    missing: float = 0.0
+    """Share of repetitions whose recording is lost, as happens in real studies."""
+    seed: int = 0
+    """Decides every press, limit and onset."""
+
+    def __post_init__(self) -> None:
+        if min(self.n_subjects, self.n_sessions, self.n_runs) < 1:
+            raise ConfigError("n-subjects, n-sessions and n-runs must be at least 1")
+        if self.run_s < 1:
+            raise ConfigError(f"a run of {self.run_s:g} s is too short: at least 1 s")
+        if not 1 <= self.repetition_s[0] <= self.repetition_s[1]:
+            raise ConfigError(f"repetition-s must be two rising limits of at least 1 s, not {self.repetition_s}")
+        if not 0 <= self.missing < 1:
+            raise ConfigError(f"missing is a share below 1, not {self.missing:g}")
+        if not 1 <= self.lives <= 9:
+            raise ConfigError(f"lives must be 1 to 9, not {self.lives}")
+        if not self.task.isalnum():
+            raise ConfigError(f"task {self.task!r} must be letters and digits: it is a BIDS label")
+
+
+@dataclass(frozen=True)
+class _RunRow:
+    root: str
+    key: RunKey
+    config: PlayConfig
+    integration: str | None
+
+
+def play(
+    out: str | Path,
+    config: PlayConfig,
+    *,
+    integration: str | Path | None = None,
+    client: Client | None = None,
+    progress: Progress = SILENT,
+) -> dict[str, Any]:
+    """Record the runs of a study that are not yet on disk.
+
+    Parameters
+    ----------
+    out
+        Root of the BIDS tree.
+    config
+        What is played. The same settings give the same bytes.
+    integration
+        Folder with the user's own game; see `vidbrain.video.emulator.Emulator`.
+    client, progress
+        Where runs are played, and who listens.
+
+    Returns
+    -------
+    dict
+        ``n_runs``, ``n_recordings``, ``n_frames``, ``n_missing``, ``play_s`` (seconds of play on the scanner's clock).
+
+    Raises
+    ------
+    VideoError
+        If the game cannot be played.
+    ResumeError
+        If the tree was recorded with other settings.
+    """
+    client = client or Client()
+    out = Path(out)
+    atomic.check_writable(out, 1_000_000 * config.n_subjects * config.n_sessions * config.n_runs)
+    _claim(out, config)
+    keys = [
+        RunKey(f"{subject:02d}", f"{session:03d}", config.task, run)
+        for subject in range(1, config.n_subjects + 1)
+        for session in range(1, config.n_sessions + 1)
+        for run in range(1, config.n_runs + 1)
+    ]
+    rows = [_RunRow(str(out), key, config, None if integration is None else str(integration)) for key in keys]
+    todo = [row for row in rows if not _events_path(out, row.key).is_file()]
+    progress.start("play", len(rows), "runs", len(rows) - len(todo))
+    for _, n_frames in client.run(_play_run, todo):
+        progress.advance(1, frames=n_frames)
+    progress.finish()
+    return _summarise(out, keys)
+
+
+def _claim(out: Path, config: PlayConfig) -> None:
+    """Write the data set's descriptions, or check that they are those of the same settings."""
+    name = fingerprint("play", config)
+    description = out / "dataset_description.json"
+    if description.is_file():
+        found = atomic.read_json(description).get("GeneratedBy", [{}])[0].get("Fingerprint")
+        if found != name:
+            raise ResumeError(
+                "the game play there was recorded with other settings" if found else "there is another data set",
+                where=description,
+                hint="give another output folder, or remove this one first",
+            )
+    files: dict[str, Any] = {
+        f"task-{config.task}_bold.json": {
+            "TaskName": config.task,
+            "TaskDescription": f"A scripted player plays {config.game}. There are no BOLD images in this data set.",
+        }
+    }
+    for path, content in files.items():
+        atomic.write_json(out / path, content)
+    rows = "".join(f"sub-{subject:02d}\tn/a\tn/a\tscripted\n" for subject in range(1, config.n_subjects + 1))
+    atomic.write_bytes(out / "participants.tsv", f"participant_id\tage\tsex\tgroup\n{rows}".encode())
+    atomic.write_bytes(out / ".bidsignore", b"**/gamelogs/\n**/*__dup*\n")
+    if not description.is_file():
+        atomic.write_json(
+            description,
+            {
+                "Name": f"Scripted play of {config.game}",
+                "BIDSVersion": "1.9.0",
+                "DatasetType": "raw",
+                "GeneratedBy": [{"Name": "vidbrain play", "Fingerprint": name, "Settings": to_mapping(config)}],
+            },
+        )
+
+
+def _events_path(root: Path, key: RunKey) -> Path:
+    return root / f"sub-{key.subject}" / f"ses-{key.session}" / "func" / f"{_stem(key)}_events.tsv"
+
+
+def _stem(key: RunKey) -> str:
+    return f"sub-{key.subject}_ses-{key.session}_task-{key.task}_run-{key.run:02d}"  # raw files pad the run number
+
+
+def _play_run(row: _RunRow) -> int:
+    """Record one run; its events file, written last, says that it is whole. Returns the frames."""
+    root, key, config = Path(row.root), row.key, row.config
+    rng = np.random.default_rng([config.seed, int(key.subject), int(key.session or 0), key.run or 0])
+    rate = FRAMES_PER_S + float(np.clip(rng.normal(0, 0.01), -0.07, 0.03))
+    onset_s, total, lost_bk2_s = float(rng.uniform(0.005, 0.021)), 0, None
+    lines = ["\t".join(EVENTS_COLUMNS)]
+    gamelogs = root / f"sub-{key.subject}" / f"ses-{key.session}" / "gamelogs"
+    with Emulator(config.game, integration=row.integration) as console:
+        start = _start_state(console, config.lives)
+        for number in itertools.count(1):
+            left_s = config.run_s - onset_s - 0.1
+            limit_s = float(rng.uniform(*config.repetition_s))
+            if left_s - limit_s < GAP_S + SHORTEST_S:
+                limit_s = left_s
+            is_first = len(lines) == 1
+            name = safe_name(f"{_stem(key)}_level-1_rep-{number:02d}")
+            movie = gamelogs / f"{name}.bk2"
+            seed = rng.integers(2**63)
+            skill = float(rng.uniform(0.3, 1.0))
+            n_frames, facts = _play_repetition(
+                console, start, movie, np.random.default_rng(seed), skill, math.floor(limit_s * rate), is_first
+            )
+            total += n_frames
+            duration_s = n_frames / rate - float(rng.uniform(0, 0.01)) + (0.0 if not is_first else -0.02)
+            bk2_s = (n_frames + is_first) / 60  # the recorded lines: the skipped one counts
+            stim = movie.relative_to(root).as_posix()
+            if rng.random() < config.missing:
+                movie.unlink()
+                stim, lost_bk2_s = MISSING_FILE, lost_bk2_s or bk2_s
+                bk2_s = lost_bk2_s  # stale, as in the real data: left over from an earlier repetition
+            else:
+                atomic.write_json(movie.with_suffix(".json"), {"duration": round(bk2_s, 4), **facts})
+                lost_bk2_s = bk2_s
+            lines.append(f"gym-retro_game\t{onset_s:.4f}\t{duration_s:.4f}\t{bk2_s!r}\t1-0\t{stim}")
+            onset_s += duration_s + GAP_S + float(rng.normal(0, 0.01))
+            if config.run_s - onset_s < SHORTEST_S:
+                break
+    atomic.write_bytes(_events_path(root, key), ("\n".join(lines) + "\n").encode())
+    return total
+
+
+def _start_state(console: Emulator, lives: int) -> bytes:
+    console.reset()
+    if "lives" in console.variables:
+        console.write_ram("lives", lives)
+    return console.state()
+
+
+def _play_repetition(
+    console: Emulator,
+    start: bytes,
+    path: Path,
+    rng: np.random.Generator,
+    skill: float,
+    n_most: int,
+    records_reset: bool,
+) -> tuple[int, dict[str, Any]]:
+    """Play until game over or the limit; the movie appears whole. Returns frames and what the sidecar says."""
+    player = Player(console.buttons, rng, skill)
+    n_frames = 0
+    with atomic.replacing(path) as part, tempfile.TemporaryDirectory() as folder:
+        draft = Path(folder) / "draft.bk2"
+        # A recording that begins before the reset holds one line more. Real studies have it on each run's first
+        # recording, and replay discards it there and only there: so it is here.
+        if records_reset:
+            console.load(start)
+            console.start_recording(draft)
+            console.reset(start)
+        else:
+            console.reset(start)
+            console.start_recording(draft)
+        while n_frames < n_most and not console.is_over():
+            console.step(player.act(console.screen() if player.looks else None))
+            n_frames += 1
+        ram = dict(zip(console.variables, console.read_ram(), strict=True))
+        console.stop_recording()
+        rewrite_deterministic(draft, part)
+    return n_frames, {"cleared": False, **({"end_score": ram["score"]} if "score" in ram else {})}
+
+
+def _summarise(out: Path, keys: list[RunKey]) -> dict[str, Any]:
+    """Count what lies on disk, whoever recorded it."""
+    n_recordings = n_frames = n_missing = 0
+    play_s = 0.0
+    for key in keys:
+        rows = [line.split("\t") for line in _events_path(out, key).read_text(encoding="utf-8").splitlines()[1:]]
+        for number, values in enumerate(rows):
+            event = dict(zip(EVENTS_COLUMNS, values, strict=True))
+            if event["stim_file"] == MISSING_FILE:
+                n_missing += 1
+                continue
+            if not (out / event["stim_file"]).is_file():
+                raise VideoError("a recording that the events name is gone", where=out / event["stim_file"])
+            n_recordings += 1
+            play_s += float(event["duration"])
+            n_frames += read_movie(out / event["stim_file"]).n_lines - (number == 0)
+    return {
+        "n_runs": len(keys),
+        "n_recordings": n_recordings,
+        "n_frames": n_frames,
+        "n_missing": n_missing,
+        "play_s": round(play_s, 2),
+    }

@@ -1,0 +1,152 @@
+"""A scripted player: looks at the screen now and then, changes its mind and its style, and dies like a person does.
+
+It knows the kind of game (a ship at the bottom, hazards falling from above), not its RAM: what it does is a function of
+the frames that it has seen and of its seed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+_LOOK_EVERY = 4  # frames; a person reacts no faster
+_GRID = 4  # pixels a cell: sprites are larger than that
+_FIELD = slice(5, 46)  # rows of the grid where hazards fly: below the score, above the ship's feet
+_SHIP = slice(44, 51)  # rows of the grid where the ship is
+
+
+@dataclass(frozen=True)
+class Style:
+    """How the player behaves for a while.
+
+    Attributes
+    ----------
+    caution
+        Weight of hazards above the ship.
+    hunger
+        Weight of targets to line up with.
+    wander
+        Weight of a place that it has taken a fancy to.
+    fire
+        Frames the trigger is held and released, in turn.
+    """
+
+    caution: float
+    hunger: float
+    wander: float
+    fire: tuple[int, int]
+
+
+STYLES: dict[str, Style] = {
+    "dodge": Style(caution=6.0, hunger=0.0, wander=0.1, fire=(4, 20)),
+    "hunt": Style(caution=3.0, hunger=1.0, wander=0.1, fire=(6, 6)),
+    "sweep": Style(caution=2.5, hunger=0.0, wander=1.5, fire=(10, 4)),
+    "hold": Style(caution=4.0, hunger=0.2, wander=0.0, fire=(30, 30)),
+    "reckless": Style(caution=0.3, hunger=0.8, wander=0.5, fire=(3, 3)),
+}
+
+
+class Player:
+    """Plays one repetition.
+
+    Parameters
+    ----------
+    buttons
+        Names of the console's buttons.
+    rng
+        Decides every whim.
+    skill
+        0 to 1: how often a cautious style is chosen.
+    """
+
+    def __init__(self, buttons: tuple[str, ...], rng: np.random.Generator, skill: float):
+        self._index = {name: position for position, name in enumerate(buttons)}
+        self._rng = rng
+        self._skill = skill
+        self._frame = 0
+        self._until = 0
+        self._style = STYLES["hunt"]
+        self._fancy = 0.5
+        self._direction = 0
+        self._x = 0.5
+        self._previous: NDArray[np.float32] | None = None
+        self._spare: tuple[str, int] = ("", 0)
+
+    @property
+    def looks(self) -> bool:
+        """Whether the next `act` wants to see the screen."""
+        return self._frame % _LOOK_EVERY == 0
+
+    def act(self, screen: NDArray[np.uint8] | None) -> NDArray[np.uint8]:
+        """Decide the buttons of the next frame.
+
+        Parameters
+        ----------
+        screen
+            (height, width, 3) uint8 when `looks`, else it may be None.
+
+        Returns
+        -------
+        (n_buttons,) uint8
+            0 or 1.
+        """
+        if self._frame >= self._until:
+            self._change_style()
+        if screen is not None and self.looks:
+            self._direction = self._decide(screen)
+        held, released = self._style.fire
+        mask = np.zeros(len(self._index), np.uint8)
+        if self._frame % (held + released) < held:
+            mask[self._index["B"]] = 1
+        if self._direction:
+            mask[self._index["RIGHT" if self._direction > 0 else "LEFT"]] = 1
+        name, until = self._spare  # idle fingers: buttons that this game ignores
+        if self._frame < until:
+            mask[self._index[name]] = 1
+        self._frame += 1
+        return mask
+
+    def _change_style(self) -> None:
+        careful = self._rng.random() < self._skill
+        names = ("dodge", "hunt", "hold", "sweep") if careful else ("sweep", "hunt", "reckless", "hold")
+        self._style = STYLES[names[self._rng.integers(len(names))]]
+        self._fancy = float(self._rng.uniform(0.05, 0.95))
+        self._until = self._frame + int(self._rng.integers(90, 360))
+        if self._rng.random() < 0.5:
+            name = ("A", "C", "UP", "DOWN", "X", "Y")[self._rng.integers(6)]
+            self._spare = (name, self._frame + int(self._rng.integers(4, 30)))
+
+    def _decide(self, screen: NDArray[np.uint8]) -> int:
+        """Return -1, 0 or 1: where the next few frames should go."""
+        small = screen[_GRID // 2 :: _GRID, _GRID // 2 :: _GRID].astype(np.int16)
+        red, green, blue = small[..., 0], small[..., 1], small[..., 2]
+        white = (np.minimum(np.minimum(red, green), blue) > 150)[_SHIP].sum(axis=0)
+        width = small.shape[1]
+        columns = np.arange(width)
+        if white.sum() >= 3:
+            self._x = float((white * columns).sum() / white.sum() / width)
+        target = (red > 140) & (green < 90)
+        shot = (green > 150) & (red < 120)
+        rock = (abs(red - green) < 30) & (abs(green - blue) < 40) & (red > 70)
+        hazard = (target * 1.0 + shot * 2.0 + rock * 1.0)[_FIELD].astype(np.float32)
+        # What is near the ship's row hurts soonest; what is above the middle of the screen can wait.
+        near = np.linspace(0, 1, hazard.shape[0], dtype=np.float32) ** 2
+        danger = np.convolve(near @ hazard, [0.3, 0.7, 1, 1, 1, 1, 1, 0.7, 0.3], mode="same")
+        prey = np.convolve(target[_FIELD].sum(axis=0), np.ones(5) / 5, mode="same")
+        place = columns / width
+        if self._style.wander > 1:  # sweeping: turn at the edges
+            if abs(self._x - self._fancy) < 0.06:
+                self._fancy = 0.93 if self._fancy < 0.5 else 0.07
+        cost = (
+            self._style.caution * danger
+            - self._style.hunger * prey
+            + self._style.wander * 4 * abs(place - self._fancy)
+            + 3 * abs(place - self._x)
+            + 2.0 * ((place < 0.06) | (place > 0.92))
+        )
+        goal = place[int(np.argmin(cost))]
+        if abs(goal - self._x) < 0.02:
+            return 0
+        return 1 if goal > self._x else -1
