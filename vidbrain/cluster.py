@@ -126,7 +126,7 @@ def client(scheduler: str = "local", n_workers: int | None = None) -> Iterator[C
                     n_workers=count,
                     threads_per_worker=1,
                     processes=True,
-                    dashboard_address=None,
+                    dashboard_address="127.0.0.1:0",
                     memory_limit=0,
                     host="127.0.0.1",
                 )

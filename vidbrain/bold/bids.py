@@ -20,6 +20,7 @@ import pandas as pd
 from vidbrain.errors import BoldError, ConfigError
 from vidbrain.records import RunKey
 from vidbrain.storage.atomic import PART
+from vidbrain.video.gamelogs import is_absent
 
 _SERIES = re.compile(r"^(?P<stem>.+_)desc-preproc_bold\.nii(\.gz)?$")
 _ENTITIES = re.compile(r"(?:^|_)(space|res|cohort)-([0-9a-zA-Z]+)")
@@ -162,15 +163,6 @@ def _refuse_absent(source: Path, paths: list[Path]) -> None:
             likely="a DataLad data set whose content has not been fetched",
             hint=f"datalad get -d {source} {' '.join(names[:3])}{' …' if len(names) > 3 else ''}",
         )
-
-
-def is_absent(path: Path) -> bool:
-    """Whether a file of a git-annex tree has no content here: a dangling link, or a small text file with a path."""
-    if not path.exists():
-        return True
-    if path.stat().st_size < 512 and path.name.endswith((".nii", ".nii.gz")):
-        return b"/annex/objects/" in path.read_bytes()
-    return False
 
 
 def _some(names: list[str]) -> str:

@@ -122,7 +122,10 @@ def spatial_filters(
 
 
 def temporal_filter(hz: float, rate_hz: float, envelope_s: float, n_reach: int) -> NDArray[np.complex64]:
-    """Complex Gabor in time, (2 * n_reach + 1,); it sums to zero unless `hz` is 0, so that still patterns have no motion."""
+    """Complex Gabor in time, (2 * n_reach + 1,).
+
+    It sums to zero unless `hz` is 0, so that what stands still has no motion.
+    """
     times = np.arange(-n_reach, n_reach + 1) / rate_hz
     envelope = np.exp(-(times**2) / (2 * envelope_s**2))
     envelope /= envelope.sum()

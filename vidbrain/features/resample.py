@@ -14,15 +14,13 @@ from scipy.sparse import csr_array
 from vidbrain.video.clock import volume_of
 
 
-def sum_into_trs(
-    rows: ArrayLike, spans: ArrayLike, times_s: ArrayLike, tr_s: float, n_trs: int
-) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Sum the rows of one recording into volumes, once for each frame that they stand for.
+def volume_weights(
+    spans: ArrayLike, times_s: ArrayLike, tr_s: float, n_trs: int
+) -> tuple[csr_array, NDArray[np.int64]]:
+    """Weigh the rows of one recording by the frames of theirs in each volume.
 
     Parameters
     ----------
-    rows : (n_rows, n_features)
-        Feature rows.
     spans : (n_rows, 2)
         Frames ``[begin, end)`` of the recording that each row stands for. A frame in k spans counts 1/k for each.
     times_s : (n_frames,)
@@ -34,12 +32,11 @@ def sum_into_trs(
 
     Returns
     -------
-    sums : (n_trs, n_features) float64
-        Add those of other recordings of the run, and divide by the frames.
+    weights : (n_trs, n_rows) sparse float64
+        ``weights @ rows`` are sums over frames: add those of other recordings of the run, and divide by the frames.
     n_frames : (n_trs,) int64
-        Frames in each volume that a row stands for.
+        Frames in each volume that a row stands for: what the weights of a volume sum to.
     """
-    rows = np.asarray(rows, np.float64)
     spans = np.asarray(spans, np.int64)
     volumes = volume_of(times_s, tr_s)
     lengths = spans[:, 1] - spans[:, 0]
@@ -47,11 +44,10 @@ def sum_into_trs(
     # The frames of all spans one after the other: a running count, restarted at each span's begin.
     frame = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths - spans[:, 0], lengths)
     cover = np.bincount(frame, minlength=len(volumes))
-    inside = (volumes[frame] >= 0) & (volumes[frame] < n_trs)
-    row, frame = row[inside], frame[inside]
-    weights = csr_array((1.0 / cover[frame], (volumes[frame], row)), shape=(n_trs, len(spans)))
     counted = (cover > 0) & (volumes >= 0) & (volumes < n_trs)
-    return weights @ rows, np.bincount(volumes[counted], minlength=n_trs).astype(np.int64)
+    row, frame = row[counted[frame]], frame[counted[frame]]
+    weights = csr_array((1.0 / cover[frame], (volumes[frame], row)), shape=(n_trs, len(spans)))
+    return weights, np.bincount(volumes[counted], minlength=n_trs).astype(np.int64)
 
 
 def mean_of_sums(

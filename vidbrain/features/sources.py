@@ -50,6 +50,12 @@ class Layer:
     sees_after: int
 
 
+PIXEL_LAYERS = {"pixels.rgb": (12, 3), "pixels.grey": (20, 1)}
+"""Layers of the pixels: cells along each side, and colours."""
+
+MOTION_LAYER = "motion.energy"
+
+
 class FeatureSource(Protocol):
     """Something that turns clips into rows of features."""
 
@@ -114,8 +120,6 @@ class PixelSource:
         Source frames between sampled ones.
     """
 
-    LAYERS = {"pixels.rgb": (12, 3), "pixels.grey": (20, 1)}
-
     layer_names: tuple[str, ...] = ("pixels.rgb",)
     step: int = 4
     name: str = field(default="pixels", init=False)
@@ -129,12 +133,12 @@ class PixelSource:
     @property
     def layers(self) -> tuple[Layer, ...]:
         """As asked for."""
-        shapes = [(name, *self.LAYERS[name]) for name in choose_layers(self.layer_names, list(self.LAYERS), self.name)]
-        return tuple(
-            Layer(name=name, grid=(cells, cells), n_channels=channels, n_features=cells**2 * channels,
-                  sees_before=0, sees_after=0)
-            for name, cells, channels in shapes
-        )  # fmt: skip
+        layers = []
+        for name in choose_layers(self.layer_names, list(PIXEL_LAYERS), self.name):
+            cells, colours = PIXEL_LAYERS[name]
+            grid, n = (cells, cells), cells**2 * colours
+            layers.append(Layer(name=name, grid=grid, n_channels=colours, n_features=n, sees_before=0, sees_after=0))
+        return tuple(layers)
 
     @property
     def made_from(self) -> dict[str, str]:
@@ -144,7 +148,7 @@ class PixelSource:
     @property
     def settings(self) -> dict[str, Any]:
         """The grids and colours."""
-        grids = {layer.name: list(self.LAYERS[layer.name]) for layer in self.layers}
+        grids = {layer.name: list(PIXEL_LAYERS[layer.name]) for layer in self.layers}
         return {"grids": grids, "luma": LUMA.tolist()}
 
     def rows(self, video: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
@@ -171,9 +175,7 @@ class MotionSource:
         Source frames per second; filters are made for this rate.
     """
 
-    LAYER = "motion.energy"
-
-    config: MotionConfig = MotionConfig()
+    config: MotionConfig = field(default_factory=MotionConfig)
     fps: float = 60.0
     name: str = field(default="motion", init=False)
     in_process: bool = field(default=False, init=False)
@@ -191,7 +193,7 @@ class MotionSource:
         grid = (max(self.config.cells), max(self.config.cells))
         # A sampled frame stands for `step` frames, and the filter sees none after its last sampled one.
         return (
-            Layer(name=self.LAYER, grid=grid, n_channels=n // sum(c * c for c in self.config.cells), n_features=n,
+            Layer(name=MOTION_LAYER, grid=grid, n_channels=n // sum(c * c for c in self.config.cells), n_features=n,
                   sees_before=reached, sees_after=max(0, reached - self.window.step + 1)),
         )  # fmt: skip
 
@@ -208,7 +210,7 @@ class MotionSource:
     def rows(self, video: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
         """Compressed energy of each filter around each sampled frame."""
         rate_hz = self.fps / self.window.step
-        return {self.LAYER: motion_energy(to_grey(video, self.config.size), rate_hz, self.config)}
+        return {MOTION_LAYER: motion_energy(to_grey(video, self.config.size), rate_hz, self.config)}
 
 
 def source_fingerprint(source: FeatureSource) -> str:

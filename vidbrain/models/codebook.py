@@ -98,8 +98,7 @@ class Codebook(nn.Module):
 
     @torch.no_grad()
     def _start_from(self, flat: Tensor) -> None:
-        chosen = spread_sample(flat, self.n_codes)
-        _from_first_rank(chosen)
+        chosen = from_first_rank(lloyd(flat, spread_sample(flat, self.n_codes)))
         self.embeddings.copy_(chosen)
         self.z_avg.copy_(chosen * self.counts[:, None])
         self.ready.fill_(True)
@@ -116,8 +115,7 @@ class Codebook(nn.Module):
         self.embeddings.copy_(self.z_avg / self.counts.clamp_min(1e-7)[:, None])
         # Without a host synchronisation: candidates for all codes, taken where the code is dead.
         dead = self.counts < self.restart_below
-        picks = flat[torch.multinomial(distance.clamp_min(1e-9), self.n_codes, replacement=True)]
-        _from_first_rank(picks)
+        picks = from_first_rank(flat[torch.multinomial(distance.clamp_min(1e-9), self.n_codes, replacement=True)])
         self.embeddings.copy_(torch.where(dead[:, None], picks, self.embeddings))
         # Twice the threshold gives a restarted code ln 2 / (1 - decay) batches to find users.
         self.counts.masked_fill_(dead, 2 * self.restart_below)
@@ -160,12 +158,25 @@ def spread_sample(flat: Tensor, n: int, *, rounds: int = 8) -> Tensor:
     return chosen
 
 
+def lloyd(flat: Tensor, centres: Tensor, *, rounds: int = 8) -> Tensor:
+    """Refine centres by k-means; a centre without vectors stays where it is."""
+    for _ in range(rounds):
+        codes, _ = nearest(flat, centres)
+        counts = torch.bincount(codes, minlength=len(centres)).to(flat.dtype)[:, None]
+        sums = torch.zeros_like(centres).index_add_(0, codes, flat)
+        centres = torch.where(counts > 0, sums / counts.clamp_min(1), centres)
+    return centres
+
+
 def perplexity(usage: Tensor) -> float:
     """Return exp of the entropy of code use: K when all codes are used equally, 1 when one is used alone."""
     p = usage.double() / usage.sum().clamp_min(1)
     return float(torch.exp(-(p[p > 0] * p[p > 0].log()).sum()))
 
 
-def _from_first_rank(values: Tensor) -> None:
+def from_first_rank(values: Tensor) -> Tensor:
+    """Return the first process's values in every process (in training with several; else the values themselves)."""
     if dist.is_initialized():
+        values = values.contiguous()
         dist.broadcast(values, src=0)
+    return values

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from vidbrain.errors import ConfigError, ModelError
 from vidbrain.models.attention import AxialAttention, head_width
-from vidbrain.models.codebook import Codebook, Quantized
+from vidbrain.models.codebook import Codebook, Quantized, from_first_rank
 
 Triple = tuple[int, int, int]
 
@@ -29,6 +29,9 @@ class VQVAEConfig:
     patch: Triple = (1, 1, 1)
     """The part of `downsample` that folds pixels into channels; the rest is strided convolutions. (1, 1, 1) is
     VideoGPT; larger patches make training much cheaper."""
+    linear_start: bool = True
+    """Add a linear path from pixels to code vectors and back, started from the principal components of the first
+    batch; the convolutions then learn what it leaves. Codes are useful from the first steps. False is VideoGPT."""
     n_hidden: int = 240
     """Channels inside encoder and decoder."""
     n_res_layers: int = 4
@@ -94,21 +97,21 @@ class VQVAEOutput:
 class VQVAE(nn.Module):
     """Encoder, codebook, decoder.
 
-    Pixels are scaled to [-0.5, 0.5] and then standardised by the colour mean and the overall deviation of the first
-    training batch, which live in buffers beside the weights: dark games have a variance far from natural video's, and
-    the reconstruction error in these units is comparable between games (VideoGPT divides by a constant 0.06).
+    The first training batch sets what gradient descent finds only slowly: the colour mean and the overall deviation
+    by which pixels are standardised (dark games have a variance far from natural video's; VideoGPT divides by a
+    constant 0.06), the linear path, and the codebook. All of it is saved with the weights.
     """
 
     pixel_mean: Tensor
     pixel_std: Tensor
-    pixels_known: Tensor
+    started: Tensor
 
     def __init__(self, config: VQVAEConfig):
         super().__init__()
         self.config = config
         self.register_buffer("pixel_mean", torch.zeros(3))
         self.register_buffer("pixel_std", torch.full((), 0.25))
-        self.register_buffer("pixels_known", torch.zeros((), dtype=torch.bool))
+        self.register_buffer("started", torch.zeros((), dtype=torch.bool))
         self.encoder = Encoder(config)
         self.codebook = Codebook(
             config.n_codes, config.code_dim, decay=config.codebook_decay, restart_below=config.restart_below
@@ -118,8 +121,8 @@ class VQVAE(nn.Module):
     def forward(self, video: Tensor) -> VQVAEOutput:
         """Training loss of uint8 clips (B, T, H, W, 3)."""
         pixels = to_float(video)
-        if self.training and not bool(self.pixels_known):
-            self._measure_pixels(pixels)
+        if self.training and not bool(self.started):
+            self._start_from(pixels)
         target = self._standardised(pixels)
         quantized = self._quantize(self.encoder(target))
         # The decoder may run in 16 bits; the error is summed in 32.
@@ -158,15 +161,20 @@ class VQVAE(nn.Module):
         return (pixels - self.pixel_mean[:, None, None, None]) / self.pixel_std
 
     @torch.no_grad()
-    def _measure_pixels(self, pixels: Tensor) -> None:
+    def _start_from(self, pixels: Tensor) -> None:
         mean = pixels.mean(dim=(0, 2, 3, 4))
-        variance = (pixels - mean[:, None, None, None]).square().mean()
-        if torch.distributed.is_initialized():
-            for value in (mean, variance):
-                torch.distributed.broadcast(value, src=0)
-        self.pixel_mean.copy_(mean)
-        self.pixel_std.copy_(variance.sqrt().clamp_min(1e-3))
-        self.pixels_known.fill_(True)
+        std = (pixels - mean[:, None, None, None]).square().mean().sqrt().clamp_min(1e-3)
+        self.pixel_mean.copy_(from_first_rank(mean))
+        self.pixel_std.copy_(from_first_rank(std))
+        if self.encoder.linear is not None and self.decoder.linear is not None:
+            patches = fold(self._standardised(pixels), self.config.downsample).movedim(1, -1).flatten(0, 3)
+            basis = from_first_rank(principal_components(patches, self.config.code_dim))
+            # Scaled alike in both directions, distances between codes remain distances between patches.
+            scale = (patches @ basis).square().mean().sqrt().clamp_min(1e-6)
+            scale = from_first_rank(scale)
+            self.encoder.linear.weight.copy_((basis / scale).T[:, :, None, None, None])
+            self.decoder.linear.weight.copy_((basis * scale)[:, :, None, None, None])
+        self.started.fill_(True)
 
 
 class Encoder(nn.Module):
@@ -176,21 +184,26 @@ class Encoder(nn.Module):
         super().__init__()
         width = config.n_hidden
         self.patch = config.patch
-        folded = 3 * config.patch[0] * config.patch[1] * config.patch[2]
+        folded = _folded(config.patch)
         strides = halvings(config.downsample, config.patch)
         self.stem = nn.Conv3d(folded, width, 1) if folded > 3 else nn.Conv3d(3, width, 3, padding=1)
         self.down = nn.ModuleList(nn.Conv3d(width, width, _kernel(s), stride=s, padding=1) for s in strides)
         self.blocks = nn.ModuleList(ResidualBlock(width, config.n_heads) for _ in range(config.n_res_layers))
         self.norm = ChannelNorm(width)
         self.out = nn.Conv3d(width, config.code_dim, 1)
+        self.downsample = config.downsample
+        self.linear = nn.Conv3d(_folded(config.downsample), config.code_dim, 1, bias=False) if config.linear_start else None
+        if self.linear is not None:
+            nn.init.zeros_(self.out.weight)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.stem(fold(x, self.patch))
+    def forward(self, video: Tensor) -> Tensor:
+        x = self.stem(fold(video, self.patch))
         for down in self.down:
             x = down(F.relu(x))
         for block in self.blocks:
             x = block(x)
-        return self.out(F.relu(self.norm(x)))
+        z = self.out(F.relu(self.norm(x)))
+        return z if self.linear is None else z + self.linear(fold(video, self.downsample))
 
 
 class Decoder(nn.Module):
@@ -200,22 +213,27 @@ class Decoder(nn.Module):
         super().__init__()
         width = config.n_hidden
         self.patch = config.patch
-        folded = 3 * config.patch[0] * config.patch[1] * config.patch[2]
+        folded = _folded(config.patch)
         strides = halvings(config.downsample, config.patch)[::-1]
         self.stem = nn.Conv3d(config.code_dim, width, 3, padding=1)
         self.blocks = nn.ModuleList(ResidualBlock(width, config.n_heads) for _ in range(config.n_res_layers))
         self.norm = ChannelNorm(width)
         self.up = nn.ModuleList(nn.ConvTranspose3d(width, width, _kernel(s), stride=s, padding=1) for s in strides)
         self.out = nn.Conv3d(width, folded, 1) if folded > 3 else nn.Conv3d(width, 3, 3, padding=1)
+        self.downsample = config.downsample
+        self.linear = nn.Conv3d(config.code_dim, _folded(config.downsample), 1, bias=False) if config.linear_start else None
+        if self.linear is not None:
+            nn.init.zeros_(self.out.weight)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.stem(x)
+    def forward(self, z: Tensor) -> Tensor:
+        x = self.stem(z)
         for block in self.blocks:
             x = block(x)
         x = F.relu(self.norm(x))
         for up in self.up:
             x = F.relu(up(x))
-        return unfold(self.out(x), self.patch)
+        pixels = unfold(self.out(x), self.patch)
+        return pixels if self.linear is None else pixels + unfold(self.linear(z), self.downsample)
 
 
 class ResidualBlock(nn.Module):
@@ -272,6 +290,17 @@ def unfold(x: Tensor, patch: Triple) -> Tensor:
     return x.reshape(batch, channels, t * pt, h * ph, w * pw)
 
 
+def principal_components(patches: Tensor, n: int) -> Tensor:
+    """First `n` right singular vectors of patches (M, P), uncentred: (P, n) float32, zeros beyond rank P.
+
+    Signs are fixed by making the largest entry of each positive, so that equal patches give equal vectors.
+    """
+    gram = patches.T.double() @ patches.double()
+    vectors = torch.linalg.eigh(gram).eigenvectors.flip(1)[:, :n]
+    signs = vectors.gather(0, vectors.abs().argmax(dim=0, keepdim=True)).sign()
+    return F.pad((vectors * signs).float(), (0, max(0, n - vectors.shape[1])))
+
+
 def halvings(downsample: Triple, patch: Triple) -> list[Triple]:
     """Strides of the convolutions that make up what `patch` leaves of `downsample`, one halving of each axis at most.
 
@@ -279,6 +308,10 @@ def halvings(downsample: Triple, patch: Triple) -> list[Triple]:
     """
     left = [(d // p).bit_length() - 1 for d, p in zip(downsample, patch, strict=True)]
     return [tuple(2 if i < n else 1 for n in left) for i in range(max(left))]  # type: ignore[misc]  # three axes
+
+
+def _folded(patch: Triple) -> int:
+    return 3 * patch[0] * patch[1] * patch[2]
 
 
 def _kernel(stride: Triple) -> Triple:

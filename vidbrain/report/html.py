@@ -105,5 +105,5 @@ def data_uri(data: bytes, mime: str) -> str:
 def image(data: bytes, alt: str, *, width: int, height: int, class_: str | None = None) -> Html:
     """Make an image element of WebP bytes; its size is stated, so that the page does not jump while it loads."""
     return tag(
-        "img", src=data_uri(data, "image/webp"), alt=alt, width=width, height=height, class_=class_, decoding="async"
+        "img", src=data_uri(data, "image/webp"), alt=alt, width=width, height=height, class_=class_
     )

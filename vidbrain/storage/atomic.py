@@ -47,7 +47,8 @@ def replacing(path: str | Path) -> Iterator[Path]:
     except OSError as error:
         raise as_storage_error(error, path) from error
     finally:
-        remove(part)
+        if part.exists():
+            remove(part)
 
 
 def write_bytes(path: str | Path, data: bytes) -> None:

@@ -1,0 +1,91 @@
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from vidbrain.errors import ResumeError, StorageError
+from vidbrain.storage import atomic, info, roots
+
+
+def test_a_file_appears_whole_or_not_at_all(tmp_path):
+    target = tmp_path / "deep" / "x.bin"
+    with atomic.replacing(target) as part:
+        part.write_bytes(b"new")
+        assert not target.exists()
+    assert target.read_bytes() == b"new"
+    with pytest.raises(ZeroDivisionError), atomic.replacing(target) as part:
+        part.write_bytes(b"half")
+        raise ZeroDivisionError
+    assert target.read_bytes() == b"new"
+    assert [p.name for p in target.parent.iterdir()] == ["x.bin"]
+
+
+def test_a_folder_replaces_a_folder(tmp_path):
+    for content in ("old", "new"):
+        with atomic.replacing(tmp_path / "store") as part:
+            part.mkdir()
+            (part / content).write_text(content)
+    assert [p.name for p in (tmp_path / "store").iterdir()] == ["new"]
+    assert [p.name for p in tmp_path.iterdir()] == ["store"]
+
+
+def test_kill_leaves_only_a_part_that_sweep_removes(tmp_path):
+    script = textwrap.dedent(f"""
+        import os, signal
+        from vidbrain.storage.atomic import replacing
+        with replacing({str(tmp_path / "x")!r}) as part:
+            part.write_bytes(b"half")
+            os.kill(os.getpid(), signal.SIGKILL)
+    """)
+    done = subprocess.run([sys.executable, "-c", script], check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert not (tmp_path / "x").exists()
+    assert atomic.sweep(tmp_path) == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_is_one_clear_error_and_leaves_nothing(tmp_path):
+    target = tmp_path / "x"
+    with pytest.raises(StorageError, match="the disk is full") as caught, atomic.replacing(target) as part:
+        part.write_bytes(b"some")
+        Path("/dev/full").write_bytes(b"the kernel's own refusal")
+    assert caught.value.hint
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_place_that_cannot_be_written_is_refused_before_work(tmp_path):
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(StorageError, match="a file, not a folder|File exists"):
+        atomic.check_writable(tmp_path / "file" / "below")
+    with pytest.raises(StorageError, match="needs about"):
+        atomic.check_writable(tmp_path, n_bytes=10**18)
+
+
+def test_root_record_names_what_differs(tmp_path):
+    info.write_info(tmp_path, "bold", config={"tr_s": 1.49, "mask": None}, made_from={"nifti": "aa"})
+    assert info.is_done(tmp_path, "bold", config={"mask": None, "tr_s": 1.49}, made_from={"nifti": "aa"})
+    with pytest.raises(ResumeError, match=r"tr_s was 1\.49, is 2\.0"):
+        info.is_done(tmp_path, "bold", config={"tr_s": 2.0, "mask": None}, made_from={"nifti": "aa"})
+    with pytest.raises(StorageError, match="expected a features artefact, found 'bold'"):
+        info.read_info(tmp_path, "features")
+    record = atomic.read_json(tmp_path / "info.json")
+    atomic.write_json(tmp_path / "info.json", {**record, "format_version": 99})
+    with pytest.raises(StorageError, match="newer version"):
+        info.read_info(tmp_path, "bold")
+
+
+@pytest.mark.parametrize("name", ["", ".hidden", "a/b", "..", "a\\b", "a\nb"])
+def test_names_that_escape_are_refused(name):
+    with pytest.raises(StorageError):
+        roots.safe_name(name)
+
+
+def test_data_root_prefers_what_was_given(monkeypatch):
+    monkeypatch.setenv(roots.ENVIRONMENT, "/elsewhere")
+    assert str(roots.data_root("here")) == "here"
+    assert str(roots.data_root()) == "/elsewhere"
+    monkeypatch.delenv(roots.ENVIRONMENT)
+    assert str(roots.data_root()) == "shards"

@@ -1,0 +1,215 @@
+"""One simulated run as a scanner and fMRIPrep would leave it: series, mask, confounds, sidecars."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy.ndimage import distance_transform_edt, gaussian_filter
+from threadpoolctl import threadpool_limits
+
+from vidbrain.bold.nifti import SeriesWriter, write_volume
+from vidbrain.bold.noise import (
+    MOTION,
+    ar1,
+    cosine_drifts,
+    draw_nuisance,
+    edge_maps,
+    framewise_displacement,
+    smooth_noise,
+)
+from vidbrain.bold.truth import Truth, open_truth
+from vidbrain.bold.voxels import centres_mm, flat_index, to_volume
+from vidbrain.records import RunKey
+from vidbrain.storage.atomic import read_json, replacing, write_bytes, write_json
+
+SPACE = "MNI152NLin2009cAsym"
+_BLOCK = 32
+_SLOPE = 0.2
+_VENTRICLES_MM = ((-10.0, -12.0, 18.0), (10.0, -12.0, 18.0))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScanRow:
+    """What a worker needs to write one run.
+
+    Attributes
+    ----------
+    root
+        Root of the simulated derivatives; the truth lies below it.
+    run
+        Label of the run.
+    fingerprint
+        Names everything that decides the content.
+    seed, ar1, fwhm_mm, noise_percent
+        As in `vidbrain.bold.simulate.SimulateConfig`.
+    """
+
+    root: Path
+    run: str
+    fingerprint: str
+    seed: int
+    ar1: float
+    fwhm_mm: float
+    noise_percent: float
+
+
+def scan_stem(root: Path, run: str) -> Path:
+    """Folder and begin of the names of a run's files, up to its label."""
+    key = RunKey.parse(run)
+    folder = root / f"sub-{key.subject}"
+    if key.session is not None:
+        folder /= f"ses-{key.session}"
+    return folder / "func" / run
+
+
+def scan_files(root: Path, run: str) -> dict[str, Path]:
+    """Every file of a run; the sidecar of the series is written last and marks the run as whole."""
+    stem = scan_stem(root, run)
+    names = {
+        "bold": f"_space-{SPACE}_desc-preproc_bold.nii.gz",
+        "mask": f"_space-{SPACE}_desc-brain_mask.nii.gz",
+        "confounds": "_desc-confounds_timeseries.tsv",
+        "confounds_json": "_desc-confounds_timeseries.json",
+        "sidecar": f"_space-{SPACE}_desc-preproc_bold.json",
+    }
+    return {key: stem.with_name(stem.name + name) for key, name in names.items()}
+
+
+def is_scanned(root: Path, run: str, fingerprint: str) -> bool:
+    """Whether a run is whole on disk and was made with exactly these settings."""
+    files = scan_files(root, run)
+    if not all(path.is_file() for path in files.values()):
+        return False
+    return bool(read_json(files["sidecar"]).get("Fingerprint") == fingerprint)
+
+
+def write_scan(row: ScanRow) -> str:
+    """Simulate one run and write its files; the worker's part of `vidbrain.bold.simulate.simulate`.
+
+    Returns
+    -------
+    str
+        Label of the run.
+    """
+    with threadpool_limits(1):  # sums must not depend on how many cores this process may use
+        truth = open_truth(row.root / "truth")
+        files = scan_files(row.root, row.run)
+        write_volume_atomically(files["mask"], to_volume(np.ones(truth.n_voxels, np.uint8), truth.ijk, truth.shape), truth)
+        with replacing(files["bold"]) as part:
+            confounds = _write_series(part, row, truth)
+            digest = hashlib.sha256(part.read_bytes()).hexdigest()
+        write_bytes(files["confounds"], confounds.to_csv(sep="\t", index=False, na_rep="n/a", float_format="%.9g").encode())
+        write_json(files["confounds_json"], {"Description": "SIMULATED confounds, in the layout of fMRIPrep"})
+        write_json(
+            files["sidecar"],
+            {
+                "Description": "SIMULATED BOLD: no brain was measured",
+                "RepetitionTime": truth.tr_s,
+                "TaskName": RunKey.parse(row.run).task,
+                "SliceTimingCorrected": False,
+                "SkullStripped": True,
+                "Sha256": digest,
+                "Fingerprint": row.fingerprint,
+            },
+        )
+    return row.run
+
+
+def write_volume_atomically(path: Path, values: NDArray[np.generic], truth: Truth) -> None:
+    """Write a 3-D image in the truth's space."""
+    with replacing(path) as part:
+        write_volume(part, values, truth.affine)
+
+
+def _write_series(part: Path, row: ScanRow, truth: Truth) -> pd.DataFrame:
+    # The label decides the noise, not the order of the runs or the worker that takes it.
+    label = int.from_bytes(hashlib.sha256(row.run.encode()).digest()[:8], "big")
+    rng = np.random.default_rng([row.seed, 2, label])
+    ijk, shape, n_trs = truth.ijk, truth.shape, truth.n_trs(row.run)
+    noise_share = row.noise_percent / 100.0
+    inside = to_volume(np.ones(truth.n_voxels), ijk, shape)
+    voxel_mm = float(np.abs(truth.affine[0, 0]))
+    image = 1000.0 * gaussian_filter(inside, 4.0 / voxel_mm)
+    baseline = image[tuple(ijk.T)]
+    edges = edge_maps(image, truth.affine, noise_share)[(slice(None), *ijk.T)]
+    nuisance = draw_nuisance(rng, ijk, shape, edges, n_trs)
+    white, csf = tissue(truth)
+    places = flat_index(ijk, shape)
+    planted = np.flatnonzero(truth.kind != 0)
+    drivers, weights = truth.drivers(row.run), truth.weights[planted].T.astype(np.float64)
+    sigma = row.fwhm_mm / 2.3548 / voxel_mm
+
+    means = np.zeros((n_trs, 3))
+    before = None
+    with SeriesWriter(part, (*shape, n_trs), truth.affine, truth.tr_s, _SLOPE) as writer:
+        for first in range(0, n_trs, _BLOCK):
+            rows = slice(first, min(first + _BLOCK, n_trs))
+            fresh = smooth_noise(rng, rows.stop - first, shape, sigma)[(slice(None), *ijk.T)]
+            change = ar1(fresh, row.ar1, before)
+            before = change[-1].copy()
+            change = change.astype(np.float64) + nuisance.traces[rows].astype(np.float64) @ nuisance.maps
+            change[:, planted] += drivers[rows] @ weights
+            values = np.zeros((len(change), inside.size))
+            values[:, places] = baseline * (1.0 + noise_share * change)
+            volumes = values.reshape(len(change), *shape[::-1]).transpose(0, 3, 2, 1)
+            stored = writer.write(volumes)
+            voxels = stored[(slice(None), *ijk.T)] * _SLOPE
+            means[rows] = np.stack([voxels.mean(axis=1), voxels[:, csf].mean(axis=1), voxels[:, white].mean(axis=1)], 1)
+    return confounds_table(nuisance.motion, means, truth.tr_s)
+
+
+def tissue(truth: Truth) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Voxels that stand for white matter (deepest of those without signal) and for CSF (those nearest the ventricles)."""
+    inside = np.pad(to_volume(np.ones(truth.n_voxels), truth.ijk, truth.shape), 1)
+    depth = distance_transform_edt(inside)[1:-1, 1:-1, 1:-1][tuple(truth.ijk.T)]
+    mm = centres_mm(truth.ijk, truth.affine)
+    near = np.min([np.linalg.norm(mm - np.array(place), axis=1) for place in _VENTRICLES_MM], axis=0)
+    empty = np.flatnonzero(truth.kind == 0)
+    if not len(empty):
+        empty = np.arange(truth.n_voxels)
+    few = max(1, len(empty) // 20)
+    csf = empty[np.argsort(near[empty], kind="stable")[:few]]
+    rest = np.setdiff1d(empty, csf) if len(empty) > few else empty
+    white = rest[np.argsort(-depth[rest], kind="stable")[: 4 * few]]
+    return np.asarray(white, np.intp), np.asarray(csf, np.intp)
+
+
+def confounds_table(motion: NDArray[np.float64], means: NDArray[np.float64], tr_s: float) -> pd.DataFrame:
+    """Lay out confounds as fMRIPrep does: each with its derivative, square and squared derivative, then cosines.
+
+    Parameters
+    ----------
+    motion : (n_trs, 6)
+        Millimetres and radians.
+    means : (n_trs, 3)
+        Global, CSF and white matter signal.
+    tr_s
+        Repetition time.
+
+    Returns
+    -------
+    DataFrame
+        A row a volume; the first derivative of the first volume is missing.
+    """
+    columns: dict[str, NDArray[np.float64]] = {}
+
+    def add(name: str, values: NDArray[np.float64]) -> None:
+        slope = np.concatenate([[np.nan], np.diff(values)])
+        columns[name] = values
+        columns[f"{name}_derivative1"] = slope
+        columns[f"{name}_power2"] = values**2
+        columns[f"{name}_derivative1_power2"] = slope**2
+
+    for name, values in zip(("global_signal", "csf", "white_matter"), means.T, strict=True):
+        add(name, values)
+    columns["framewise_displacement"] = framewise_displacement(motion)
+    for name, values in zip(MOTION, motion.T, strict=True):
+        add(name, values)
+    for number, values in enumerate(cosine_drifts(len(motion), tr_s).T):
+        columns[f"cosine{number:02d}"] = values
+    return pd.DataFrame(columns)

@@ -1,0 +1,195 @@
+"""The BOLD store: a folder of Zarr stores, one a run, read voxel block by voxel block."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from numpy.typing import ArrayLike, NDArray
+
+from vidbrain.bold.voxels import to_volume
+from vidbrain.errors import AlignmentError, StorageError
+from vidbrain.records import RunKey
+from vidbrain.storage.info import read_info
+from vidbrain.storage.zarrs import open_dataset
+
+KIND = "bold"
+
+
+@dataclass(frozen=True)
+class BoldStore:
+    """Cleaned BOLD of a data set.
+
+    Attributes
+    ----------
+    root
+        Folder of the store.
+    info
+        Its root record: settings, runs, grid, sources.
+    """
+
+    root: Path
+    info: dict[str, Any]
+
+    @property
+    def runs(self) -> tuple[str, ...]:
+        """Labels of the runs, in order."""
+        return tuple(run["label"] for run in self.info["runs"])
+
+    @property
+    def tr_s(self) -> float:
+        """Repetition time in seconds."""
+        return float(self.info["tr_s"])
+
+    @property
+    def n_voxels(self) -> int:
+        """Voxels of every run."""
+        return int(self.info["n_voxels"])
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Of a volume."""
+        ni, nj, nk = self.info["shape"]
+        return ni, nj, nk
+
+    @property
+    def simulated(self) -> bool:
+        """Whether the data are simulated; say so wherever they are shown."""
+        return bool(self.info["simulated"])
+
+    @cached_property
+    def affine(self) -> NDArray[np.float64]:
+        """Voxel indices to millimetres, (4, 4)."""
+        return np.array(self.info["affine"], np.float64)
+
+    @cached_property
+    def ijk(self) -> NDArray[np.int32]:
+        """Indices of every voxel, (n_voxels, 3), along the Morton curve."""
+        data = self.open(self.runs[0])
+        return np.stack([data[axis].values for axis in "ijk"], axis=1)
+
+    @cached_property
+    def dead(self) -> NDArray[np.bool_]:
+        """Voxels that are constant or not finite in at least one run (there they are 0), (n_voxels,)."""
+        return np.logical_or.reduce([self.open(run)["dead"].values for run in self.runs])
+
+    def label(self, run: str | RunKey) -> str:
+        """Find a run by its key or by any spelling of its label (``run-01`` is ``run-1``).
+
+        Raises
+        ------
+        AlignmentError
+            If the store does not hold it.
+        """
+        label = (run if isinstance(run, RunKey) else RunKey.parse(run)).label
+        if label not in self.runs:
+            raise AlignmentError(f"the BOLD store has no run {label}; it has {', '.join(self.runs)}", where=self.root)
+        return label
+
+    def n_trs(self, run: str | RunKey) -> int:
+        """Volumes of a run."""
+        label = self.label(run)
+        return next(int(record["n_trs"]) for record in self.info["runs"] if record["label"] == label)
+
+    def open(self, run: str | RunKey) -> xr.Dataset:
+        """Open one run lazily.
+
+        Returns
+        -------
+        Dataset
+            ``bold`` (tr, voxel) float32; ``i j k`` (voxel) int32; ``time_s`` (tr), middle of each volume; ``kept`` (tr),
+            False before the steady state, where bold is 0; ``dead`` (voxel), constant or not finite, bold is 0;
+            ``confounds`` (tr, confound), what was regressed out.
+        """
+        return open_dataset(self.root / f"{self.label(run)}.zarr")
+
+    def read(self, run: str | RunKey, voxels: slice = slice(None)) -> NDArray[np.float32]:
+        """Read a block of neighbouring voxels of one run, (n_trs, n_voxels) float32; only its chunks are read."""
+        return np.asarray(self.open(run)["bold"][:, voxels].values, np.float32)
+
+    def clean_like(self, run: str | RunKey, series: ArrayLike, *, standardize: bool = True) -> NDArray[np.float64]:
+        """Clean other series of a run exactly as its BOLD was: a noise-free signal, a feature.
+
+        Parameters
+        ----------
+        run
+            Which run.
+        series : (n_trs, n)
+            One row a volume.
+        standardize
+            False leaves the scale of the cleaned series as it is.
+
+        Returns
+        -------
+        (n_trs, n) float64
+
+        Raises
+        ------
+        AlignmentError
+            If the series have another number of volumes.
+        """
+        from vidbrain.bold.clean import CleanConfig, Confounds, clean_series  # nilearn: a second to import
+
+        series = np.asarray(series, np.float64)
+        if series.ndim != 2 or len(series) != self.n_trs(run):
+            raise AlignmentError(
+                f"{series.shape} does not fit the {self.n_trs(run)} volumes of {self.label(run)}", where=self.root
+            )
+        data = self.open(run)
+        confounds = Confounds(
+            values=data["confounds"].values, names=tuple(data.attrs["confound_names"]), kept=data["kept"].values
+        )
+        config = CleanConfig(**self.info["config"]["clean"])
+        if not standardize:
+            config = replace(config, standardize="none")
+        return clean_series(series, confounds, config, self.tr_s)
+
+    def to_volume(self, values: ArrayLike, fill: float = 0.0) -> NDArray[np.generic]:
+        """Put one value a voxel into a volume of the store's shape; `fill` outside."""
+        values = np.asarray(values)
+        if values.shape != (self.n_voxels,):
+            raise ValueError(f"expected {self.n_voxels} values, got {values.shape}")
+        return to_volume(values, self.ijk, self.shape, fill)
+
+    def verify(self, run: str | RunKey) -> None:
+        """Read a whole run and compare its checksum.
+
+        Raises
+        ------
+        StorageError
+            If the data are not those that were written.
+        """
+        label = self.label(run)
+        expected = next(record["sha256"] for record in self.info["runs"] if record["label"] == label)
+        if array_sha256(self.read(label)) != expected:
+            raise StorageError(
+                f"the BOLD of {label} is not what was written: its checksum differs",
+                where=self.root / f"{label}.zarr",
+                hint="remove this folder and info.json, and give the ingest command again",
+            )
+
+
+def array_sha256(values: NDArray[np.float32]) -> str:
+    """Checksum of an array's values in C order, as little-endian float32."""
+    return hashlib.sha256(np.ascontiguousarray(values, "<f4").data).hexdigest()
+
+
+def open_bold(root: str | Path) -> BoldStore:
+    """Open a finished BOLD store.
+
+    Raises
+    ------
+    StorageError
+        If there is none, it is unfinished, or a run of it is missing.
+    """
+    root = Path(root)
+    store = BoldStore(root, read_info(root, KIND))
+    missing = [run for run in store.runs if not (root / f"{run}.zarr" / "zarr.json").is_file()]
+    if missing:
+        raise StorageError(f"the BOLD store lacks {', '.join(missing)}", where=root, hint="give the ingest command again")
+    return store

@@ -1,0 +1,329 @@
+"""Features of every run become one design matrix: delayed within runs, masked where there is no video, scaled."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from vidbrain.config import did_you_mean
+from vidbrain.errors import AlignmentError, ConfigError, EncodingError, ModelError
+
+CONSTANT = 1e-6
+"""A column whose standard deviation is below this share of its typical size is float32 rounding, hence constant."""
+
+MIN_TRS = 10
+"""A run with fewer usable TRs cannot be a test fold."""
+
+
+class FeatureStoreLike(Protocol):
+    """What `fit_encoding` needs of a feature store."""
+
+    @property
+    def info(self) -> Mapping[str, Any]:
+        """Root record with ``fingerprint``."""
+
+    @property
+    def layers(self) -> Sequence[str]:
+        """Names of the layers."""
+
+    @property
+    def runs(self) -> Sequence[str]:
+        """Run labels."""
+
+    def read(self, layer: str, run: str, /) -> xr.Dataset:
+        """Return ``features`` (tr, feature) float32 and ``valid`` (tr) bool, with ``tr_s`` in the attributes."""
+
+
+class BoldStoreLike(Protocol):
+    """What `fit_encoding` needs of a BOLD store. It travels to workers, so it must be a small handle on a path."""
+
+    @property
+    def root(self) -> Path:
+        """Folder of the store, with which a worker opens it again."""
+
+    @property
+    def info(self) -> Mapping[str, Any]:
+        """Root record with ``fingerprint``."""
+
+    @property
+    def runs(self) -> Sequence[str]:
+        """Run labels."""
+
+    @property
+    def tr_s(self) -> float:
+        """Repetition time in seconds."""
+
+    @property
+    def n_voxels(self) -> int:
+        """Voxels in the mask."""
+
+    def open(self, run: str, /) -> xr.Dataset:
+        """Return ``bold`` (tr, voxel) lazily, with i, j, k (voxel)."""
+
+    def read(self, run: str, voxels: slice, /) -> NDArray[np.float32]:
+        """Return (tr, v) of the voxels asked for."""
+
+
+@dataclass(frozen=True)
+class Design:
+    """The design matrix of all runs, row by row, and where each row comes from.
+
+    Attributes
+    ----------
+    X : (n, p) float32
+        Delayed features; every column has mean 0 and standard deviation 1 over all rows. Folds standardise again,
+        by their own training rows: this first shift and scale only keep later products accurate.
+    run : (n,) int64
+        Index of each row's run in `runs`; rows are sorted by run and TR.
+    tr : (n,) int64
+        TR of each row in its run's BOLD series.
+    runs
+        Labels.
+    n_trs
+        TRs of BOLD by run, used or not.
+    n_constant, n_invalid
+        Columns left out because they never change, or hold NaN or infinity.
+    """
+
+    X: NDArray[np.float32]
+    run: NDArray[np.int64]
+    tr: NDArray[np.int64]
+    runs: tuple[str, ...]
+    n_trs: tuple[int, ...]
+    n_constant: int
+    n_invalid: int
+
+
+def delay(features: NDArray[np.float32], delays: Sequence[int]) -> NDArray[np.float32]:
+    """Put delayed copies side by side (finite impulse response model).
+
+    Parameters
+    ----------
+    features : (n_trs, n_features)
+        One run: delays never reach into another.
+    delays
+        In TRs, not negative.
+
+    Returns
+    -------
+    (n_trs, len(delays) * n_features) float32
+        Delay by delay. What would come from before the run is 0; `usable` marks those rows.
+    """
+    n_trs, n_features = features.shape
+    out = np.zeros((n_trs, len(delays), n_features), np.float32)
+    for position, lag in enumerate(delays):
+        if lag < n_trs:
+            out[lag:, position] = features[: n_trs - lag]
+    return out.reshape(n_trs, -1)
+
+
+def usable(valid: NDArray[np.bool_], delays: Sequence[int], n_trs: int) -> NDArray[np.bool_]:
+    """Mark the TRs of BOLD whose features are valid at every delay.
+
+    Parameters
+    ----------
+    valid : (n_feature_trs,) bool
+        Whether there was video during the TR.
+    delays
+        In TRs.
+    n_trs
+        TRs of BOLD; those beyond the features can be used only if every delay reaches back into them.
+
+    Returns
+    -------
+    (n_trs,) bool
+    """
+    padded = np.zeros(n_trs, bool)
+    padded[: len(valid)] = valid[:n_trs]
+    use = np.ones(n_trs, bool)
+    for lag in delays:
+        shifted = np.zeros(n_trs, bool)
+        shifted[lag:] = padded[: max(n_trs - lag, 0)]
+        use &= shifted
+    return use
+
+
+def check_delays(delays: Sequence[int]) -> None:
+    """Refuse delays that are empty, negative or repeated.
+
+    Raises
+    ------
+    ConfigError
+        If they are.
+    """
+    if not delays or min(delays) < 0 or len(set(delays)) != len(delays):
+        raise ConfigError(f"delays must be different TRs of at least 0, not {tuple(delays)}", hint="--delays 1 2 3 4 5")
+
+
+def choose_layers(features: FeatureStoreLike, layer: str | Sequence[str]) -> tuple[str, ...]:
+    """Check the layer names.
+
+    Raises
+    ------
+    ModelError
+        If a layer is not in the store.
+    """
+    layers = (layer,) if isinstance(layer, str) else tuple(layer)
+    for name in layers:
+        if name not in features.layers:
+            raise ModelError(f"unknown layer {name!r}{did_you_mean(name, features.layers)}", hint="--layer NAME")
+    if not layers or len(set(layers)) != len(layers):
+        raise ConfigError(f"layers must be one or more different names, not {layers}", hint="--layer NAME")
+    return layers
+
+
+def choose_runs(
+    feature_runs: Sequence[str], bold_runs: Sequence[str], *, shared_runs_only: bool = False
+) -> tuple[str, ...]:
+    """Match runs by label, in the order of the BOLD store.
+
+    Parameters
+    ----------
+    shared_runs_only
+        Use the runs that both have; else both must have the same.
+
+    Raises
+    ------
+    AlignmentError
+        If runs are missing in one of them, or none are shared.
+    """
+    shared = tuple(run for run in bold_runs if run in set(feature_runs))
+    missing = [
+        f"{', '.join(runs)} ({where} only)"
+        for where, runs in (
+            ("features", sorted(set(feature_runs) - set(shared))),
+            ("BOLD", sorted(set(bold_runs) - set(shared))),
+        )
+        if runs
+    ]
+    if not shared:
+        raise AlignmentError(f"features and BOLD share no run: {'; '.join(missing)}", likely="other subjects or tasks")
+    if missing and not shared_runs_only:
+        raise AlignmentError(
+            f"features and BOLD do not have the same runs: {'; '.join(missing)}",
+            hint="make what is missing, or use the shared runs with --shared-runs-only",
+        )
+    return shared
+
+
+def read_run(features: FeatureStoreLike, layers: Sequence[str], run: str) -> tuple[NDArray[np.float32], Any, float]:
+    """Read and concatenate the layers of a run: features (tr, feature), valid (tr,), and their TR in seconds."""
+    parts, valid, tr_s = [], None, float("nan")
+    for layer in layers:
+        data = features.read(layer, run)
+        parts.append(np.asarray(data["features"].values, np.float32))
+        mask = np.asarray(data["valid"].values, bool)
+        tr_s = float(data.attrs["tr_s"])
+        if valid is not None and len(mask) != len(valid):
+            raise AlignmentError(f"{run}: layer {layer!r} has {len(mask)} TRs, {layers[0]!r} has {len(valid)}")
+        valid = mask if valid is None else valid & mask
+    return np.concatenate(parts, axis=1), valid, tr_s
+
+
+def build_design(
+    features: FeatureStoreLike,
+    layers: Sequence[str],
+    n_trs: Mapping[str, int],
+    *,
+    tr_s: float,
+    delays: Sequence[int],
+) -> Design:
+    """Align features with BOLD by run and TR, delay them, and keep the rows that have video at every delay.
+
+    Parameters
+    ----------
+    features
+        Store of features.
+    layers
+        Their names; several are put side by side.
+    n_trs
+        TRs of BOLD by run label; its order is the order of the rows.
+    tr_s
+        Repetition time of the BOLD.
+    delays
+        In TRs; 0 is allowed.
+
+    Raises
+    ------
+    AlignmentError
+        If the TRs differ, or the features of a run are longer than its BOLD.
+    EncodingError
+        If a run keeps fewer than `MIN_TRS` rows, or no column is left.
+    """
+    check_delays(delays)
+    pieces, run_of_row, tr_of_row = [], [], []
+    for index, (run, n_bold) in enumerate(n_trs.items()):
+        values, valid, feature_tr_s = read_run(features, layers, run)
+        if abs(feature_tr_s - tr_s) > 1e-6:
+            raise AlignmentError(
+                f"{run}: features have a TR of {feature_tr_s:g} s, BOLD of {tr_s:g} s",
+                hint="extract the features again with the TR of the BOLD store",
+            )
+        if len(values) > n_bold:
+            raise AlignmentError(
+                f"{run} has {len(values)} TRs of features but {n_bold} of BOLD (TR {tr_s:g} s)",
+                likely="the BOLD series was cut, or the features belong to another run",
+            )
+        rows = np.flatnonzero(usable(valid, delays, n_bold))
+        if len(rows) < MIN_TRS:
+            raise EncodingError(
+                f"{run} keeps {len(rows)} of {n_bold} TRs with video at delays {tuple(delays)}; {MIN_TRS} are needed",
+                likely="almost no video was seen in this run",
+                hint="leave the run out of the features, and use --shared-runs-only",
+            )
+        padded = np.zeros((n_bold, values.shape[1]), np.float32)
+        padded[: len(values)] = values
+        pieces.append(delay(padded, delays)[rows])
+        run_of_row.append(np.full(len(rows), index, np.int64))
+        tr_of_row.append(rows.astype(np.int64))
+    X, n_constant, n_invalid = standardised_columns(np.concatenate(pieces))
+    if X.shape[1] == 0:
+        raise EncodingError(
+            f"no feature is left: {n_constant} columns are constant, {n_invalid} hold NaN or infinity",
+            likely="the model gives the same answer to every video, or diverged in training",
+        )
+    return Design(
+        X=X,
+        run=np.concatenate(run_of_row),
+        tr=np.concatenate(tr_of_row),
+        runs=tuple(n_trs),
+        n_trs=tuple(n_trs.values()),
+        n_constant=n_constant,
+        n_invalid=n_invalid,
+    )
+
+
+def standardised_columns(X: NDArray[np.float32], chunk: int = 256) -> tuple[NDArray[np.float32], int, int]:
+    """Shift and scale columns to mean 0 and standard deviation 1, leaving out those that cannot be.
+
+    Parameters
+    ----------
+    X : (n, p) float32
+    chunk
+        Columns held in float64 at a time.
+
+    Returns
+    -------
+    X : (n, p_kept) float32
+    n_constant, n_invalid : int
+        Columns left out.
+    """
+    kept, n_constant, n_invalid = [], 0, 0
+    for start in range(0, X.shape[1], chunk):
+        part = X[:, start : start + chunk].astype(np.float64)
+        finite = np.isfinite(part).all(axis=0)
+        part = part[:, finite]
+        size = np.sqrt(np.mean(part**2, axis=0))
+        part -= part.mean(axis=0)
+        scale = np.sqrt(np.mean(part**2, axis=0))
+        varies = scale > CONSTANT * size
+        kept.append((part[:, varies] / scale[varies]).astype(np.float32))
+        n_invalid += int((~finite).sum())
+        n_constant += int((~varies).sum())
+    return np.concatenate(kept, axis=1), n_constant, n_invalid

@@ -1,0 +1,222 @@
+"""Ridge for many voxels and many alphas from Gram matrices alone: plain NumPy and SciPy.
+
+One training set is decomposed once, ``X_t' X_t = V diag(lambda) V'`` (X centred and scaled by the training rows).
+With ``Z = V' X_t' Y_t`` the prediction of validation rows at alpha is ``T D Z``, where ``T = X_v V`` and
+``D = diag(1 / (lambda + alpha))``. Hence, for every alpha at once and without forming a prediction::
+
+    <prediction, y> = sum_j D_j Z_j W_j          with W = T' Y_v
+    |prediction|^2  = | R D Z |^2                with T = Q R
+
+The p side is float64; products with Y are float32, which is safe because X and Y were centred first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import scipy.linalg
+from numpy.typing import NDArray
+
+F32 = NDArray[np.float32]
+F64 = NDArray[np.float64]
+Form = Literal["primal", "dual"]
+
+CONSTANT_IN_FOLD = 1e-10
+"""A column whose training variance is below this share of its variance over all rows is constant in that fold: its
+coefficient is 0 there."""
+
+CHUNK_ROWS = 2048
+"""Rows per float32 product; longer sums are added up in float64."""
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Sums over rows from which a fold's covariance follows: ``n``, ``sum x`` (p,) and ``X'X`` (p, p), in float64."""
+
+    n: int
+    total: F64
+    gram: F64
+
+    def __add__(self, other: Moments) -> Moments:
+        return Moments(self.n + other.n, self.total + other.total, self.gram + other.gram)
+
+    def __sub__(self, other: Moments) -> Moments:
+        return Moments(self.n - other.n, self.total - other.total, self.gram - other.gram)
+
+
+@dataclass(frozen=True)
+class Basis:
+    """A training set in its eigenbasis.
+
+    Attributes
+    ----------
+    eigenvalues : (q,) float64
+        Descending, all positive: directions without variance are left out.
+    mean, inverse_scale : (p,) float64
+        Of the training rows; `inverse_scale` is 0 for columns that are constant there.
+    loadings : (p, q) float64
+        ``scale^-1 V``: scores of new rows are ``(x - mean) @ loadings``.
+    scores : (n_t, q) float64 or None
+        ``X_t V`` of the training rows; None in the primal form, which does not need them.
+    """
+
+    eigenvalues: F64
+    mean: F64
+    inverse_scale: F64
+    loadings: F64
+    scores: F64 | None
+
+    def scores_of(self, X: F32) -> F64:
+        """Project rows, (n, p) to (n, q), with the training mean removed."""
+        return (X.astype(np.float64) - self.mean) @ self.loadings
+
+
+def moments(X: F32) -> Moments:
+    """Sum rows and their outer products in float64, `CHUNK_ROWS` at a time."""
+    total, gram = np.zeros(X.shape[1]), np.zeros((X.shape[1], X.shape[1]))
+    for start in range(0, len(X), CHUNK_ROWS):
+        part = X[start : start + CHUNK_ROWS].astype(np.float64)
+        total += part.sum(axis=0)
+        gram += part.T @ part
+    return Moments(len(X), total, gram)
+
+
+def inverse_scales(variance: F64, reference: F64) -> F64:
+    """One over the standard deviation, and 0 where the column is constant in the fold."""
+    varies = variance > CONSTANT_IN_FOLD * reference
+    return np.where(varies, 1.0 / np.sqrt(np.where(varies, variance, 1.0)), 0.0)
+
+
+def primal_basis(sums: Moments, reference: F64) -> Basis:
+    """Decompose the covariance of a training set (p <= n).
+
+    Parameters
+    ----------
+    sums
+        Of the training rows.
+    reference : (p,) float64
+        Variance of the columns over all rows.
+    """
+    mean = sums.total / sums.n
+    gram = sums.gram - np.outer(mean, sums.total)
+    inverse = inverse_scales(np.diag(gram) / sums.n, reference)
+    gram *= inverse[:, None]
+    gram *= inverse
+    eigenvalues, vectors = positive_part(gram, sums.n)
+    return Basis(eigenvalues, mean, inverse, inverse[:, None] * vectors, None)
+
+
+def dual_basis(X: F32, reference: F64) -> Basis:
+    """Decompose the kernel of a training set (p > n).
+
+    Parameters
+    ----------
+    X : (n_t, p) float32
+        Training rows.
+    reference : (p,) float64
+        Variance of the columns over all rows.
+    """
+    centred = X.astype(np.float64)
+    mean = centred.mean(axis=0)
+    centred -= mean
+    inverse = inverse_scales(np.mean(centred**2, axis=0), reference)
+    centred *= inverse
+    eigenvalues, vectors = positive_part(centred @ centred.T, len(X))
+    root = np.sqrt(eigenvalues)
+    loadings = inverse[:, None] * (centred.T @ (vectors / root))
+    return Basis(eigenvalues, mean, inverse, loadings, vectors * root)
+
+
+def positive_part(matrix: F64, n: int) -> tuple[F64, F64]:
+    """Eigenvalues, descending, and eigenvectors of a symmetric matrix, without its numerical null space."""
+    eigenvalues, vectors = scipy.linalg.eigh(matrix, check_finite=False, driver="evd")
+    floor = max(float(eigenvalues[-1]), 0.0) * max(n, len(matrix)) * np.finfo(np.float64).eps
+    keep = np.flatnonzero(eigenvalues > floor)[::-1]
+    return eigenvalues[keep], vectors[:, keep]
+
+
+def choose_form(n_trs: int, n_train: int, n_columns: int, n_voxels: int, n_bases: int) -> Form:
+    """Choose the cheaper form by counting floating-point operations.
+
+    Primal: Gram ``n p^2``, eigenvectors ``9 p^3`` a training set, ``X'Y`` once, and ``2 p^2`` a voxel and set.
+    Dual: kernel ``n_t^2 p``, eigenvectors ``9 n_t^3``, and ``2 n_t^2`` a voxel and set.
+    """
+    primal = n_trs * n_columns**2 + 2.0 * n_trs * n_columns * n_voxels
+    primal += n_bases * (9.0 * n_columns**3 + 2.0 * n_columns**2 * n_voxels)
+    dual = n_bases * (3.0 * n_train**2 * n_columns + 9.0 * n_train**3 + 2.0 * n_train**2 * n_voxels)
+    return "dual" if dual < primal else "primal"
+
+
+def alpha_grid(mean_eigenvalue: float, n_alphas: int, decades: float) -> F64:
+    """Alphas, ascending, evenly spaced in the logarithm around the mean eigenvalue; one alpha is that eigenvalue."""
+    if n_alphas == 1:
+        return np.array([mean_eigenvalue])
+    return mean_eigenvalue * np.logspace(-decades / 2, decades / 2, n_alphas)
+
+
+def triangle(scores: F64) -> F32:
+    """Upper factor R of centred validation scores, at most q rows: ``|T x| = |R x|`` for every x.
+
+    Parameters
+    ----------
+    scores : (n_v, q) float64, centred
+
+    Returns
+    -------
+    (min(n_v, q), q) float32
+    """
+    factor: F64 = scipy.linalg.qr(scores, mode="r", check_finite=False)[0]
+    return np.triu(factor[: min(scores.shape)]).astype(np.float32)
+
+
+def squared_norms(factor: F32, Z: F32, out: F32, panel: int = 64) -> None:
+    """Write the squared column norms of ``factor @ Z``, (t,), skipping the zeros below the diagonal panel by panel."""
+    out[:] = 0
+    for top in range(0, len(factor), panel):
+        part = factor[top : top + panel, top:] @ Z[top:]
+        out += np.einsum("ij,ij->j", part, part)
+
+
+def inner_correlations(
+    Z: F32, parts: Sequence[tuple[F32, F32, F32]], shrinkage: F32
+) -> list[F32]:
+    """Correlation of predicted and measured for every alpha, from products.
+
+    Parameters
+    ----------
+    Z : (q, t) float32
+        Training set's ``V' X' Y``.
+    parts
+        For each validation set of this training set: R (k, q), W (q, t) and the centred sum of squares of y (t,).
+    shrinkage : (r, q) float32
+        ``1 / (lambda + alpha)``.
+
+    Returns
+    -------
+    list of (r, t) float32
+        One a validation set; 0 where prediction or measurement does not vary.
+    """
+    predicted = [np.empty((len(shrinkage), Z.shape[1]), np.float32) for _ in parts]
+    shrunk = np.empty_like(Z)
+    for position, weights in enumerate(shrinkage):
+        np.multiply(Z, weights[:, None], out=shrunk)
+        for (factor, _, _), squares in zip(parts, predicted, strict=True):
+            squared_norms(factor, shrunk, squares[position])
+    return [
+        ratio(shrinkage @ (Z * W), squares, y_squares)
+        for (_, W, y_squares), squares in zip(parts, predicted, strict=True)
+    ]
+
+
+def ratio(product: F32, squares: F32, y_squares: F32) -> F32:
+    """``product / sqrt(squares * y_squares)``, and 0 where one of them does not vary."""
+    norm = np.sqrt(squares) * np.sqrt(y_squares)
+    return np.divide(product, norm, out=np.zeros_like(product), where=norm > 0)
+
+
+def best_alpha(scores: F32) -> NDArray[np.int64]:
+    """Index of the best alpha of each voxel, (r, t) to (t,); a tie goes to the larger alpha."""
+    return len(scores) - 1 - np.argmax(scores[::-1], axis=0)

@@ -1,0 +1,147 @@
+"""The feature store: one Zarr for each layer and run, under one root record."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from vidbrain.config import did_you_mean
+from vidbrain.errors import AlignmentError, ModelError
+from vidbrain.storage.info import read_info
+from vidbrain.storage.roots import safe_name
+from vidbrain.storage.zarrs import open_dataset, write_dataset
+
+KIND = "features"
+
+
+@dataclass(frozen=True)
+class FeatureStore:
+    """An opened, finished set of features.
+
+    Attributes
+    ----------
+    root
+        Its folder.
+    info
+        The root record: source, window, pooling, TR, layers, and the fingerprints of data set and weights.
+    """
+
+    root: Path
+    info: dict[str, Any]
+
+    @property
+    def layers(self) -> list[str]:
+        """Names of the layers."""
+        return [str(layer["name"]) for layer in self.info["config"]["layers"]]
+
+    @property
+    def runs(self) -> list[str]:
+        """Labels of the runs."""
+        return list(self.info["runs"])
+
+    @property
+    def tr_s(self) -> float:
+        """Repetition time in seconds."""
+        return float(self.info["config"]["tr_s"])
+
+    @property
+    def fingerprint(self) -> str:
+        """Names the content."""
+        return str(self.info["fingerprint"])
+
+    def read(self, layer: str, run: str) -> xr.Dataset:
+        """Features of one layer during one run, in memory.
+
+        Returns
+        -------
+        xarray.Dataset
+            ``features (tr, feature)`` float32; ``valid (tr)`` bool, False where a volume has no video (its features are
+            0 and must be masked); ``n_frames (tr)``; ``time_s (tr)``, the begin of each volume. Attributes: ``tr_s``,
+            ``layer``, ``run``, ``row_s`` (what one row stands for), ``window_s`` (the receptive field),
+            ``sees_before_s`` and ``sees_after_s``.
+
+        Raises
+        ------
+        ModelError
+            If there is no such layer.
+        AlignmentError
+            If there is no such run.
+        """
+        if layer not in self.layers:
+            raise ModelError(
+                f"these features have no layer {layer!r}{did_you_mean(layer, self.layers)}",
+                where=self.root,
+                hint=f"layers: {', '.join(self.layers)}",
+            )
+        if run not in self.runs:
+            raise AlignmentError(
+                f"these features have no run {run!r}{did_you_mean(run, self.runs)}",
+                where=self.root,
+                hint="runs are those of the shards that the features were made from",
+            )
+        return open_dataset(store_path(self.root, layer, run)).load()
+
+
+def open_features(root: str | Path) -> FeatureStore:
+    """Open a finished set of features.
+
+    Raises
+    ------
+    StorageError
+        If it is missing, unfinished, of another kind or of a newer version.
+    """
+    return FeatureStore(Path(root), read_info(root, KIND))
+
+
+def store_path(root: str | Path, layer: str, run: str) -> Path:
+    """Folder of the Zarr of one layer and run."""
+    return Path(root) / safe_name(layer) / f"{safe_name(run)}.zarr"
+
+
+def write_run(
+    root: str | Path,
+    layer: str,
+    run: str,
+    *,
+    features: NDArray[np.float32],
+    valid: NDArray[np.bool_],
+    n_frames: NDArray[np.int64],
+    attributes: Mapping[str, Any],
+) -> None:
+    """Write one layer's features of one run; the store appears whole or not at all.
+
+    Parameters
+    ----------
+    root, layer, run
+        Where.
+    features : (n_trs, n_features) float32
+        One row for each volume.
+    valid : (n_trs,) bool
+        Which volumes have video.
+    n_frames : (n_trs,) int64
+        Frames in each volume.
+    attributes
+        JSON values; ``tr_s`` is needed.
+    """
+    dataset = xr.Dataset(
+        {
+            "features": (("tr", "feature"), features),
+            "valid": (("tr",), valid),
+            "n_frames": (("tr",), n_frames.astype(np.int32)),
+        },
+        coords={"time_s": (("tr",), np.arange(len(features)) * float(attributes["tr_s"]))},
+        attrs={"layer": layer, "run": run, **attributes},
+    )
+    write_dataset(store_path(root, layer, run), dataset)
+
+
+def is_written(root: str | Path, layer: str, run: str, fingerprint: str) -> bool:
+    """Whether the store of a layer and run is there, whole, from these settings and inputs."""
+    path = store_path(root, layer, run)
+    return path.is_dir() and open_dataset(path).attrs.get("fingerprint") == fingerprint

@@ -1,0 +1,70 @@
+"""What a video file holds, found by reading it packet by packet; headers are not believed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import av
+import av.error
+
+from vidbrain.errors import VideoError
+
+
+@dataclass(frozen=True)
+class VideoFacts:
+    """Size and rate of a video.
+
+    Attributes
+    ----------
+    n_frames
+        Frames that the file holds.
+    fps
+        Frames per second of the file's own clock (a recording's time on the scanner's clock is another matter).
+    height, width
+        In pixels.
+    """
+
+    n_frames: int
+    fps: float
+    height: int
+    width: int
+
+
+def probe(path: str | Path) -> VideoFacts:
+    """Count the frames of a video without decoding them.
+
+    Raises
+    ------
+    VideoError
+        If the file is missing, is no video, holds no frame, or holds fewer than it promises.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise VideoError("there is no such video", where=path)
+    try:
+        with av.open(str(path)) as container:
+            if not container.streams.video:
+                raise VideoError("the file holds no video", where=path)
+            stream = container.streams.video[0]
+            context = stream.codec_context
+            promised, rate = stream.frames, stream.average_rate or stream.guessed_rate
+            height, width = context.height, context.width
+            ends = [packet.pts for packet in container.demux(stream) if packet.size]
+            length_s = (container.duration or 0) / av.time_base
+            last_s = float(max((pts for pts in ends if pts is not None), default=0) * (stream.time_base or 0))
+            began_s = float((stream.start_time or 0) * (stream.time_base or 0))
+    except (av.error.FFmpegError, OSError, ValueError) as error:
+        raise VideoError(
+            f"the video cannot be read: {error}", where=path, likely="the file is truncated or is no video"
+        ) from error
+    if not ends or not height or not width or not rate:
+        raise VideoError("the video holds no frame", where=path, likely="the recording was stopped before it began")
+    # Only some containers count their frames; all know their length. Audio may run on a little longer.
+    if len(ends) < promised or last_s - began_s < length_s - max(1.0, 0.02 * length_s):
+        wanted = promised or round(length_s * float(rate))
+        raise VideoError(
+            f"the video holds {len(ends)} of {wanted} frames", where=path, likely="the file is truncated",
+            hint="fetch or copy it again",
+        )  # fmt: skip
+    return VideoFacts(len(ends), float(rate), height, width)

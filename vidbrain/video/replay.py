@@ -1,0 +1,269 @@
+"""Replay: recorded input enters, a video and a table a frame (buttons, RAM variables) leave."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
+from numpy.typing import NDArray
+
+from vidbrain import __version__
+from vidbrain.cluster import Client
+from vidbrain.config import fingerprint, to_mapping
+from vidbrain.errors import ConfigError, ResumeError, VideoError
+from vidbrain.progress import SILENT, Progress
+from vidbrain.records import Recording
+from vidbrain.storage import atomic
+from vidbrain.video.emulator import Emulator, Movie, read_movie
+from vidbrain.video.gamelogs import refuse_all
+from vidbrain.video.sources import REPLAY, FirstSkip, Survey, refuse_absent, survey
+
+FPS = 60
+"""Rate in the file's header, as the data set's own scripts write it. Time on a scanner's clock comes from the events."""
+_METADATA = b"vidbrain.replay"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReplayConfig:
+    """How recorded input becomes video."""
+
+    first_skip: FirstSkip = "row"
+    """Whose first input line is discarded: the recording in row 0 of a run ("row"), the first that exists ("file"), or none ("never")."""
+    crf: int = 18
+    """x264 quality: lower is better and larger; 0 is lossless."""
+    preset: str = "ultrafast"
+    """x264 effort. On sprites the fastest gives the better picture, at twice the bytes of "veryfast"."""
+    keyframe_every: int = 60
+    """Frames between two points where decoding can begin."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.crf <= 51:
+            raise ConfigError(f"crf is 0 to 51, not {self.crf}")
+        if self.keyframe_every < 1:
+            raise ConfigError(f"keyframe-every must be at least 1, not {self.keyframe_every}")
+
+
+@dataclass(frozen=True)
+class _Row:
+    recording: Recording
+    video: str
+    n_frames: int
+    source: str
+    config: ReplayConfig
+    integration: str | None
+
+
+def replay(
+    source: str | Path,
+    out: str | Path | None,
+    config: ReplayConfig,
+    *,
+    integration: str | Path | None = None,
+    client: Client | None = None,
+    progress: Progress = SILENT,
+) -> dict[str, Any]:
+    """Replay every recording of a source that has no up-to-date video yet.
+
+    Parameters
+    ----------
+    source
+        A BIDS tree with ``gamelogs/``, a folder of `.bk2` files, or one file.
+    out
+        Where ``<key>.mp4`` and ``<key>.parquet`` go; default ``<source>/derivatives/replay``.
+    config
+        How.
+    integration
+        Folder with the user's own ROM and game integration; see `vidbrain.video.emulator.Emulator`.
+    client, progress
+        Where recordings are replayed, and who listens.
+
+    Returns
+    -------
+    dict
+        ``n_recordings``, ``n_frames``, ``n_replayed`` (in this call), ``n_bytes`` (of the videos).
+
+    Raises
+    ------
+    VideoError
+        If a recording is damaged, absent, of another game than the ROM, or shorter or longer than the events say. All
+        that can be found before work are listed at once.
+    ResumeError
+        If videos are there that were made with other settings.
+    """
+    client = client or Client()
+    source = Path(source)
+    root = source if source.is_dir() else source.parent
+    out = Path(out) if out is not None else root / REPLAY
+    found = survey(source, video_root=out, first_skip=config.first_skip)
+    refuse_absent(found, root)
+    for note in found.notes:
+        progress.note(note)
+    rows = _plan(found, root, out, config, integration)
+    if not rows:
+        raise VideoError("there is no .bk2 recording", where=source)
+    todo = [row for row in rows if not _is_done(row)]
+    atomic.check_writable(out, sum(row.n_frames for row in todo) * 600)
+    n_frames = sum(row.n_frames for row in rows)
+    progress.start("replay", n_frames, "frames", n_frames - sum(row.n_frames for row in todo))
+    for position, _ in client.run(_replay_one, todo, weight=lambda row: row.n_frames):
+        progress.advance(todo[position].n_frames)
+    progress.finish()
+    atomic.write_json(
+        out / "dataset_description.json",
+        {
+            "Name": "Replayed game play",
+            "BIDSVersion": "1.9.0",
+            "DatasetType": "derivative",
+            "GeneratedBy": [{"Name": "vidbrain replay", "Version": __version__, "Settings": to_mapping(config)}],
+        },
+    )
+    return {
+        "n_recordings": len(rows),
+        "n_frames": n_frames,
+        "n_replayed": len(todo),
+        "n_bytes": sum(Path(row.video).stat().st_size for row in rows),
+    }
+
+
+def _plan(
+    found: Survey, root: Path, out: Path, config: ReplayConfig, integration: str | Path | None
+) -> list[_Row]:
+    """Read every recording's input, check it against the events, and name what it becomes."""
+    rows, faults = [], []
+    for recording in found.recordings:
+        if recording.movie is None:
+            continue
+        path = Path(recording.movie)
+        try:
+            movie = read_movie(path)
+        except VideoError as error:
+            faults.append(f"{path.name}: {error.message}")
+            continue
+        promised = found.lines.get(recording.key, movie.n_lines)
+        n_frames = movie.n_lines - recording.skip_first_step
+        # One line of slack: recorders differ in whether they count the one that replay discards.
+        if abs(promised - movie.n_lines) > 1 or n_frames < 1:
+            faults.append(f"{path.name}: {movie.n_lines} input lines, the events say {promised}")
+            continue
+        folder = out / path.parent.parent.relative_to(root) if found.bids else out
+        checksum = hashlib.sha256(path.read_bytes()).hexdigest()
+        rows.append(
+            _Row(
+                recording,
+                str(folder / f"{recording.key}.mp4"),
+                n_frames,
+                checksum,
+                config,
+                None if integration is None else str(integration),
+            )
+        )
+    refuse_all("{n} recording(s) cannot be replayed", faults, root)
+    return rows
+
+
+def _made_with(row: _Row) -> dict[str, Any]:
+    settings = {name: value for name, value in to_mapping(row.config).items() if name != "first_skip"}
+    return {
+        "source": row.source,
+        "skip_first_step": row.recording.skip_first_step,
+        "first_skip": row.config.first_skip,
+        "settings": fingerprint(settings),
+    }
+
+
+def _is_done(row: _Row) -> bool:
+    video, table = Path(row.video), Path(row.video).with_suffix(".parquet")
+    if not (video.is_file() and table.is_file()):
+        return False
+    try:
+        text = (pq.read_schema(table).metadata or {}).get(_METADATA, b"{}")
+    except (OSError, pa.ArrowException):
+        return False
+    there, wanted = json.loads(text), _made_with(row)
+    if there.get("source") != wanted["source"]:
+        return False  # the recording has changed since
+    differs = [name for name in ("skip_first_step", "settings") if there.get(name) != wanted[name]]
+    if differs:
+        raise ResumeError(
+            f"the video there was made with other settings ({', '.join(differs)})",
+            where=video,
+            hint="give another --out, or remove this folder first",
+        )
+    return video.stat().st_size == there.get("n_bytes")
+
+
+def _replay_one(row: _Row) -> int:
+    """Replay one recording. The table is written last: it says that both are whole."""
+    video, table = Path(row.video), Path(row.video).with_suffix(".parquet")
+    movie = read_movie(row.recording.movie or "", with_state=True)
+    table.unlink(missing_ok=True)
+    with Emulator(movie.game, integration=row.integration, empty=True) as console, atomic.replacing(video) as part:
+        columns = _record(console, movie, row.recording.skip_first_step, part, row.config)
+        n_bytes = part.stat().st_size
+    metadata = {_METADATA: json.dumps({**_made_with(row), "game": movie.game, "n_bytes": n_bytes}, sort_keys=True)}
+    with atomic.replacing(table) as part:
+        pq.write_table(pa.table(columns).replace_schema_metadata(metadata), part, compression="zstd")
+    return row.n_frames
+
+
+def _record(
+    console: Emulator, movie: Movie, skip_first_step: bool, path: Path, config: ReplayConfig
+) -> dict[str, NDArray[Any]]:
+    """Run the console over the movie's lines and encode what it shows; return the table's columns."""
+    unknown = sorted(set(movie.buttons) ^ set(console.buttons))
+    if unknown:
+        raise VideoError(f"the recording's buttons are not the console's: {', '.join(unknown)}", where=path.stem)
+    order = [movie.buttons.index(name) for name in console.buttons]
+    presses = np.ascontiguousarray(movie.presses[int(skip_first_step) :, order])
+    masks = presses.view(np.uint8)
+    ram = np.empty((len(masks), len(console.variables)), np.int64)
+    height, width = console.shape
+    # Colour on the screen becomes full-resolution luma and chroma: halved chroma would blur sprites of one pixel.
+    # BT.601 in limited range, tagged: what every decoder assumes, or reads.
+    reformatter = VideoReformatter()
+    console.reset(movie.state)
+    with av.open(str(path), "w", format="mp4", options={"fflags": "+bitexact"}) as container:
+        stream = container.add_stream(
+            "libx264",
+            rate=FPS,
+            options={
+                "crf": str(config.crf),
+                "preset": config.preset,
+                "bf": "0",
+                "g": str(config.keyframe_every),
+                "threads": "1",  # the workers around this one use the other cores; and bytes must not depend on cores
+                "flags": "+bitexact",
+                "x264-params": "cabac=1",  # which "ultrafast" leaves out: smaller at no cost here
+            },
+        )
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv444p"
+        context = stream.codec_context
+        context.color_range, context.colorspace = ColorRange.MPEG, Colorspace.ITU601
+        context.color_primaries, context.color_trc = 6, 6  # SMPTE 170M
+        for position, mask in enumerate(masks):
+            console.step(mask)
+            ram[position] = console.read_ram()
+            frame = reformatter.reformat(
+                av.VideoFrame.from_ndarray(console.screen(), format="rgb24"),
+                format="yuv444p",
+                dst_colorspace=Colorspace.ITU601,
+                dst_color_range=ColorRange.MPEG,
+                threads=1,
+            )
+            frame.pts = position
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    taken = {"frame", *console.buttons}
+    return {
+        "frame": np.arange(len(masks)),
+        **dict(zip(console.buttons, presses.T, strict=True)),
+        **{f"{name}_ram" if name in taken else name: ram[:, k] for k, name in enumerate(console.variables)},
+    }
