@@ -36,8 +36,8 @@ class RunFiles:
     run
         Which run.
     space
-        As fMRIPrep's own option writes it: ``MNI152NLin2009cAsym`` or ``MNI152NLin2009cAsym:res-2``; ``"func"`` where the
-        name has no space.
+        As fMRIPrep's own option writes it: ``MNI152NLin2009cAsym`` or ``MNI152NLin2009cAsym:res-2``; ``"func"`` where
+        the name has no space.
     bold
         The preprocessed series.
     mask, confounds, sidecar
@@ -87,7 +87,9 @@ def find_runs(source: str | Path, *, space: str | None = None, subject: str | No
     """
     source = Path(source)
     if not source.is_dir():
-        raise BoldError("there is no such folder of derivatives", where=source, hint="give the folder that fMRIPrep wrote")
+        raise BoldError(
+            "there is no such folder of derivatives", where=source, hint="give the folder that fMRIPrep wrote"
+        )
     found = [
         _run_files(path, match["stem"])
         for path in sorted(source.rglob("*_desc-preproc_bold.nii*"))
@@ -105,7 +107,9 @@ def find_runs(source: str | Path, *, space: str | None = None, subject: str | No
     spaces = sorted({files.space for files in found})
     if space is None and len(spaces) > 1:
         raise BoldError(
-            f"several spaces lie side by side: {', '.join(spaces)}", where=source, hint=f"choose one: --space {spaces[0]}"
+            f"several spaces lie side by side: {', '.join(spaces)}",
+            where=source,
+            hint=f"choose one: --space {spaces[0]}",
         )
     if space is not None and space not in spaces:
         raise BoldError(f"no run in space {space!r}; there are {', '.join(spaces)}", where=source)
@@ -119,7 +123,9 @@ def find_runs(source: str | Path, *, space: str | None = None, subject: str | No
                 hint="move one of them away",
             )
         seen[files.run] = files.bold
-    _refuse_absent(source, [path for f in runs for path in (f.bold, f.mask, f.confounds, f.sidecar) if path is not None])
+    _refuse_absent(
+        source, [path for f in runs for path in (f.bold, f.mask, f.confounds, f.sidecar) if path is not None]
+    )
     return sorted(runs, key=lambda files: _order(files.run))
 
 
@@ -131,7 +137,7 @@ def _run_files(bold: Path, stem: str) -> RunFiles:
     entities = dict(_ENTITIES.findall(stem))
     space = entities.get("space", "func")
     space += "".join(f":{name}-{entities[name]}" for name in ("cohort", "res") if name in entities)
-    # Confounds belong to the run, whatever the space; a dangling link still counts as there: its absence has its own error.
+    # Confounds belong to the run, whatever the space.
     run_stem = _ENTITIES.sub("", stem.rstrip("_"))
     try:
         run = RunKey.parse(bold.name)
@@ -150,6 +156,7 @@ def _run_files(bold: Path, stem: str) -> RunFiles:
 
 
 def _first(paths: Iterable[Path]) -> Path | None:
+    # A dangling link counts as there: absent content has an error of its own.
     return next((path for path in paths if path.is_symlink() or path.exists()), None)
 
 

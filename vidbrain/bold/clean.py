@@ -21,8 +21,8 @@ class CleanConfig:
     """How series are cleaned, run by run."""
 
     confounds: Literal["none", "simple", "simple-gsr"] = "simple"
-    """Which of fMRIPrep's confounds are regressed out: `simple` is 24 motion terms, white matter and CSF (nilearn's strategy of
-    that name); `simple-gsr` adds the global signal."""
+    """Which of fMRIPrep's confounds are regressed out: `simple` is 24 motion terms, white matter and CSF (nilearn's
+    strategy of that name); `simple-gsr` adds the global signal."""
     high_pass: Literal["cosines", "butterworth", "none"] = "cosines"
     """How slow drift goes: fMRIPrep's cosine columns, or a Butterworth filter; never both."""
     high_pass_s: float = 128.0
@@ -30,7 +30,7 @@ class CleanConfig:
     detrend: bool = True
     """Remove a straight line from every series and confound."""
     standardize: Literal["zscore_sample", "psc", "none"] = "zscore_sample"
-    """Scale of the cleaned series: z-scored with the sample's standard deviation, percent signal change, or as it is."""
+    """Scale of cleaned series: z-scored with the sample's standard deviation, percent signal change, or as it is."""
 
     def __post_init__(self) -> None:
         if self.high_pass_s <= 0:

@@ -16,6 +16,7 @@ from typing import IO, Any
 
 import nibabel
 import numpy as np
+from nibabel.filebasedimages import ImageFileError
 from numpy.typing import ArrayLike, NDArray
 
 from vidbrain.errors import BoldError
@@ -125,14 +126,12 @@ def _header(path: Path) -> tuple[Any, int]:
         image = nibabel.load(path)
     except FileNotFoundError as error:
         raise as_storage_error(error, path) from error
-    except (nibabel.filebasedimages.ImageFileError, EOFError, zlib.error, gzip.BadGzipFile, OSError) as error:
+    except (ImageFileError, EOFError, zlib.error, gzip.BadGzipFile, OSError) as error:
         raise BoldError(
             f"not a readable NIfTI file: {error}", where=path, hint="fetch or make the file again"
         ) from error
     if not isinstance(image, nibabel.Nifti1Pair) or not path.name.endswith((".nii", ".nii.gz")):
-        raise BoldError(
-            f"expected a NIfTI file (.nii, .nii.gz), found {type(image).__name__}", where=path
-        )
+        raise BoldError(f"expected a NIfTI file (.nii, .nii.gz), found {type(image).__name__}", where=path)
     return image.header, int(image.dataobj.offset)
 
 
@@ -203,7 +202,9 @@ class SeriesWriter:
         Value of one stored step.
     """
 
-    def __init__(self, path: Path, shape: tuple[int, int, int, int], affine: ArrayLike, tr_s: float, slope: float):
+    def __init__(
+        self, path: Path, shape: tuple[int, int, int, int], affine: ArrayLike, tr_s: float, slope: float
+    ) -> None:
         self.shape, self.slope = shape, slope
         header = nibabel.Nifti1Header()
         header.set_data_dtype(np.int16)

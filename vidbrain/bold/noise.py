@@ -16,7 +16,9 @@ MOTION = ("trans_x", "trans_y", "trans_z", "rot_x", "rot_y", "rot_z")
 """Millimetres and radians, named as fMRIPrep does."""
 
 
-def ar1(innovations: NDArray[np.floating], rho: float, before: NDArray[np.floating] | None = None) -> NDArray[np.floating]:
+def ar1(
+    innovations: NDArray[np.floating], rho: float, before: NDArray[np.floating] | None = None
+) -> NDArray[np.floating]:
     """Give innovations of unit variance a memory: a stationary first-order process of unit variance.
 
     Parameters

@@ -98,9 +98,7 @@ def plant(
 
     asked = np.clip(ceiling + ceiling_sd * fields.draw(), 0.1, 0.95)
     asked += ceiling - np.median(asked[kind != NOISE]) if (kind != NOISE).any() else 0.0
-    return PlantedBrain(
-        kind=kind, weights=weights, ceiling=np.where(kind == NOISE, 0.0, np.clip(asked, 0.1, 0.95))
-    )
+    return PlantedBrain(kind=kind, weights=weights, ceiling=np.where(kind == NOISE, 0.0, np.clip(asked, 0.1, 0.95)))
 
 
 def receptive_fields(mm: NDArray[np.float64], grid: int) -> NDArray[np.float64]:
@@ -133,7 +131,7 @@ def receptive_fields(mm: NDArray[np.float64], grid: int) -> NDArray[np.float64]:
 class _SmoothFields:
     """Draws maps over voxels that vary slowly in space, with the quantiles of a standard normal."""
 
-    def __init__(self, ijk: NDArray[np.int32], affine: NDArray[np.float64], rng: np.random.Generator):
+    def __init__(self, ijk: NDArray[np.int32], affine: NDArray[np.float64], rng: np.random.Generator) -> None:
         self._ijk, self._rng = ijk, rng
         self._shape = tuple(int(n) for n in ijk.max(axis=0) + 1)
         self._sigma = 9.0 / np.abs(np.diag(affine)[:3])

@@ -99,11 +99,15 @@ def write_scan(row: ScanRow) -> str:
     with threadpool_limits(1):  # sums must not depend on how many cores this process may use
         truth = open_truth(row.root / "truth")
         files = scan_files(row.root, row.run)
-        write_volume_atomically(files["mask"], to_volume(np.ones(truth.n_voxels, np.uint8), truth.ijk, truth.shape), truth)
+        write_volume_atomically(
+            files["mask"], to_volume(np.ones(truth.n_voxels, np.uint8), truth.ijk, truth.shape), truth
+        )
         with replacing(files["bold"]) as part:
             confounds = _write_series(part, row, truth)
             digest = hashlib.sha256(part.read_bytes()).hexdigest()
-        write_bytes(files["confounds"], confounds.to_csv(sep="\t", index=False, na_rep="n/a", float_format="%.9g").encode())
+        write_bytes(
+            files["confounds"], confounds.to_csv(sep="\t", index=False, na_rep="n/a", float_format="%.9g").encode()
+        )
         write_json(files["confounds_json"], {"Description": "SIMULATED confounds, in the layout of fMRIPrep"})
         write_json(
             files["sidecar"],
@@ -164,7 +168,7 @@ def _write_series(part: Path, row: ScanRow, truth: Truth) -> pd.DataFrame:
 
 
 def tissue(truth: Truth) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Voxels that stand for white matter (deepest of those without signal) and for CSF (those nearest the ventricles)."""
+    """Voxels that stand for white matter (the deepest without signal) and for CSF (those nearest the ventricles)."""
     inside = np.pad(to_volume(np.ones(truth.n_voxels), truth.ijk, truth.shape), 1)
     depth = distance_transform_edt(inside)[1:-1, 1:-1, 1:-1][tuple(truth.ijk.T)]
     mm = centres_mm(truth.ijk, truth.affine)

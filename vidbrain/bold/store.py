@@ -102,8 +102,8 @@ class BoldStore:
         Returns
         -------
         Dataset
-            ``bold`` (tr, voxel) float32; ``i j k`` (voxel) int32; ``time_s`` (tr), middle of each volume; ``kept`` (tr),
-            False before the steady state, where bold is 0; ``dead`` (voxel), constant or not finite, bold is 0;
+            ``bold`` (tr, voxel) float32; ``i j k`` (voxel) int32; ``time_s`` (tr), middle of each volume; ``kept``
+            (tr), False before the steady state, where bold is 0; ``dead`` (voxel), constant or not finite, bold is 0;
             ``confounds`` (tr, confound), what was regressed out.
         """
         return open_dataset(self.root / f"{self.label(run)}.zarr")
@@ -191,5 +191,7 @@ def open_bold(root: str | Path) -> BoldStore:
     store = BoldStore(root, read_info(root, KIND))
     missing = [run for run in store.runs if not (root / f"{run}.zarr" / "zarr.json").is_file()]
     if missing:
-        raise StorageError(f"the BOLD store lacks {', '.join(missing)}", where=root, hint="give the ingest command again")
+        raise StorageError(
+            f"the BOLD store lacks {', '.join(missing)}", where=root, hint="give the ingest command again"
+        )
     return store

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -41,11 +40,7 @@ class FeatureStoreLike(Protocol):
 
 
 class BoldStoreLike(Protocol):
-    """What `fit_encoding` needs of a BOLD store. It travels to workers, so it must be a small handle on a path."""
-
-    @property
-    def root(self) -> Path:
-        """Folder of the store, with which a worker opens it again."""
+    """What `fit_encoding` needs of a BOLD store. It is pickled to workers, so it must be a small handle on a path."""
 
     @property
     def info(self) -> Mapping[str, Any]:
@@ -63,8 +58,16 @@ class BoldStoreLike(Protocol):
     def n_voxels(self) -> int:
         """Voxels in the mask."""
 
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Of a volume."""
+
+    @property
+    def affine(self) -> NDArray[np.float64]:
+        """Voxel indices to millimetres, (4, 4)."""
+
     def open(self, run: str, /) -> xr.Dataset:
-        """Return ``bold`` (tr, voxel) lazily, with i, j, k (voxel)."""
+        """Return lazily ``bold`` (tr, voxel), i, j, k (voxel), and ``kept`` (tr) where not all volumes may be used."""
 
     def read(self, run: str, voxels: slice, /) -> NDArray[np.float32]:
         """Return (tr, v) of the voxels asked for."""
@@ -161,14 +164,23 @@ def check_delays(delays: Sequence[int]) -> None:
         raise ConfigError(f"delays must be different TRs of at least 0, not {tuple(delays)}", hint="--delays 1 2 3 4 5")
 
 
-def choose_layers(features: FeatureStoreLike, layer: str | Sequence[str]) -> tuple[str, ...]:
-    """Check the layer names.
+def choose_layers(features: FeatureStoreLike, layer: str | Sequence[str] | None) -> tuple[str, ...]:
+    """Check the layer names; None stands for the only layer of the store.
 
     Raises
     ------
+    ConfigError
+        If none are named and the store has several.
     ModelError
         If a layer is not in the store.
     """
+    if layer is None:
+        if len(features.layers) != 1:
+            raise ConfigError(
+                f"the features have {len(features.layers)} layers: {', '.join(features.layers)}",
+                hint="--layer NAME, or several names to put them side by side",
+            )
+        return (features.layers[0],)
     layers = (layer,) if isinstance(layer, str) else tuple(layer)
     for name in layers:
         if name not in features.layers:
@@ -229,7 +241,7 @@ def read_run(features: FeatureStoreLike, layers: Sequence[str], run: str) -> tup
 def build_design(
     features: FeatureStoreLike,
     layers: Sequence[str],
-    n_trs: Mapping[str, int],
+    kept: Mapping[str, NDArray[np.bool_]],
     *,
     tr_s: float,
     delays: Sequence[int],
@@ -242,8 +254,8 @@ def build_design(
         Store of features.
     layers
         Their names; several are put side by side.
-    n_trs
-        TRs of BOLD by run label; its order is the order of the rows.
+    kept
+        By run label, which volumes of the BOLD may be used, (n_trs,) bool; its order is the order of the rows.
     tr_s
         Repetition time of the BOLD.
     delays
@@ -258,7 +270,8 @@ def build_design(
     """
     check_delays(delays)
     pieces, run_of_row, tr_of_row = [], [], []
-    for index, (run, n_bold) in enumerate(n_trs.items()):
+    for index, (run, kept_trs) in enumerate(kept.items()):
+        n_bold = len(kept_trs)
         values, valid, feature_tr_s = read_run(features, layers, run)
         if abs(feature_tr_s - tr_s) > 1e-6:
             raise AlignmentError(
@@ -270,7 +283,7 @@ def build_design(
                 f"{run} has {len(values)} TRs of features but {n_bold} of BOLD (TR {tr_s:g} s)",
                 likely="the BOLD series was cut, or the features belong to another run",
             )
-        rows = np.flatnonzero(usable(valid, delays, n_bold))
+        rows = np.flatnonzero(usable(valid, delays, n_bold) & kept_trs)
         if len(rows) < MIN_TRS:
             raise EncodingError(
                 f"{run} keeps {len(rows)} of {n_bold} TRs with video at delays {tuple(delays)}; {MIN_TRS} are needed",
@@ -292,8 +305,8 @@ def build_design(
         X=X,
         run=np.concatenate(run_of_row),
         tr=np.concatenate(tr_of_row),
-        runs=tuple(n_trs),
-        n_trs=tuple(n_trs.values()),
+        runs=tuple(kept),
+        n_trs=tuple(len(kept_trs) for kept_trs in kept.values()),
         n_constant=n_constant,
         n_invalid=n_invalid,
     )

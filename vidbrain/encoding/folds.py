@@ -77,9 +77,7 @@ def nested_folds(run: NDArray[np.int64], tr: NDArray[np.int64], *, n_blocks: int
     return folds
 
 
-def block_folds(
-    rows: Rows, tr: NDArray[np.int64], *, n_blocks: int, purge_trs: int
-) -> tuple[tuple[Rows, Rows], ...]:
+def block_folds(rows: Rows, tr: NDArray[np.int64], *, n_blocks: int, purge_trs: int) -> tuple[tuple[Rows, Rows], ...]:
     """Cut the rows of one run into contiguous blocks, each validated once with its neighbourhood purged.
 
     Raises

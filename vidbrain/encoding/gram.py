@@ -180,9 +180,7 @@ def squared_norms(factor: F32, Z: F32, out: F32, panel: int = 64) -> None:
         out += np.einsum("ij,ij->j", part, part)
 
 
-def inner_correlations(
-    Z: F32, parts: Sequence[tuple[F32, F32, F32]], shrinkage: F32
-) -> list[F32]:
+def inner_correlations(Z: F32, parts: Sequence[tuple[F32, F32, F32]], shrinkage: F32) -> list[F32]:
     """Correlation of predicted and measured for every alpha, from products.
 
     Parameters

@@ -79,7 +79,8 @@ def shift_p_values(
         for run, shift in enumerate(row[1:], start=1):
             total += products[run][shift]
         count += total >= threshold
-    return (1.0 + count) / (1.0 + len(shifts))
+    p: NDArray[np.float64] = (1.0 + count) / (1.0 + len(shifts))
+    return p
 
 
 def benjamini_hochberg(p: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -78,6 +78,8 @@ class Plan:
         Labels of the runs that `run` counts.
     n_sets
         Training sets.
+    facts
+        Counts of rows and columns, used and left out, for readers.
     """
 
     root: Path
@@ -88,6 +90,7 @@ class Plan:
     cell: NDArray[np.int64]
     runs: tuple[str, ...]
     n_sets: int
+    facts: dict[str, Any]
 
     def design(self) -> F32:
         """Design matrix (n, p), memory-mapped; the primal form only."""
@@ -156,7 +159,15 @@ def write_plan(
         if form == "primal":
             np.save(part / "design.npy", design.X)
         np.savez(part / "rows.npz", alphas=alphas, run=design.run, tr=design.tr, cell=cell)
-        write_json(part / "plan.json", {"form": form, "runs": list(design.runs), "n_sets": len(tasks)})
+        facts = {
+            "n_rows": len(design.run),
+            "n_trs": list(design.n_trs),
+            "n_columns": p,
+            "n_constant_columns": design.n_constant,
+            "n_invalid_columns": design.n_invalid,
+        }
+        record = {"form": form, "runs": list(design.runs), "n_sets": len(tasks), "facts": facts}
+        write_json(part / "plan.json", record)
 
 
 def read_plan(root: Path) -> Plan:
@@ -164,7 +175,15 @@ def read_plan(root: Path) -> Plan:
     record = read_json(root / "plan.json")
     with np.load(root / "rows.npz", allow_pickle=False) as a:
         return Plan(
-            root, record["form"], a["alphas"], a["run"], a["tr"], a["cell"], tuple(record["runs"]), record["n_sets"]
+            root=root,
+            form=record["form"],
+            alphas=a["alphas"],
+            run=a["run"],
+            tr=a["tr"],
+            cell=a["cell"],
+            runs=tuple(record["runs"]),
+            n_sets=record["n_sets"],
+            facts=record["facts"],
         )
 
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from vidbrain.encoding import gram
 from vidbrain.encoding.design import CONSTANT
 from vidbrain.encoding.inference import circular_products, draw_shifts, shift_p_values
-from vidbrain.encoding.plan import Plan, TrainingSet, downdate
+from vidbrain.encoding.plan import Plan, TrainingSet, Validation, downdate
 
 F32 = NDArray[np.float32]
 
@@ -33,7 +33,8 @@ class BlockScores:
     alpha_index : (n_folds, t) int16
     p : (t,) float64
     dead : (t,) bool
-        Voxels that are constant or not finite; they have r = 0, r2 = 0 and p = 1.
+        Voxels that are constant or not finite in at least one run; they have r = 0, r2 = 0 and p = 1: a NaN would
+        spread into medians, the false discovery rate and maps.
     """
 
     r: F32
@@ -55,7 +56,7 @@ def score_block(plan: Plan, Y: F32, *, n_permutations: int, seed: int) -> BlockS
     n_permutations, seed
         Of the circular shifts.
     """
-    Y, dead = standardise(Y)
+    Y, dead = standardise(Y, plan.run)
     cross = cross_products(plan, Y) if plan.form == "primal" else None
     chosen = choose_alphas(plan, Y, cross)
     n_folds = len(plan.runs)
@@ -87,15 +88,30 @@ def score_block(plan: Plan, Y: F32, *, n_permutations: int, seed: int) -> BlockS
     return BlockScores(r, r2.astype(np.float32), chosen.astype(np.int16), p, dead)
 
 
-def standardise(Y: F32) -> tuple[F32, NDArray[np.bool_]]:
-    """Centre and scale voxels, so that float32 products lose nothing to an offset; mark those that cannot be."""
-    finite = np.isfinite(Y).all(axis=0)
-    Y = np.where(finite, Y, np.float32(0))
-    size = np.sqrt(np.mean(Y**2, axis=0, dtype=np.float64))
-    Y -= Y[:1]  # exact first: a float32 mean of raw BOLD would round
+def standardise(Y: F32, run: NDArray[np.int64]) -> tuple[F32, NDArray[np.bool_]]:
+    """Centre and scale voxels, so that float32 products lose nothing to an offset; mark those that cannot be.
+
+    Parameters
+    ----------
+    Y : (n, t) float32
+    run : (n,) int64
+        Run of each row.
+
+    Returns
+    -------
+    Y : (n, t) float32
+        A copy; dead voxels are 0.
+    dead : (t,) bool
+        Not finite, or constant in at least one run.
+    """
+    dead: NDArray[np.bool_] = np.logical_not(np.isfinite(Y).all(axis=0))
+    Y = np.where(dead, np.float32(0), Y)
+    size = np.abs(Y).max(axis=0)
+    for number in np.unique(run):
+        dead |= np.ptp(Y[run == number], axis=0) <= CONSTANT * size
+    Y -= Y[:1].copy()  # an exact shift first: the float32 mean of raw BOLD would round
     Y -= Y.mean(axis=0, dtype=np.float64).astype(np.float32)
     scale = np.sqrt(np.mean(Y**2, axis=0, dtype=np.float64))
-    dead = ~finite | (scale <= CONSTANT * size)
     Y *= np.where(dead, 0, 1 / np.where(dead, 1, scale)).astype(np.float32)
     return Y, dead
 
@@ -123,9 +139,7 @@ def cross_products(plan: Plan, Y: F32) -> tuple[F32, gram.F64]:
     return products, sums
 
 
-def project(
-    plan: Plan, training: TrainingSet, Y_train: F32, cross: tuple[F32, gram.F64] | None, tile: slice
-) -> F32:
+def project(plan: Plan, training: TrainingSet, Y_train: F32, cross: tuple[F32, gram.F64] | None, tile: slice) -> F32:
     """Z (q, tile): the training set's ``V' X' Y``."""
     if cross is None:
         return training.projection @ Y_train[:, tile]
@@ -133,7 +147,7 @@ def project(
     add, subtract = downdate(plan.cell, training.rows)
     n_cells = len(products)
     signs = [(c, 1.0) for c in (add or range(n_cells))] + [(c, -1.0) for c in subtract]
-    total = np.zeros(products[0, :, tile].shape)
+    total = np.zeros((products.shape[1], Y_train[:, tile].shape[1]))
     y_total = np.zeros(total.shape[1])
     for cell, sign in signs:
         total += sign * products[cell, :, tile]
@@ -150,7 +164,7 @@ def choose_alphas(plan: Plan, Y: F32, cross: tuple[F32, gram.F64] | None) -> NDA
         if not training.validations:
             continue
         Y_train = Y[training.rows]
-        held = []
+        held: list[tuple[Validation, F32, F32, F32]] = []
         for validation in training.validations:
             measured = Y[validation.rows]
             measured -= measured.mean(axis=0)

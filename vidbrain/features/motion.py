@@ -154,13 +154,14 @@ def motion_energy(grey: NDArray[np.float32], rate_hz: float, config: MotionConfi
         the angle of the orientation, the second away from it.
     """
     n_clips, n_frames = grey.shape[:2]
-    flat = grey.reshape(n_clips, n_frames, -1)
+    flat = grey.reshape(n_clips * n_frames, -1)
     n_reach = reach(config, rate_hz)
     n_out = n_frames - 2 * n_reach
     columns = []
     for cycles, centres, cells in zip(config.cycles, config.centres, config.cells, strict=True):
         gabors = spatial_filters(config.size, cycles, centres, config.n_orientations, config.envelope_cycles)
-        responses = (flat @ gabors.real + 1j * (flat @ gabors.imag)).astype(np.complex64)
+        # Real video: the product with the real and imaginary columns side by side is the complex one.
+        responses = (flat @ gabors.view(np.float32)).view(np.complex64).reshape(n_clips, n_frames, -1)
         per_side = centres // cells
         for hz in config.temporal_hz:
             kernel = temporal_filter(hz, rate_hz, config.envelope_s, n_reach)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,12 +13,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vidbrain.bold.drivers import KINDS
 from vidbrain.bold.store import BoldStore, open_bold
 from vidbrain.bold.truth import measured_ceiling, open_truth
 from vidbrain.encoding.result import open_result
 from vidbrain.errors import AlignmentError, StorageError
+from vidbrain.report.words import count, find, percent, score
+from vidbrain.sharding.manifest import open_manifest
 from vidbrain.storage.atomic import read_json
-from vidbrain.storage.info import INFO, read_info
+from vidbrain.storage.info import INFO
 
 ROLES = {
     "trained": "trained model",
@@ -101,8 +105,12 @@ class ScoreSet:
         Key of `ROLES`, or ``"other"``.
     title
         Shown.
-    r, alpha, q : (voxel,) float64
-        Mean r over held-out runs, chosen penalty, and q of r; NaN where unknown.
+    r, q : (voxel,) float64
+        Mean r over held-out runs, and the false discovery rate at which it is above chance.
+    alpha : (fold, voxel) float64
+        Chosen penalties.
+    dead : (voxel,) bool
+        Constant voxels; they have no score.
     info
         Root record of the result.
     """
@@ -111,9 +119,16 @@ class ScoreSet:
     role: str
     title: str
     r: NDArray[np.float64]
-    alpha: NDArray[np.float64]
     q: NDArray[np.float64]
+    alpha: NDArray[np.float64]
+    dead: NDArray[np.bool_]
     info: dict[str, Any]
+
+    def edge_shares(self) -> tuple[float, float]:
+        """Share of live voxels and folds whose penalty is the smallest or the largest of the grid."""
+        chosen = self.alpha[:, ~self.dead]
+        low, high = (np.isclose(chosen, edge, rtol=1e-4) for edge in (self.info["alphas"][0], self.info["alphas"][-1]))
+        return (float(low.mean()), float(high.mean())) if chosen.size else (math.nan, math.nan)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -135,6 +150,42 @@ class ModelRecord:
     config: dict[str, Any]
     summary: dict[str, Any]
     losses: dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]
+
+    @property
+    def title(self) -> str:
+        """Shown."""
+        return {"vqvae": "VQ-VAE", "gpt": "GPT"}.get(self.name, self.name)
+
+    @property
+    def n_parameters(self) -> int | None:
+        """Trainable numbers."""
+        return find(("n_parameters", "parameters", "n_params"), self.summary, self.info, self.config)
+
+    @property
+    def n_steps(self) -> int | None:
+        """Optimizer steps: as recorded, else the last one with a loss."""
+        recorded = find(("n_steps", "steps", "step"), self.summary, self.info)
+        return recorded or int(max((steps[-1] for steps, _ in self.losses.values()), default=0)) or None
+
+    @property
+    def references(self) -> dict[str, float]:
+        """Levels that a loss is compared with, by name."""
+        level = find(("unigram_entropy", "unigram_entropy_nats", "unigram_loss"), self.summary, self.info)
+        return {} if level is None else {"unigram entropy": float(level)}
+
+    @property
+    def notes(self) -> list[tuple[str, str]]:
+        """Other numbers worth a word, by name."""
+        notes = []
+        used = find(("code_use", "codes_used", "codebook_use"), self.summary, self.info)
+        if used is not None:
+            notes.append(("codes in use", percent(used) if used <= 1 else count(used)))
+        notes += [(name, score(level, 3)) for name, level in self.references.items()]
+        return notes
+
+    def loss(self, split: str, position: int) -> float | None:
+        """First (0) or last (-1) loss of a split."""
+        return float(self.losses[split][1][position]) if split in self.losses else None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -159,6 +210,8 @@ class Evidence:
         By name.
     samples
         Arrays of the samples file, or None.
+    data
+        Counts of the shards; empty where there are none.
     artefacts
         Root records in the order of the data flow, by shown name.
     summary
@@ -175,6 +228,7 @@ class Evidence:
     ceiling: NDArray[np.float64] | None
     models: dict[str, ModelRecord]
     samples: dict[str, NDArray[Any]] | None
+    data: dict[str, Any]
     artefacts: dict[str, dict[str, Any]]
     summary: dict[str, Any]
     missing: dict[str, str] = field(default_factory=dict)
@@ -182,7 +236,12 @@ class Evidence:
     @property
     def simulated(self) -> bool:
         """Whether the BOLD was simulated: its record says so, or a planted truth exists."""
-        return self.kinds is not None or is_simulated(self.store.info)
+        return self.store.simulated or self.kinds is not None
+
+    @property
+    def alive(self) -> NDArray[np.bool_]:
+        """Voxels that have a score in every set."""
+        return ~np.logical_or.reduce([scores.dead for scores in self.sets])
 
     def role(self, role: str) -> ScoreSet | None:
         """The set with a role, if there is one."""
@@ -193,27 +252,25 @@ class Evidence:
         """The set that the maps show: the trained model, else the first."""
         return self.role("trained") or self.sets[0]
 
+    def stage_seconds(self) -> dict[str, float]:
+        """Wall seconds by stage, as the summary holds them."""
+        stages = find(("wall_s", "stages", "stage_seconds", "seconds"), self.summary)
+        seconds: dict[str, float] = {}
+        for name, value in stages.items() if isinstance(stages, Mapping) else ():
+            wall = find(("wall_s", "seconds"), value) if isinstance(value, Mapping) else value
+            if isinstance(wall, int | float) and math.isfinite(wall):
+                seconds[str(name)] = float(wall)
+        return seconds
+
     def voxels(self) -> Iterator[tuple[str | None, NDArray[np.bool_]]]:
-        """Kinds of voxels with their masks, planted kinds first; without a truth, all voxels as None."""
+        """Kinds of live voxels with their masks, planted kinds first; without a truth, all of them as None."""
         if self.kinds is None:
-            yield None, np.ones(self.store.n_voxels, bool)
+            yield None, self.alive
             return
-        codes = [code for code in range(1, len(self.kind_names)) if (self.kinds == code).any()]
-        for code in [*codes, 0]:
-            if (self.kinds == code).any():
-                yield self.kind_names[code], self.kinds == code
-
-
-def is_simulated(info: Mapping[str, Any]) -> bool:
-    """Whether a root record, or anything nested in it, says that its data are simulated."""
-    for key, value in info.items():
-        if "simulated" in key.lower() and value not in (False, None, "", 0):
-            return True
-        if isinstance(value, str) and "simulated" in value.lower():
-            return True
-        if isinstance(value, Mapping) and is_simulated(value):
-            return True
-    return False
+        for code in [*range(1, len(self.kind_names)), 0]:
+            mask = self.alive & (self.kinds == code)
+            if mask.any():
+                yield self.kind_names[code], mask
 
 
 def role_of(name: str) -> str:
@@ -253,7 +310,8 @@ def gather(inputs: ReportInputs) -> Evidence:
         ceiling=ceiling,
         models=models,
         samples=_samples(inputs.runs, missing),
-        artefacts=_artefacts(inputs, missing),
+        data=_data(inputs.data, missing),
+        artefacts=_artefacts(inputs),
         summary=_summary(inputs.summary, missing),
         missing=missing,
     )
@@ -281,21 +339,27 @@ def _distinct(sets: list[ScoreSet]) -> list[ScoreSet]:
 
 def _scores(folder: Path, store: BoldStore) -> ScoreSet:
     result = open_result(folder)
-    dataset = result.dataset
-    n_voxels = int(dataset.sizes["voxel"])
-    if n_voxels != store.n_voxels:
+    made_from = result.info["made_from"].get("bold")
+    dataset = result.dataset.load()
+    ijk = np.stack([dataset[axis].values for axis in "ijk"], axis=1)
+    if made_from != store.info["fingerprint"] or not np.array_equal(ijk, store.ijk):
         raise AlignmentError(
-            f"the result has {n_voxels} voxels, the BOLD store has {store.n_voxels}",
+            f"the result was made from BOLD {made_from}, the store is {store.info['fingerprint']}",
             where=folder,
-            likely="the result was made from another BOLD store",
-            hint="give the command vidbrain encode again with this BOLD store",
+            likely="the BOLD store was made again after this result",
+            hint="remove this result and give the command vidbrain encode again",
         )
     role = role_of(folder.name)
-    values = {
-        name: np.asarray(dataset[source].values, np.float64) if source in dataset else np.full(n_voxels, math.nan)
-        for name, source in (("r", "r_mean"), ("alpha", "alpha"), ("q", "q"))
-    }
-    return ScoreSet(name=folder.name, role=role, title=ROLES.get(role, folder.name), info=dict(result.info), **values)
+    return ScoreSet(
+        name=folder.name,
+        role=role,
+        title=ROLES.get(role, folder.name),
+        r=dataset["r_mean"].values.astype(np.float64),
+        q=dataset["q"].values.astype(np.float64),
+        alpha=dataset["fold_alpha"].values.astype(np.float64),
+        dead=dataset["dead"].values.astype(bool),
+        info=result.info,
+    )
 
 
 def _truth(
@@ -307,17 +371,8 @@ def _truth(
             "people who play do not repeat a run, and without repeats no ceiling can be measured."
         )
         return None, (), None
-    truth = open_truth(root)
-    kinds = np.asarray(truth.kind, np.int64)
-    if len(kinds) != store.n_voxels:
-        raise AlignmentError(
-            f"the planted truth has {len(kinds)} voxels, the BOLD store has {store.n_voxels}",
-            where=root,
-            likely="the BOLD store was made from another simulation",
-            hint="give the commands vidbrain bold simulate and vidbrain bold ingest again",
-        )
-    ceiling = np.asarray(measured_ceiling(truth, store), np.float64)
-    return kinds, ("noise", "visual", "motor", "event"), np.where(np.isfinite(ceiling), ceiling, 0.0)
+    truth = open_truth(root).aligned(store)
+    return truth.kind.astype(np.int64), KINDS, measured_ceiling(truth, store)
 
 
 def _models(runs: Path | None, missing: dict[str, str]) -> dict[str, ModelRecord]:
@@ -365,7 +420,7 @@ def _samples(runs: Path | None, missing: dict[str, str]) -> dict[str, NDArray[An
     try:
         with np.load(path, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
         raise StorageError(f"the samples cannot be read: {error}", where=path) from error
     for first, second in (("original", "reconstruction"), ("true", "sampled")):
         for name in (first, second):
@@ -379,14 +434,36 @@ def _samples(runs: Path | None, missing: dict[str, str]) -> dict[str, NDArray[An
     return arrays
 
 
-def _artefacts(inputs: ReportInputs, missing: dict[str, str]) -> dict[str, dict[str, Any]]:
+def _data(root: Path | None, missing: dict[str, str]) -> dict[str, Any]:
+    if root is None or not (root / "dataset.json").is_file():
+        missing["data"] = "The shards that the models were trained on do not lie beside this result."
+        return {}
+    manifest = open_manifest(root)
+    segments = manifest.segments
+    seconds = float((segments["n_frames"] / segments["fps"]).sum())
+    named = segments["run"] != ""
+    return {
+        "frames": int(segments["n_frames"].sum()),
+        "held_out_frames": int(segments.loc[segments["split"] == "val", "n_frames"].sum()),
+        "hours": seconds / 3600,
+        "fps": float(segments["n_frames"].sum()) / seconds,
+        "height": manifest.height,
+        "width": manifest.width,
+        "recordings": int(segments["recording"].nunique()),
+        "subjects": int(segments.loc[named, "subject"].nunique()),
+        "sessions": int(segments.loc[named, ["subject", "session"]].drop_duplicates().shape[0]),
+        "runs": int(segments.loc[named, "run"].nunique()),
+        "segments": len(segments),
+        "shards": int(segments["shard"].nunique()),
+        "n_bytes": int(segments["n_bytes"].sum()),
+    }
+
+
+def _artefacts(inputs: ReportInputs) -> dict[str, dict[str, Any]]:
     records: dict[str, dict[str, Any]] = {}
     if inputs.data is not None and (inputs.data / "dataset.json").is_file():
-        records["shards"] = read_info(inputs.data, "shards", name="dataset.json")
-    else:
-        missing["data"] = "The shards do not lie beside this result."
-    if inputs.bold is not None and (inputs.bold / INFO).is_file():
-        records["BOLD"] = _record(inputs.bold / INFO)
+        records["shards"] = _record(inputs.data / "dataset.json")
+    records["BOLD"] = _record(inputs.bold / INFO)
     for title, folder in (("model", inputs.runs), ("features", inputs.features), ("result", inputs.results)):
         for path in _finished(folder):
             records[f"{title} {path.name}"] = _record(path / INFO)

@@ -1,0 +1,42 @@
+# Two commands on a fresh machine with Python 3.11: `make demo` and `make test`. Each alone is enough.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+SPEC := pyproject.toml constraints.txt
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
+
+.PHONY: demo test check format help clean
+
+help:
+	@echo "make demo    run the whole path on real game play; the page is shards/demo/report.html"
+	@echo "make test    lint, types, import contract and tests"
+	@echo "make format  rewrite the sources in the project's format"
+	@echo "make clean   remove the virtual environment and the demo's data"
+
+demo: $(VENV)/.ready
+	$(BIN)/vidbrain demo
+
+test: $(VENV)/.ready-test
+	PATH="$(CURDIR)/$(BIN):$$PATH" tools/check
+
+check: test
+
+format: $(VENV)/.ready-test
+	$(BIN)/ruff check --fix --quiet .
+	$(BIN)/ruff format --quiet .
+
+clean:
+	rm -rf $(VENV) shards/demo
+
+$(BIN)/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "vidbrain needs Python 3.11 or newer; give one: make PYTHON=/path/to/python3.11")'
+	$(PYTHON) -m venv $(VENV)
+
+# What `make test` installs is enough for `make demo` too.
+$(VENV)/.ready: $(BIN)/python $(SPEC)
+	$(INSTALL) '.[retro]'
+	touch $@
+
+$(VENV)/.ready-test: $(BIN)/python $(SPEC)
+	$(INSTALL) '.[retro,test]'
+	touch $(VENV)/.ready $@

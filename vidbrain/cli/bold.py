@@ -1,0 +1,138 @@
+"""``vidbrain bold``: simulate, ingest and list fMRI data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import App, Parameter
+
+from vidbrain import cluster
+from vidbrain.bold.ingest import IngestConfig
+from vidbrain.bold.simulate import SimulateConfig
+from vidbrain.cli.console import Console
+from vidbrain.storage.roots import data_root
+
+app = App(name="bold", help="Simulate, ingest and list fMRI data.")
+
+
+@app.command
+def simulate(
+    bids: Path,
+    /,
+    *,
+    out: Path | None = None,
+    config: Annotated[SimulateConfig, Parameter(name="*")] = SimulateConfig(),  # noqa: B008 -- frozen
+    workers: int | None = None,
+    scheduler: str = "local",
+    json: bool = False,
+) -> None:
+    """Write simulated fMRIPrep derivatives, with a planted truth, for every run of a replayed BIDS tree.
+
+    Example: `vidbrain bold simulate shards/demo/game`
+
+    Parameters
+    ----------
+    bids
+        BIDS tree with events and replays.
+    out
+        Folder of the derivatives; default `BIDS/derivatives/simulated-fmriprep`.
+    config
+        Scanner and planted brain.
+    workers
+        Processes; default one per core.
+    scheduler
+        `local`, `inline`, `slurm`, or the address of a Dask scheduler.
+    json
+        Print JSON.
+    """
+    from vidbrain.bold import simulate as stage
+
+    console = Console(json=json)
+    with cluster.client(scheduler, workers) as client:
+        facts = stage.simulate(bids, out, config, client=client, progress=console.progress())
+    console.print_result(facts, title="Simulated fMRI")
+
+
+@app.command
+def ingest(
+    derivatives: Path,
+    /,
+    *,
+    out: Path | None = None,
+    mask: Path | None = None,
+    events: Path | None = None,
+    config: Annotated[IngestConfig, Parameter(name="*")] = IngestConfig(),  # noqa: B008 -- frozen
+    workers: int | None = None,
+    scheduler: str = "local",
+    json: bool = False,
+) -> None:
+    """Turn fMRIPrep derivatives into a BOLD store: cleaned, chunked, lazily readable.
+
+    Example: `vidbrain bold ingest shards/demo/game/derivatives/simulated-fmriprep --out shards/demo/bold`
+
+    Parameters
+    ----------
+    derivatives
+        Folder that fMRIPrep (or `vidbrain bold simulate`) wrote.
+    out
+        Folder of the store; default `bold` below the data root.
+    mask
+        3-D image of the voxels to keep; default those inside every run's brain mask.
+    events
+        BIDS tree whose events the series must cover; default the tree around the derivatives.
+    config
+        Which series, and how they are cleaned.
+    workers
+        Processes; default one per core.
+    scheduler
+        `local`, `inline`, `slurm`, or the address of a Dask scheduler.
+    json
+        Print JSON.
+    """
+    from vidbrain.bold import ingest as stage
+
+    console = Console(json=json)
+    target = out or data_root() / "bold"
+    with cluster.client(scheduler, workers) as client:
+        facts = stage.ingest(
+            derivatives, target, config, mask=mask, events=events, client=client, progress=console.progress()
+        )
+    console.print_result(facts, title=f"BOLD store {target}")
+
+
+@app.command(name="ls")
+def list_runs(store: Path | None = None, /, *, verify: bool = False, json: bool = False) -> None:
+    """List the runs of a BOLD store.
+
+    Example: `vidbrain bold ls shards/demo/bold --verify`
+
+    Parameters
+    ----------
+    store
+        Folder of the store; default `bold` below the data root.
+    verify
+        Read everything and compare checksums.
+    json
+        Print JSON.
+    """
+    from vidbrain.bold.store import open_bold
+
+    console = Console(json=json)
+    bold = open_bold(store or data_root() / "bold")
+    rows: list[dict[str, Any]] = []
+    for run in bold.info["runs"]:
+        if verify:
+            bold.verify(run["label"])
+        rows.append(
+            {
+                "run": run["label"],
+                "volumes": run["n_trs"],
+                "minutes": round(run["n_trs"] * bold.tr_s / 60, 2),
+                "voxels": bold.n_voxels,
+                "dead": run["n_dead"],
+                "simulated": bold.simulated,
+                **({"checksum": "right"} if verify else {}),
+            }
+        )
+    console.print_rows(rows, title=f"BOLD store {bold.root}")
