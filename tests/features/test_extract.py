@@ -60,7 +60,7 @@ def test_pixels_agree_with_a_loop_over_frames(world, tmp_path):
         np.testing.assert_array_equal(found["valid"], counts > 0)
         expected = sums / np.maximum(counts, 1)[:, None]
         np.testing.assert_allclose(found["features"], expected, rtol=1e-4, atol=1e-6)
-        np.testing.assert_allclose(found["time_s"], np.arange(n_trs) * 1.49)
+        np.testing.assert_allclose(found["time_s"], (np.arange(n_trs) + 0.5) * 1.49)
     gap = store.read("pixels.rgb", "sub-01_ses-001_task-toy_run-2")
     assert not gap["valid"].values.all()
     assert gap.attrs["window_s"] == pytest.approx(4 / 60, rel=0.01)

@@ -15,7 +15,7 @@ import numpy as np
 from nilearn.datasets import load_mni152_brain_mask
 from nilearn.glm.first_level import spm_hrf
 from numpy.typing import NDArray
-from threadpoolctl import threadpool_limits
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # it has no stubs
 
 import vidbrain
 from vidbrain.bold.bids import identity

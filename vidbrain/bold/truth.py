@@ -97,8 +97,8 @@ class Truth:
         run
             Label.
         convolved
-            True: through the haemodynamic response, at the middle of each volume; what voxels carry. False: the mean over
-            each volume before the response; for models with delays of their own.
+            True: through the haemodynamic response, at the middle of each volume; what voxels carry. False: the mean
+            over each volume before the response; for models with delays of their own.
 
         Returns
         -------

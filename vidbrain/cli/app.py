@@ -7,12 +7,13 @@ import traceback
 from pathlib import Path
 from typing import Annotated
 
-from cyclopts import App, CycloptsError, Parameter
+from cyclopts import App, CycloptsError, Group, Parameter
 from cyclopts import config as cyclopts_config
 from rich.console import Console as RichConsole
+from rich.markup import escape
 
 import vidbrain
-from vidbrain.config import read_toml
+from vidbrain.config import did_you_mean, read_toml
 from vidbrain.errors import VidbrainError
 
 DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
@@ -22,31 +23,94 @@ _HELP = """Shard game-play video, stream it into VideoGPT training, and map the 
 Start with: `vidbrain demo`
 """
 
-# name, import string, one-line purpose; groups in the order of the data flow
+# name, import string, one-line purpose, an example to copy; groups in the order of the data flow
 _COMMANDS = {
     "Whole path": [
-        ("demo", "vidbrain.cli.demo:demo", "Run the whole path on real game play, from nothing to a brain map."),
-        ("doctor", "vidbrain.cli.doctor:doctor", "Say what this machine has, and what would fail on it."),
+        (
+            "demo",
+            "vidbrain.cli.demo:demo",
+            "Run the whole path on real game play, from nothing to a brain map.",
+            "vidbrain demo",
+        ),
+        (
+            "doctor",
+            "vidbrain.cli.doctor:doctor",
+            "Say what this machine has, and what would fail on it.",
+            "vidbrain doctor --json",
+        ),
     ],
     "Video": [
-        ("play", "vidbrain.cli.play:play", "Record real game play as .bk2 files in a BIDS tree."),
-        ("replay", "vidbrain.cli.replay:replay", "Turn recorded game play into video and a table of each frame."),
-        ("shard", "vidbrain.cli.shard:shard", "Write video as WebDataset shards with an index."),
-        ("verify", "vidbrain.cli.shard:verify", "Check every byte of a data set of shards."),
+        (
+            "play",
+            "vidbrain.cli.play:play",
+            "Record real game play as .bk2 files in a BIDS tree.",
+            "vidbrain play shards/demo/game --n-runs 2",
+        ),
+        (
+            "replay",
+            "vidbrain.cli.replay:replay",
+            "Turn recorded game play into video and a table of each frame.",
+            "vidbrain replay shards/demo/game",
+        ),
+        (
+            "shard",
+            "vidbrain.cli.shard:shard",
+            "Write video as WebDataset shards with an index.",
+            "vidbrain shard shards/demo/game --out shards/demo/data --size 10k",
+        ),
+        (
+            "verify",
+            "vidbrain.cli.shard:verify",
+            "Check every byte of a data set of shards.",
+            "vidbrain verify shards/demo/data",
+        ),
     ],
     "Brain": [
-        ("bold", "vidbrain.cli.bold:app", "Simulate, ingest and list fMRI data."),
+        (
+            "bold",
+            "vidbrain.cli.bold:app",
+            "Simulate, ingest and list fMRI data.",
+            "vidbrain bold ingest shards/demo/game/derivatives/simulated-fmriprep --out shards/demo/bold",
+        ),
     ],
     "Model": [
-        ("train", "vidbrain.cli.train:app", "Train a VQ-VAE on clips, or a GPT on its codes."),
-        ("tokenize", "vidbrain.cli.tokenize:tokenize", "Turn clips into codes with a trained VQ-VAE."),
-        ("features", "vidbrain.cli.features:features", "Write activations and controls, one row for each TR."),
+        (
+            "train",
+            "vidbrain.cli.train:app",
+            "Train a VQ-VAE on clips, or a GPT on its codes.",
+            "vidbrain train vqvae shards/demo/data --out shards/demo/runs/vqvae",
+        ),
+        (
+            "tokenize",
+            "vidbrain.cli.tokenize:tokenize",
+            "Turn clips into codes with a trained VQ-VAE.",
+            "vidbrain tokenize shards/demo/data --vqvae shards/demo/runs/vqvae --out shards/demo/codes",
+        ),
+        (
+            "features",
+            "vidbrain.cli.features:features",
+            "Write activations and controls, one row for each TR.",
+            "vidbrain features pixels --shards shards/demo/data --out shards/demo/features/pixels",
+        ),
     ],
     "Result": [
-        ("encode", "vidbrain.cli.encode:encode", "Predict every voxel from features, on held-out runs."),
-        ("report", "vidbrain.cli.report:report", "Write one page with maps, curves and numbers."),
+        (
+            "encode",
+            "vidbrain.cli.encode:encode",
+            "Predict every voxel from features, on held-out runs.",
+            "vidbrain encode shards/demo/features/pixels shards/demo/bold",
+        ),
+        (
+            "report",
+            "vidbrain.cli.report:report",
+            "Write one page with maps, curves and numbers.",
+            "vidbrain report shards/demo",
+        ),
     ],
 }
+
+_NESTED = ("bold", "train")
+_EVERYWHERE = Group("Everywhere", sort_key=99)
 
 
 def build() -> App:
@@ -61,11 +125,13 @@ def build() -> App:
         print_error=False,
         result_action="return_value",
         suppress_keyboard_interrupt=False,
+        default_parameter=Parameter(negative=()),
     )
-    for group, commands in _COMMANDS.items():
-        for name, target, purpose in commands:
-            app.command(target, name=name, help=purpose, group=group)
-    app.meta.group_parameters = "Everywhere"
+    for position, (title, commands) in enumerate(_COMMANDS.items()):
+        group = Group(title, sort_key=position)
+        for name, target, purpose, example in commands:
+            app.command(target, name=name, help=f"{purpose}\n\nExample: `{example}`", group=group)
+    app["--help"].group = app["--version"].group = _EVERYWHERE
     return app
 
 
@@ -81,11 +147,12 @@ def run(tokens: list[str] | None = None) -> int:
     errors = RichConsole(stderr=True, highlight=False, soft_wrap=True)
     arguments = sys.argv[1:] if tokens is None else list(tokens)
     debug = "--debug" in arguments
+    known = [name for commands in _COMMANDS.values() for name, *_ in commands]
 
     def launch(
         *command: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)],
-        config: Path | None = None,
-        debug: bool = False,
+        config: Annotated[Path | None, Parameter(group=_EVERYWHERE)] = None,
+        debug: Annotated[bool, Parameter(group=_EVERYWHERE)] = False,
     ) -> None:
         """Run one command.
 
@@ -97,15 +164,22 @@ def run(tokens: list[str] | None = None) -> int:
             Show the traceback of an error.
         """
         if config is not None:
-            # A table named after the command, or settings at the top level, as the user prefers.
-            app.config = (cyclopts_config.Dict(read_toml(config), source=str(config)),)
+            values = read_toml(config)
+            # A table for each command, or the settings of the one that is called.
+            tables = any(name in values for name in known)
+            source = cyclopts_config.Dict(values, source=str(config), use_commands_as_keys=tables)
+            app.config = (source,)
         app(command, exit_on_error=False, print_error=False)
 
     app.meta.default(launch)
+    # Asked for by name here: the parser would load every command, and torch with them, to look for a near one.
+    if arguments and not arguments[0].startswith("-") and arguments[0] not in known:
+        _say(errors, f"there is no command {arguments[0]!r}{did_you_mean(arguments[0], known)}", "vidbrain --help")
+        return USAGE
     try:
         app.meta(arguments, exit_on_error=False, print_error=False)
     except CycloptsError as error:
-        _say(errors, str(error), f"vidbrain {' '.join(_words(arguments))} --help")
+        _say(errors, str(error), " ".join(["vidbrain", *_words(arguments, known), "--help"]))
         return USAGE
     except VidbrainError as error:
         if debug:
@@ -121,23 +195,16 @@ def run(tokens: list[str] | None = None) -> int:
     return DONE
 
 
-def _words(arguments: list[str]) -> list[str]:
-    words = []
-    for argument in arguments:
-        if argument.startswith("-"):
-            break
-        words.append(argument)
-    known = {name for commands in _COMMANDS.values() for name, _, _ in commands}
-    return [w for i, w in enumerate(words[:2]) if (i == 0 and w in known) or (i == 1 and words[0] in ("bold", "train"))]
+def _words(arguments: list[str], known: list[str]) -> list[str]:
+    """The command, and its subcommand where it has some: what --help can be asked about."""
+    for position, argument in enumerate(arguments):
+        if argument in known:
+            following = arguments[position + 1 : position + 2] if argument in _NESTED else []
+            return [argument, *(word for word in following if not word.startswith("-"))]
+    return []
 
 
 def _say(console: RichConsole, message: str, hint: str | None = None) -> None:
-    console.print(f"[red bold]error:[/] {_escape(message)}")
+    console.print(f"[red bold]error:[/] {escape(message)}")
     if hint:
-        console.print(f"  try    {_escape(' '.join(hint.split()))}")
-
-
-def _escape(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(text)
+        console.print(f"  try    {escape(hint)}")

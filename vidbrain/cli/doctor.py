@@ -126,7 +126,7 @@ def emulator() -> list[dict[str, Any]]:
             height, width = console.screen().shape[:2]
     except VidbrainError as error:
         return [check("stable-retro", version), check("game", GAME, error.message)]
-    return [check("stable-retro", version), check("game", f"{GAME} starts, {width}×{height}")]
+    return [check("stable-retro", version), check("game", f"{GAME} starts, {width} by {height} pixels")]
 
 
 def optional() -> list[dict[str, Any]]:

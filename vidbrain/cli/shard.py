@@ -35,9 +35,9 @@ def shard(
     Parameters
     ----------
     source
-        BIDS tree with replayed game play, a folder of videos, or one video; default <data root>/game.
+        BIDS tree with replayed game play, a folder of videos, or one video; default game/ in the data root.
     out
-        Folder to write; default <data root>/data.
+        Folder to write; default data/ in the data root.
     config
         What decides the content.
     workers
@@ -80,7 +80,7 @@ def verify(root: Path | None = None, /, *, workers: int | None = None, json: boo
     Parameters
     ----------
     root
-        Data set of frames or codes; default <data root>/data.
+        Data set of frames or codes; default data/ in the data root.
     workers
         Worker processes; default one per core.
     json

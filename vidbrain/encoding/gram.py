@@ -130,6 +130,20 @@ def dual_basis(X: F32, reference: F64) -> Basis:
     return Basis(eigenvalues, mean, inverse, loadings, vectors * root)
 
 
+def decompose(X: F32) -> Basis:
+    """Decompose training rows, (n, p), in the form that their shape asks for, without scaling the columns."""
+    n, p = X.shape
+    centred = X.astype(np.float64)
+    mean = centred.mean(axis=0)
+    centred -= mean
+    if p <= n:
+        eigenvalues, loadings = positive_part(centred.T @ centred, n)
+    else:
+        eigenvalues, vectors = positive_part(centred @ centred.T, n)
+        loadings = centred.T @ (vectors / np.sqrt(eigenvalues))
+    return Basis(eigenvalues, mean, np.ones(p), loadings, None)
+
+
 def positive_part(matrix: F64, n: int) -> tuple[F64, F64]:
     """Eigenvalues, descending, and eigenvectors of a symmetric matrix, without its numerical null space."""
     eigenvalues, vectors = scipy.linalg.eigh(matrix, check_finite=False, driver="evd")

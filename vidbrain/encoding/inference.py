@@ -79,8 +79,7 @@ def shift_p_values(
         for run, shift in enumerate(row[1:], start=1):
             total += products[run][shift]
         count += total >= threshold
-    p: NDArray[np.float64] = (1.0 + count) / (1.0 + len(shifts))
-    return p
+    return np.asarray((1.0 + count) / (1.0 + len(shifts)), np.float64)
 
 
 def benjamini_hochberg(p: NDArray[np.float64]) -> NDArray[np.float64]:

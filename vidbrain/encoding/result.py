@@ -117,7 +117,9 @@ def summarise(dataset: xr.Dataset, alphas: NDArray[np.float64]) -> dict[str, Any
     """Facts for people: median r, share of significant voxels, and how often alpha was at an edge of its grid."""
     alive = ~dataset["dead"].values
     if not alive.any():
-        return {"n_voxels": len(alive), "n_dead": len(alive), "median_r": None, "significant_share": None}
+        names = ("median_r", "r_99th_percentile", "significant_share", "median_r2")
+        edges_of = ("alpha_at_smallest_share", "alpha_at_largest_share")
+        return {"n_voxels": len(alive), "n_dead": len(alive), **dict.fromkeys((*names, *edges_of))}
     r, q = dataset["r_mean"].values[alive], dataset["q"].values[alive]
     chosen = dataset["fold_alpha"].values[:, alive]
     edges = alphas.astype(np.float32)[[0, -1]]

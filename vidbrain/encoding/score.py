@@ -168,7 +168,7 @@ def choose_alphas(plan: Plan, Y: F32, cross: tuple[F32, gram.F64] | None) -> NDA
         for validation in training.validations:
             measured = Y[validation.rows]
             measured -= measured.mean(axis=0)
-            y_squares = np.sum(measured**2, axis=0, dtype=np.float64).astype(np.float32)
+            y_squares: F32 = np.asarray(np.sum(measured**2, axis=0, dtype=np.float64), np.float32)
             held.append((validation, np.ascontiguousarray(validation.scores.T), measured, y_squares))
         for tile in tiles(Y.shape[1]):
             Z = project(plan, training, Y_train, cross, tile)

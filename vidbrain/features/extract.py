@@ -273,7 +273,7 @@ def _extract_run(work: _Work, manifest: Manifest, advance: Callable[[int], None]
             "fingerprint": work.fingerprint,
         }
         write_run(
-            work.out, layer.name, run.label, features=features, valid=valid, n_frames=n_frames, attributes=attributes
+            work.out, layer.name, run.label, features=features, valid=valid, attributes=attributes, n_frames=n_frames
         )
 
 

@@ -154,25 +154,33 @@ def motion_energy(grey: NDArray[np.float32], rate_hz: float, config: MotionConfi
         the angle of the orientation, the second away from it.
     """
     n_clips, n_frames = grey.shape[:2]
-    flat = grey.reshape(n_clips * n_frames, -1)
     n_reach = reach(config, rate_hz)
     n_out = n_frames - 2 * n_reach
-    columns = []
+    # Time goes first, so that projecting and filtering are one large matrix product each, and not one for each clip.
+    flat = grey.transpose(1, 0, 2, 3).reshape(n_frames * n_clips, -1)
+    kernels = []
+    for hz in config.temporal_hz:
+        kernel = temporal_filter(hz, rate_hz, config.envelope_s, n_reach)
+        # A pattern that drifts along the wave turns its response by +f; the conjugate kernel follows it.
+        kernels += [kernel] if hz == 0 else [kernel.conj(), kernel]
+    sliding = np.concatenate([_sliding(kernel, n_out) for kernel in kernels])
+    scales = []
     for cycles, centres, cells in zip(config.cycles, config.centres, config.cells, strict=True):
         gabors = spatial_filters(config.size, cycles, centres, config.n_orientations, config.envelope_cycles)
         # Real video: the product with the real and imaginary columns side by side is the complex one.
-        responses = (flat @ gabors.view(np.float32)).view(np.complex64).reshape(n_clips, n_frames, -1)
-        per_side = centres // cells
-        for hz in config.temporal_hz:
-            kernel = temporal_filter(hz, rate_hz, config.envelope_s, n_reach)
-            # A pattern that drifts along the wave turns its response by +f; the conjugate kernel follows it.
-            for signed in (kernel,) if hz == 0 else (kernel.conj(), kernel):
-                drift = _sliding(signed, n_out) @ responses
-                energy = drift.real**2 + drift.imag**2
-                energy = energy.reshape(n_clips, n_out, -1, cells, per_side, cells, per_side).mean(axis=(4, 6))
-                columns.append(energy.reshape(n_clips, n_out, -1))
-    amplitude = np.sqrt(np.concatenate(columns, axis=-1))
+        responses = (flat @ gabors.view(np.float32)).view(np.complex64)
+        drift = sliding @ responses.reshape(n_frames, -1)
+        energy = drift.real**2 + drift.imag**2
+        side = centres // cells
+        energy = energy.reshape(len(kernels), n_out, n_clips, -1, cells, side, cells, side).mean(axis=(5, 7))
+        scales.append(energy.transpose(2, 1, 0, 3, 4, 5).reshape(n_clips, n_out, -1))
+    amplitude = np.sqrt(np.concatenate(scales, axis=-1))
     return np.log(amplitude + np.float32(GREY_LEVEL)).astype(np.float32)
+
+
+def reach(config: MotionConfig, rate_hz: float) -> int:
+    """Frames that a temporal filter sees on either side of its own."""
+    return round(config.reach_s * rate_hz)
 
 
 def _sliding(kernel: NDArray[np.complex64], n_out: int) -> NDArray[np.complex64]:
@@ -181,8 +189,3 @@ def _sliding(kernel: NDArray[np.complex64], n_out: int) -> NDArray[np.complex64]
     for lag, weight in enumerate(kernel):
         np.fill_diagonal(matrix[:, lag:], weight)
     return matrix
-
-
-def reach(config: MotionConfig, rate_hz: float) -> int:
-    """Frames that a temporal filter sees on either side of its own."""
-    return round(config.reach_s * rate_hz)

@@ -173,10 +173,13 @@ class MotionSource:
         The filters.
     fps
         Source frames per second; filters are made for this rate.
+    layer_names
+        ``motion.energy``, the only one, or none for all.
     """
 
     config: MotionConfig = field(default_factory=MotionConfig)
     fps: float = 60.0
+    layer_names: tuple[str, ...] = ()
     name: str = field(default="motion", init=False)
     in_process: bool = field(default=False, init=False)
 
@@ -189,11 +192,12 @@ class MotionSource:
     @property
     def layers(self) -> tuple[Layer, ...]:
         """One."""
+        (name,) = choose_layers(self.layer_names, [MOTION_LAYER], self.name)
         n, reached = self.config.n_features, self.window.margin * self.window.step
         grid = (max(self.config.cells), max(self.config.cells))
         # A sampled frame stands for `step` frames, and the filter sees none after its last sampled one.
         return (
-            Layer(name=MOTION_LAYER, grid=grid, n_channels=n // sum(c * c for c in self.config.cells), n_features=n,
+            Layer(name=name, grid=grid, n_channels=n // sum(c * c for c in self.config.cells), n_features=n,
                   sees_before=reached, sees_after=max(0, reached - self.window.step + 1)),
         )  # fmt: skip
 

@@ -62,9 +62,9 @@ class FeatureStore:
         -------
         xarray.Dataset
             ``features (tr, feature)`` float32; ``valid (tr)`` bool, False where a volume has no video (its features are
-            0 and must be masked); ``n_frames (tr)``; ``time_s (tr)``, the begin of each volume. Attributes: ``tr_s``,
-            ``layer``, ``run``, ``row_s`` (what one row stands for), ``window_s`` (the receptive field),
-            ``sees_before_s`` and ``sees_after_s``.
+            0 and must be masked); ``time_s (tr)``, the middle of each volume. From video also ``n_frames (tr)``, the frames
+            in each volume. Attributes: ``tr_s``, ``layer``, ``run``; from video also ``row_s`` (what one row of the source
+            stands for), ``window_s`` (its receptive field), ``sees_before_s`` and ``sees_after_s``.
 
         Raises
         ------
@@ -111,8 +111,8 @@ def write_run(
     *,
     features: NDArray[np.float32],
     valid: NDArray[np.bool_],
-    n_frames: NDArray[np.int64],
     attributes: Mapping[str, Any],
+    n_frames: NDArray[np.int64] | None = None,
 ) -> None:
     """Write one layer's features of one run; the store appears whole or not at all.
 
@@ -123,20 +123,18 @@ def write_run(
     features : (n_trs, n_features) float32
         One row for each volume.
     valid : (n_trs,) bool
-        Which volumes have video.
-    n_frames : (n_trs,) int64
-        Frames in each volume.
+        Which volumes have features.
     attributes
-        JSON values; ``tr_s`` is needed.
+        JSON values; ``tr_s`` and ``fingerprint`` are needed.
+    n_frames : (n_trs,) int64
+        Frames in each volume, where the features come from video.
     """
+    variables: dict[str, Any] = {"features": (("tr", "feature"), features), "valid": ("tr", valid)}
+    if n_frames is not None:
+        variables["n_frames"] = ("tr", n_frames.astype(np.int32))
+    middle_s = (np.arange(len(features)) + 0.5) * float(attributes["tr_s"])
     dataset = xr.Dataset(
-        {
-            "features": (("tr", "feature"), features),
-            "valid": (("tr",), valid),
-            "n_frames": (("tr",), n_frames.astype(np.int32)),
-        },
-        coords={"time_s": (("tr",), np.arange(len(features)) * float(attributes["tr_s"]))},
-        attrs={"layer": layer, "run": run, **attributes},
+        variables, coords={"time_s": ("tr", middle_s)}, attrs={"layer": layer, "run": run, **attributes}
     )
     write_dataset(store_path(root, layer, run), dataset)
 

@@ -174,19 +174,19 @@ def _score_table(evidence: Evidence, medians: Medians) -> Html:
     return table(head, rows, caption=caption)
 
 
-def brain_maps(evidence: Evidence, anatomy: maps.Anatomy, high: float, surface: Html) -> Html:
-    """Show r of the main feature set on the surface and on slices."""
+def brain_maps(evidence: Evidence, anatomy: maps.Anatomy, high: float) -> Html:
+    """Show r of the main feature set on slices; the surface stands at the top of the page."""
     scale = r_scale(high)
     main = evidence.main
     caption = (
-        f"{main.title.capitalize()}: mean r over held-out runs in each voxel, on fsaverage5 (inflated; dark grey is "
-        "sulci) and on slices of the MNI152 template, in millimetres. Left is on the left. Values near zero and below "
-        "are not coloured."
+        f"{main.title.capitalize()}: mean r over held-out runs in each voxel, on slices of the MNI152 "
+        "template (positions in millimetres, left is on the left). Values near zero and below are not coloured. "
+        "Surfaces on this page are fsaverage5, inflated; dark grey is sulci."
     )
     slices = maps.slice_panel(
-        anatomy, _volume(evidence, main.r), scale, ("z", "y", "x"), label=f"Slices of r: {main.title}"
+        anatomy, volume(evidence, main.r), scale, ("z", "y", "x"), label=f"Slices of r: {main.title}"
     )
-    return figure(join([surface, maps.colour_bar(scale, "r"), slices]), caption, class_="maps")
+    return figure(join([slices, maps.colour_bar(scale, "r")]), caption, class_="maps")
 
 
 def difference_maps(evidence: Evidence, anatomy: maps.Anatomy) -> Html:
@@ -196,7 +196,7 @@ def difference_maps(evidence: Evidence, anatomy: maps.Anatomy) -> Html:
         return missing("The difference that training makes needs results of the trained and of the untrained model.")
     gain = trained.r - untrained.r
     scale = difference_scale(ceil_nicely(max(float(np.nanpercentile(np.abs(gain), 99)), 0.02)))
-    voxels = _volume(evidence, gain)
+    voxels = volume(evidence, gain)
     label = "r of the trained model minus r of the same model untrained"
     body = join(
         [
@@ -218,7 +218,7 @@ def planted(evidence: Evidence, anatomy: maps.Anatomy, high: float, surface: Htm
         return missing(evidence.missing["truth"])
     names = {code: name for code, name in enumerate(evidence.kind_names) if code and (evidence.kinds == code).any()}
     paint = maps.LabelPaint({code: KIND_COLOURS[name] for code, name in names.items()})
-    voxels = _volume(evidence, evidence.kinds.astype(np.float64), labels=True)
+    voxels = volume(evidence, evidence.kinds.astype(np.float64), labels=True)
     where = join(
         [
             tag("h3", "Planted"),
@@ -447,7 +447,8 @@ def _version(name: str) -> str | None:
         return None
 
 
-def _volume(evidence: Evidence, values: NDArray[np.float64], *, labels: bool = False) -> maps.VoxelMap:
+def volume(evidence: Evidence, values: NDArray[np.float64], *, labels: bool = False) -> maps.VoxelMap:
+    """Put voxel values on the grid; dead voxels and the outside are NaN."""
     store = evidence.store
     volume = store.to_volume(np.where(evidence.alive, values, np.nan), np.nan)
     return maps.VoxelMap(np.asarray(volume, np.float64), store.affine, labels=labels)

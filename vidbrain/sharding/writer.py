@@ -21,7 +21,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from vidbrain.cluster import Client
-from vidbrain.config import to_mapping
+from vidbrain.config import fingerprint, to_mapping
 from vidbrain.errors import ResumeError, ShardError
 from vidbrain.progress import SILENT, Progress
 from vidbrain.records import Recording, SegmentRef
@@ -80,6 +80,15 @@ def list_source(source: str | Path, client: Client | None = None) -> list[Listed
     return [Listed(recording, counted[i]) for i, recording in enumerate(recordings)]
 
 
+def source_fingerprint(listing: Sequence[Listed]) -> str:
+    """Name the source's content by the names and lengths of its videos, in frames and bytes."""
+    rows = []
+    for item in sorted(listing, key=lambda item: item.recording.key):
+        assert item.recording.video is not None
+        rows.append([item.recording.key, item.n_frames, Path(item.recording.video).stat().st_size])
+    return fingerprint("source", rows)
+
+
 def _count(recording: Recording) -> int:
     assert recording.video is not None
     return int(probe(Path(recording.video)).n_frames)
@@ -125,7 +134,7 @@ def write_shards(
     listing = list_source(source, client)
     plan = make_plan(listing, config)
     content = _content_settings(config)
-    made_from = {"plan": plan.fingerprint}
+    made_from = {"plan": plan.fingerprint, "source": source_fingerprint(listing)}
     if is_done(root, "shards", config=content, made_from=made_from, name=DATASET):
         return read_info(root, "shards", name=DATASET)
     check_writable(root, estimate_bytes(plan, config))

@@ -1,0 +1,130 @@
+import json
+import shlex
+import subprocess
+import sys
+
+import pytest
+
+import vidbrain
+from vidbrain.cli.app import _COMMANDS, build, run
+from vidbrain.cli.console import duration, say
+from vidbrain.testing.videos import toy_frames, write_video
+
+COMMANDS = [row for rows in _COMMANDS.values() for row in rows]
+
+
+def in_a_new_process(code):
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+
+
+def test_import_is_silent_and_free():
+    out = in_a_new_process(
+        "import sys, vidbrain; print(sorted({'torch', 'dask', 'distributed', 'numpy', 'xarray'} & set(sys.modules)))"
+    )
+    assert out == "[]\n"
+
+
+def test_help_loads_neither_torch_nor_dask():
+    out = in_a_new_process(
+        "import sys\nfrom vidbrain.cli.app import run\nassert run(['--help']) == 0\n"
+        "print(sorted({'torch', 'dask', 'distributed', 'numpy', 'nilearn', 'av'} & set(sys.modules)), file=sys.stdout)"
+    )
+    assert out.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize(("name", "target", "purpose", "example"), COMMANDS)
+def test_every_command_has_a_purpose_and_an_example_that_parses(name, target, purpose, example, capsys):
+    words = shlex.split(example)
+    assert words[:2] == ["vidbrain", name]
+    assert purpose.endswith(".")
+    assert len(purpose) < 80
+    command, _, ignored = build().parse_args(words[1:], exit_on_error=False, print_error=False)
+    assert callable(command)
+    assert not ignored
+    assert run([name, "--help"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert purpose in shown
+    assert example.split(" --")[0] in shown
+
+
+@pytest.mark.parametrize("name", ["bold", "train"])
+def test_every_subcommand_has_a_purpose_and_an_example(name, capsys):
+    app = build()[name]
+    subcommands = [sub for sub in app if not sub.startswith("-")]
+    assert subcommands
+    for sub in subcommands:
+        assert run([name, sub, "--help"]) == 0
+        shown = capsys.readouterr().out
+        assert f"vidbrain {name} {sub}" in " ".join(shown.split("Example", 1)[1].split())
+
+
+def test_public_names():
+    for name in vidbrain.__all__:
+        assert getattr(vidbrain, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        vidbrain.nothing  # noqa: B018 -- the access is what is tested
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        (["shrad"], 2, "did you mean 'shard'"),
+        (["shard", "--frame-siz", "3"], 2, "Did you mean --frame-size"),
+        (["shard", "--fit", "sqash"], 2, "squash"),
+        (["shard", "--config", "/no/such/file.toml"], 1, "no such settings file"),
+        (["shard", "/no/such/folder", "--workers", "0"], 1, "/no/such/folder"),
+        (["verify", "/no/such/folder"], 1, "does not exist"),
+    ],
+)
+def test_errors_are_one_screen_with_the_right_status(arguments, status, message, capsys):
+    assert run(arguments) == status
+    err = capsys.readouterr().err
+    assert message in err
+    assert "Traceback" not in err
+    assert len(err.splitlines()) < 12
+
+
+@pytest.fixture
+def video(tmp_path):
+    write_video(tmp_path / "source" / "play.mp4", toy_frames(90))
+    return tmp_path / "source"
+
+
+def test_a_settings_file_is_used_a_flag_beats_it_and_a_typo_is_refused(video, tmp_path, capsys):
+    settings = tmp_path / "s.toml"
+    settings.write_text('[shard]\nsize = "40"\nframe_size = 16\n')
+    base = ["shard", str(video), "--dry-run", "--json", "--config", str(settings)]
+    assert run(base) == 0
+    assert json.loads(capsys.readouterr().out)["frames"] == 40
+    assert run([*base, "--size", "50"]) == 0
+    assert json.loads(capsys.readouterr().out)["frames"] == 50
+    settings.write_text("frame_siz = 16\n")
+    assert run(base) == 2
+    assert "frame_siz" in capsys.readouterr().err
+
+
+def test_shard_and_verify_end_to_end(video, tmp_path, capsys):
+    out = tmp_path / "data"
+    arguments = ["shard", str(video), "--out", str(out), "--frame-size", "16", "--workers", "1"]
+    assert run([*arguments, "--dry-run"]) == 0
+    assert not out.exists()
+    capsys.readouterr()
+    assert run([*arguments, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["n_frames"] == 90
+    assert run(["verify", str(out), "--json", "--workers", "1"]) == 0
+    assert json.loads(capsys.readouterr().out)["damaged"] == 0
+    tar = out / "shards" / "000000.tar"
+    data = bytearray(tar.read_bytes())
+    data[700] ^= 1
+    tar.write_bytes(data)
+    assert run(["verify", str(out), "--workers", "1"]) == 1
+    captured = capsys.readouterr()
+    assert "checksum" in captured.out
+    assert "damages in 1 of 1 shards" in captured.err
+
+
+def test_numbers_are_written_for_people():
+    assert say(None) == "\u2013"
+    assert say(1234567) == "1\u202f234\u202f567"
+    assert say([1, 2.34567]) == "1, 2.346"
+    assert [duration(s) for s in (3.21, 42, 200, 3725)] == ["3.2 s", "42 s", "3 min 20 s", "1 h 02 min"]

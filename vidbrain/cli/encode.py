@@ -1,0 +1,103 @@
+"""``vidbrain encode``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+
+from vidbrain import cluster
+from vidbrain.bold.store import open_bold
+from vidbrain.cli.console import Console
+from vidbrain.encoding.blocks import EncodeConfig, estimate, fit_encoding, prepare
+from vidbrain.encoding.maps import write_maps
+from vidbrain.encoding.result import EncodingResult
+from vidbrain.features.store import open_features
+from vidbrain.storage.roots import data_root
+
+EDGE_WARNING = 0.1
+"""Share of voxels at the smallest alpha above which the grid should reach lower."""
+
+
+def encode(
+    features: Path,
+    bold: Path | None = None,
+    /,
+    *,
+    out: Path | None = None,
+    layer: Annotated[tuple[str, ...], Parameter(consume_multiple=True)] = (),
+    name: str | None = None,
+    config: Annotated[EncodeConfig, Parameter(name="*", consume_multiple=True)] = EncodeConfig(),  # noqa: B008 -- frozen
+    workers: int | None = None,
+    scheduler: str = "local",
+    dry_run: bool = False,
+    json: bool = False,
+) -> None:
+    """Predict every voxel from features, on held-out runs.
+
+    Example: `vidbrain encode shards/demo/features/gpt shards/demo/bold --layer block-2`
+
+    Parameters
+    ----------
+    features
+        Set of features, as `vidbrain features` writes it.
+    bold
+        BOLD store; default bold in the data root.
+    out
+        Folder to write; default results/NAME in the data root.
+    layer
+        Layer, or several to put side by side; not needed if the set has one.
+    name
+        Of the result and in the names of its maps; default the name of the features' folder.
+    config
+        How features are fitted.
+    workers
+        Worker processes; default one per core. The result does not depend on it.
+    scheduler
+        local, inline, slurm, or the address of a Dask scheduler.
+    dry_run
+        Print the plan and what it would take, and write nothing.
+    json
+        Print the result as JSON.
+    """
+    console = Console(json=json)
+    name = name or features.resolve().name
+    bold, out = bold or data_root() / "bold", out or data_root() / "results" / name
+    feature_store, bold_store = open_features(features), open_bold(bold)
+    if dry_run:
+        prepared = prepare(feature_store, bold_store, config, layer=layer or None)
+        facts = estimate(prepared, config, bold_store.n_voxels)
+        console.print_result({"root": str(out), "layers": list(prepared.layers), "runs": list(prepared.runs), **facts})
+        return
+    with cluster.client(scheduler, workers) as client:
+        result = fit_encoding(
+            feature_store,
+            bold_store,
+            config,
+            out,
+            layer=layer or None,
+            client=client,
+            progress=console.progress(),
+        )
+    maps = write_maps(result, out / "maps", desc=name)
+    facts = summary(result, maps)
+    low = facts["alpha_at_smallest_share"]
+    if low is not None and low > EDGE_WARNING and config.n_alphas > 1:
+        console.note(f"{low:.0%} of voxels chose the smallest alpha: widen the grid with --alpha-decades")
+    console.print_result(facts, title="simulated BOLD" if result.simulated else None)
+
+
+def summary(result: EncodingResult, maps: list[Path]) -> dict[str, Any]:
+    """Facts of a finished result, for people and scripts."""
+    design = result.info["design"]
+    return {
+        "root": str(result.root),
+        "simulated": result.simulated,
+        "form": result.info["form"],
+        "n_rows": design["n_rows"],
+        "n_columns": design["n_columns"],
+        **result.info["summary"],
+        "maps": [str(path) for path in maps],
+        "fingerprint": result.info["fingerprint"],
+    }
