@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vidbrain.errors import ConfigError, ShardError
@@ -41,6 +41,7 @@ def blocks_of(frames: np.ndarray, sizes: list[int]):
         first += size
 
 
+@settings(max_examples=50, deadline=None)
 @given(WINDOWS, st.integers(1, 200), st.lists(st.integers(1, 40), min_size=1, max_size=4), st.integers(1, 5))
 def test_cut_gives_the_frames_of_each_clip(window, n, sizes, batch_size):
     frames = numbered_frames(n)
@@ -55,6 +56,7 @@ def test_cut_gives_the_frames_of_each_clip(window, n, sizes, batch_size):
     np.testing.assert_array_equal(seen, expected)
 
 
+@settings(max_examples=50, deadline=None)
 @given(WINDOWS, st.integers(1, 300))
 def test_every_frame_is_covered_and_none_beyond_the_end(window, n):
     spans = window.spans(window.starts(n), n)
@@ -66,6 +68,7 @@ def test_every_frame_is_covered_and_none_beyond_the_end(window, n):
         assert covered.max() == 1
 
 
+@settings(max_examples=50, deadline=None)
 @given(
     WINDOWS,
     st.integers(1, 300),

@@ -39,7 +39,9 @@ class ToyRoot:
     ijk: np.ndarray | None = None
 
 
-def make_toy(path: Path, *, voxel_mm: float = 12.0, truth: bool = True, simulated: bool = True, seed: int = 0) -> ToyRoot:
+def make_toy(
+    path: Path, *, voxel_mm: float = 12.0, truth: bool = True, simulated: bool = True, seed: int = 0
+) -> ToyRoot:
     rng = np.random.default_rng(seed)
     shape = tuple(int(n // voxel_mm) for n in (160, 190, 160))
     affine = np.diag([voxel_mm, voxel_mm, voxel_mm, 1.0])
@@ -116,7 +118,8 @@ def add_set(toy: ToyRoot, name: str, r: np.ndarray, *, affine=None, shape=None, 
     folder = toy.path / "results" / name
     write_dataset(folder / STORE, make_dataset(arrays, p, ALPHAS, toy.ijk))
     write_info(
-        folder, ENCODING, config={"set": name}, made_from={"features": "feedfeedfeedfeed", "bold": bold or info["fingerprint"]},
+        folder, ENCODING, config={"set": name},
+        made_from={"features": "feedfeedfeedfeed", "bold": bold or info["fingerprint"]},
         facts={"runs": list(RUNS), "simulated": info["simulated"], "shape": info["shape"], "affine": info["affine"],
                "alphas": ALPHAS.tolist(), "tr_s": 1.49, "space": info["space"]},
     )  # fmt: skip
@@ -152,7 +155,13 @@ def add_samples(toy: ToyRoot, *, n_clips: int = 4, n_frames: int = 16) -> dict[s
     noisy = np.clip(video + rng.normal(0, 9, video.shape), 0, 255).astype(np.uint8)
     sampled = video.copy()
     sampled[:, 8:] = np.roll(video[:, 8:], 4, axis=3)
-    arrays = {"original": video, "reconstruction": noisy, "prompt_frames": np.int64(8), "true": video, "sampled": sampled}
+    arrays = {
+        "original": video,
+        "reconstruction": noisy,
+        "prompt_frames": np.int64(8),
+        "true": video,
+        "sampled": sampled,
+    }
     folder = toy.path / "runs" / "samples"
     folder.mkdir(parents=True, exist_ok=True)
     np.savez(folder / "samples.npz", **arrays)

@@ -7,20 +7,18 @@ response and sampled at the middle of each volume, ``(k + 1/2) TR``.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.signal import fftconvolve
 
+from vidbrain.bold.screen import CHANNELS, measure_video
 from vidbrain.records import Recording
 from vidbrain.video.clock import average_into_trs, frame_times
-from vidbrain.video.decode import read_frames, read_table
+from vidbrain.video.decode import read_table
 
 BINS_PER_TR = 16
 """Bins of the fine time grid in a volume; even, so that two of them meet at the volume's middle."""
-CHANNELS = ("luminance", "contrast", "motion")
-"""What is measured in each cell of the screen's grid."""
 BUTTONS = ("B", "A", "MODE", "START", "UP", "DOWN", "LEFT", "RIGHT", "C", "Y", "X", "Z")
 """Buttons of the console's controller, in the emulator's order."""
 EVENTS = ("score", "lives_lost")
@@ -28,8 +26,8 @@ EVENTS = ("score", "lives_lost")
 KINDS = ("noise", "visual", "motor", "event")
 """Kinds of voxels, by code; a driver has the code of the voxels that it drives."""
 
-_LUMA = np.array([0.299, 0.587, 0.114], np.float32) / 255.0
 _SD_FLOOR = 0.25
+_STILL = 1e-9
 
 
 def driver_names(grid: int) -> tuple[str, ...]:
@@ -44,42 +42,7 @@ def driver_kinds(names: Sequence[str]) -> NDArray[np.int8]:
     return np.array([codes.get(name.split("_", 1)[0], 1) for name in names], np.int8)
 
 
-def screen_measures(
-    frames: NDArray[np.uint8], grid: int, before: NDArray[np.float32] | None = None
-) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
-    """Measure luminance, contrast and motion energy in the cells of a grid.
-
-    Parameters
-    ----------
-    frames : (n, H, W, 3) uint8
-        Neighbouring frames; H and W are multiples of `grid`.
-    grid
-        Cells along each side of the screen.
-    before : (H, W) float32
-        Luminance of the frame before the first; without it the first frame has no motion.
-
-    Returns
-    -------
-    measures : (n, 3, grid, grid) float64
-        Mean luminance (0 to 1), standard deviation of the luminance, mean squared change since the frame before.
-    last : (H, W) float32
-        Luminance of the last frame: `before` of the next call.
-    """
-    luma = np.tensordot(frames.astype(np.float32), _LUMA, axes=1)
-    n, height, width = luma.shape
-    first = luma[0] if before is None else before
-    change = np.diff(luma, axis=0, prepend=first[None]) ** 2
-
-    def cells(values: NDArray[np.float32]) -> NDArray[np.float64]:
-        blocks = values.reshape(n, grid, height // grid, grid, width // grid)
-        return blocks.mean(axis=(2, 4), dtype=np.float64)
-
-    mean = cells(luma)
-    variance = cells(luma**2) - mean**2
-    return np.stack([mean, np.sqrt(np.maximum(variance, 0.0)), cells(change)], axis=1), luma[-1]
-
-
-def frame_drivers(recording: Recording, *, grid: int, size: int) -> NDArray[np.float64]:
+def frame_drivers(recording: Recording, *, grid: int, samples: int) -> NDArray[np.float64]:
     """Drivers of every frame of a replayed recording.
 
     Parameters
@@ -88,8 +51,8 @@ def frame_drivers(recording: Recording, *, grid: int, size: int) -> NDArray[np.f
         With its video and, beside it, the table of buttons and RAM variables.
     grid
         Cells along each side of the screen.
-    size
-        Height and width to which frames are decoded, a multiple of `grid`.
+    samples
+        Boxes along each side in which luminance is averaged before anything is measured.
 
     Returns
     -------
@@ -98,11 +61,7 @@ def frame_drivers(recording: Recording, *, grid: int, size: int) -> NDArray[np.f
     """
     if recording.video is None:
         raise ValueError(f"{recording.key} has no video")
-    blocks, last = [], None
-    for frames in read_frames(recording.video, size=(size, size)):
-        measures, last = screen_measures(frames, grid, last)
-        blocks.append(measures.reshape(len(frames), -1))
-    screen = np.concatenate(blocks)
+    screen = measure_video(recording.video, grid=grid, samples=samples)
     table = read_table(recording)
     # A replay table and its video can differ by a frame at the end: the clock spreads the video's frames.
     n = len(screen)
@@ -155,57 +114,35 @@ def fine_series(
     return fine
 
 
-@dataclass(frozen=True)
-class Moments:
-    """Count, sum and sum of squares of each driver over bins with video; they add over runs."""
-
-    n: float
-    total: NDArray[np.float64]
-    squares: NDArray[np.float64]
-
-    @classmethod
-    def of(cls, fine: NDArray[np.float64]) -> Moments:
-        """Moments of one run's fine series."""
-        seen = fine[np.isfinite(fine).all(axis=1)]
-        return cls(float(len(seen)), seen.sum(axis=0), (seen**2).sum(axis=0))
-
-    def __add__(self, other: Moments) -> Moments:
-        return Moments(self.n + other.n, self.total + other.total, self.squares + other.squares)
-
-
-def scaling(moments: Moments, kinds: NDArray[np.int8]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Centre and scale of each driver over the whole data set.
+def scaling(second: ArrayLike, kinds: NDArray[np.int8]) -> NDArray[np.float64]:
+    """Scale of each driver over the whole data set: the standard deviation of the response that it causes.
 
     A cell of the screen where little happens keeps little variance (the floor is a quarter of the largest standard
     deviation of its channel): else the codec's noise in a black corner would drive voxels as strongly as the game.
-    Buttons and events are not centred: no press is 0.
 
     Parameters
     ----------
-    moments
-        Over all runs.
+    second : (n_drivers,)
+        Mean square over all runs of the convolved drivers without drift.
     kinds : (n_drivers,)
         Codes of `driver_kinds`.
 
     Returns
     -------
-    centre, scale : (n_drivers,) float64
-        A driver that never varies has scale infinity, which makes it 0.
+    (n_drivers,) float64
+        Infinity for a driver that never varies, which makes it 0.
     """
-    mean = moments.total / max(moments.n, 1.0)
-    sd = np.sqrt(np.maximum(moments.squares / max(moments.n, 1.0) - mean**2, 0.0))
-    scale = np.where(sd > 1e-9, sd, np.inf)
+    sd = np.sqrt(np.asarray(second, np.float64))
+    scale = np.where(sd > _STILL, sd, np.inf)
     for cells in np.array_split(np.flatnonzero(kinds == 1), len(CHANNELS)):
         largest = sd[cells].max(initial=0.0)
-        scale[cells] = np.maximum(sd[cells], _SD_FLOOR * largest) if largest > 1e-9 else np.inf
-    return np.where(kinds == 1, mean, 0.0), scale
+        scale[cells] = np.maximum(sd[cells], _SD_FLOOR * largest) if largest > _STILL else np.inf
+    return scale
 
 
-def standardised(
-    fine: NDArray[np.float64], centre: NDArray[np.float64], scale: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    """Scale a fine series; where nothing is on the screen (fixation at its mean grey) every driver is 0."""
-    return np.nan_to_num((fine - centre) / scale, nan=0.0)
+def centred(fine: NDArray[np.float64], centre: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Subtract each driver's mean; where nothing is on the screen (fixation at its mean grey) every driver is 0."""
+    return np.nan_to_num(fine - centre, nan=0.0)
 
 
 def per_tr(fine: NDArray[np.float64]) -> NDArray[np.float64]:

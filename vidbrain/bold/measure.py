@@ -26,7 +26,7 @@ class MeasureRow:
     n_trs: int
     tr_s: float
     grid: int
-    decode_size: int
+    samples: int
 
 
 def is_measured(row: MeasureRow) -> bool:
@@ -39,7 +39,7 @@ def measure_run(row: MeasureRow) -> str:
     """Decode the recordings of a run and write their drivers on the fine time grid."""
     parts = (
         (
-            frame_drivers(recording, grid=row.grid, size=row.decode_size),
+            frame_drivers(recording, grid=row.grid, samples=row.samples),
             float(recording.onset_s or 0.0),
             float(recording.duration_s or 0.0),
         )

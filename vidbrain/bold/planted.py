@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
-from vidbrain.bold.drivers import CHANNELS
+from vidbrain.bold.screen import CHANNELS
 from vidbrain.bold.voxels import centres_mm
 
 NOISE, VISUAL, MOTOR, EVENT = range(4)

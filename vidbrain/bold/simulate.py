@@ -22,21 +22,20 @@ from vidbrain.bold.bids import identity
 from vidbrain.bold.drivers import (
     BINS_PER_TR,
     BUTTONS,
-    CHANNELS,
     EVENTS,
     KINDS,
-    Moments,
+    centred,
     driver_kinds,
     driver_names,
     haemodynamic,
     per_tr,
     scaling,
-    standardised,
 )
 from vidbrain.bold.measure import MeasureRow, is_measured, measure_run, read_fine
 from vidbrain.bold.noise import cosine_drifts
 from vidbrain.bold.planted import PlantedBrain, plant
 from vidbrain.bold.scan import SPACE, ScanRow, is_scanned, scan_stem, write_scan
+from vidbrain.bold.screen import CHANNELS
 from vidbrain.bold.truth import KIND, write_drivers, write_truth
 from vidbrain.bold.voxels import ordered_voxels
 from vidbrain.cluster import Client
@@ -66,11 +65,11 @@ class SimulateConfig:
     """Edge of a voxel in millimetres (nilearn's MNI152 brain mask, resampled)."""
     grid: int = 4
     """Cells along each side of the screen in which luminance, contrast and motion are measured."""
-    decode_size: int = 64
-    """Height and width to which frames are decoded for measuring, a multiple of `grid`."""
+    samples: int = 32
+    """At least so many boxes along each side of the frame, in which luminance is averaged before it is measured."""
     noise_share: float = 0.5
     """Share of voxels that carry no signal at all."""
-    ceiling: float = 0.6
+    ceiling: float = 0.65
     """Median over planted voxels of the correlation between noise-free signal and data."""
     ceiling_sd: float = 0.1
     """Spread of that correlation over planted voxels."""
@@ -89,10 +88,8 @@ class SimulateConfig:
             faults.append(f"tr_s must be positive, not {self.tr_s}")
         if not 2 <= self.resolution_mm <= 20:
             faults.append(f"resolution_mm must lie between 2 and 20, not {self.resolution_mm}")
-        if self.grid < 1 or self.decode_size % self.grid or self.decode_size // self.grid < 2:
-            faults.append(
-                f"decode_size {self.decode_size} must be a multiple of grid {self.grid}, at least twice as large"
-            )
+        if self.grid < 1 or self.samples < 2 * self.grid:
+            faults.append(f"samples {self.samples} must be at least twice grid {self.grid}, which is at least 1")
         if not 0 <= self.noise_share < 1:
             faults.append(f"noise_share must lie in [0, 1), not {self.noise_share}")
         if not 0.1 <= self.ceiling <= 0.95:
@@ -168,12 +165,12 @@ def simulate(
         MeasureRow(
             root=truth,
             run=run,
-            fingerprint=fingerprint("fine", made_from[run], n_trs[run], config.tr_s, config.grid, config.decode_size),
+            fingerprint=fingerprint("fine", made_from[run], n_trs[run], config.tr_s, config.grid, config.samples),
             recordings=tuple(played[run]),
             n_trs=n_trs[run],
             tr_s=config.tr_s,
             grid=config.grid,
-            decode_size=config.decode_size,
+            samples=config.samples,
         )
         for run in events
     ]
@@ -266,21 +263,22 @@ def _plant(
     """Standardise the drivers over all runs, plant the brain, scale its signal, and write the truth."""
     names = driver_names(config.grid)
     kinds = driver_kinds(names)
-    moments = Moments(0.0, np.zeros(len(names)), np.zeros(len(names)))
-    for run in n_trs:
-        moments += Moments.of(read_fine(truth, run))
-    centre, scale = scaling(moments, kinds)
-    live = np.isfinite(scale)
+    centre = _centre(truth, list(n_trs), kinds)
     hrf = canonical_hrf(config.tr_s)
-    covariance, volumes = np.zeros((len(names), len(names))), 0
-    for run, n in n_trs.items():
-        fine = standardised(read_fine(truth, run), centre, scale)
-        convolved = haemodynamic(fine, hrf)
-        write_drivers(truth, run, drivers=per_tr(fine), convolved=convolved, tr_s=config.tr_s, names=list(names))
-        kept = without_drift(convolved, config.tr_s)
-        covariance += kept.T @ kept
-        volumes += n
-    covariance /= volumes
+    covariance, volumes = np.zeros((len(names), len(names))), sum(n_trs.values())
+    series = {}
+    for run in n_trs:
+        fine = centred(read_fine(truth, run), centre)
+        series[run] = per_tr(fine), haemodynamic(fine, hrf)
+        kept = without_drift(series[run][1], config.tr_s)
+        covariance += kept.T @ kept / volumes
+    scale = scaling(np.diag(covariance), kinds)
+    live = np.isfinite(scale)
+    covariance /= scale[:, None] * scale
+    for run, (drivers, convolved) in series.items():
+        write_drivers(
+            truth, run, drivers=drivers / scale, convolved=convolved / scale, tr_s=config.tr_s, names=list(names)
+        )
 
     mask, affine = brain_mask(config.resolution_mm)
     ijk = ordered_voxels(mask)
@@ -304,6 +302,7 @@ def _plant(
         "n_by_kind": {name: int((brain.kind == code).sum()) for code, name in enumerate(KINDS)},
         "reference": "volume k is sampled at (k + 1/2) TR; drivers are means over [k TR, (k + 1) TR)",
         "gaps": "between recordings the screen shows fixation at its mean grey: every driver is 0",
+        "scale": "the drift-free response to each driver has unit variance over the data set (cells with little: less)",
         "signal": "drivers (convolved) @ weights.T, in standard deviations of the noise; the same for every subject",
         "ceiling_meaning": "r of signal and data after drift (periods above 128 s) is removed",
         "hrf": "nilearn spm_hrf",
@@ -314,6 +313,17 @@ def _plant(
         truth, kind=brain.kind, weights=weights, ceiling=brain.ceiling.astype(np.float32), ijk=ijk,
         config=to_mapping(config), made_from=made_from, facts=facts,
     )  # fmt: skip
+
+
+def _centre(truth: Path, runs: list[str], kinds: NDArray[np.int8]) -> NDArray[np.float64]:
+    """Mean of each driver of the screen over all frames; buttons and events keep their 0: nothing pressed."""
+    total, n = np.zeros(len(kinds)), 0
+    for run in runs:
+        fine = read_fine(truth, run)
+        seen = fine[np.isfinite(fine).all(axis=1)]
+        total += seen.sum(axis=0)
+        n += len(seen)
+    return np.where(kinds == 1, total / max(n, 1), 0.0)
 
 
 def canonical_hrf(tr_s: float) -> NDArray[np.float64]:

@@ -9,8 +9,9 @@ from cyclopts import Parameter
 
 from vidbrain import cluster
 from vidbrain.cli.console import Console
+from vidbrain.errors import ConfigError
 from vidbrain.features.catalog import SourceConfig, SourceName, make_source
-from vidbrain.features.drivers import extract_drivers
+from vidbrain.features.drivers import extract_drivers, list_drivers
 from vidbrain.features.extract import ExtractConfig, estimate_bytes, extract, plan_runs
 from vidbrain.sharding.manifest import open_manifest
 from vidbrain.storage.roots import data_root
@@ -27,7 +28,7 @@ def features(
     truth: Path | None = None,
     config: Annotated[SourceConfig, Parameter(name="*", consume_multiple=True)] = SourceConfig(),  # noqa: B008 -- frozen
     clock: Annotated[ExtractConfig, Parameter(name="*")] = ExtractConfig(),  # noqa: B008 -- frozen
-    workers: int | None = None,
+    workers: int = 0,
     scheduler: str = "local",
     dry_run: bool = False,
     json: bool = False,
@@ -39,22 +40,25 @@ def features(
     Parameters
     ----------
     source
-        model: the trained VQ-VAE and GPT; untrained: the same with fresh weights; pixels: small pictures; motion: motion
-        energy; drivers: the planted drivers of simulated fMRI.
+        model: the trained VQ-VAE and GPT; untrained: the same with fresh weights; pixels: small pictures;
+        motion: motion energy; drivers: the planted drivers of simulated fMRI.
     shards
-        Data set of shards, with all frames of its recordings; default <data root>/data.
+        Data set of shards, with all frames of its recordings; default `DATA/data`, below the data root.
     out
-        Folder to write; default <data root>/features/<source>.
-    vqvae, gpt
-        Folders of the networks; default <data root>/runs/vqvae and, where it exists, <data root>/runs/gpt.
+        Folder to write; default `DATA/features/SOURCE`.
+    vqvae
+        Folder of the trained VQ-VAE; default `DATA/runs/vqvae`.
+    gpt
+        Folder of the trained GPT; default `DATA/runs/gpt` where that exists.
     truth
-        Simulated derivatives, for drivers; default <data root>/game/derivatives/simulated-fmriprep.
+        Simulated derivatives, for drivers; default `DATA/game/derivatives/simulated-fmriprep`.
     config
         Layers and pooling.
     clock
         Of the scanner.
     workers
-        Processes that share the runs of pixels and motion; default one for each core. Values do not depend on it.
+        Processes that share the runs of pixels and motion; 0 for none but this one, which is faster up to some hours of
+        video. Values do not depend on it.
     scheduler
         local, inline, slurm, or the address of a Dask scheduler.
     dry_run
@@ -65,9 +69,7 @@ def features(
     console = Console(json=json)
     out = out or data_root() / "features" / source
     if source == "drivers":
-        truth = truth or data_root() / "game" / "derivatives" / "simulated-fmriprep"
-        layers = config.layers or ("drivers.convolved",)
-        _print(console, out, extract_drivers(truth, out, layers=layers, progress=console.progress()))
+        _drivers(console, truth, out, config, dry_run=dry_run)
         return
     shards = shards or data_root() / "data"
     if source in ("model", "untrained"):
@@ -92,6 +94,17 @@ def features(
     with cluster.client(scheduler, inline) as client:
         record = extract(made, shards, out, clock, client=client, progress=console.progress())
     _print(console, out, record)
+
+
+def _drivers(console: Console, truth: Path | None, out: Path, config: SourceConfig, *, dry_run: bool) -> None:
+    if config.pooling is not None or config.stride is not None:
+        raise ConfigError("drivers are not pooled", hint="leave out --pool, --grid and --stride")
+    truth = truth or data_root() / "game" / "derivatives" / "simulated-fmriprep"
+    layers = config.layers or ("drivers.convolved",)
+    if dry_run:
+        console.print_result({"truth": str(truth), **list_drivers(truth, layers)})
+    else:
+        _print(console, out, extract_drivers(truth, out, layers=layers, progress=console.progress()))
 
 
 def _print(console: Console, out: Path, record: dict[str, Any]) -> None:

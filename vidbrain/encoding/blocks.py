@@ -55,7 +55,7 @@ class EncodeConfig:
     purge_trs: int = 10
     """With two runs only: TRs left out of training at each side of such a block."""
     voxels_per_block: int = 4096
-    """Voxels of one task, rounded up to a multiple of 1024; the result does not depend on it."""
+    """Voxels of one task, rounded up to a multiple of 512; the result does not depend on it."""
 
     def __post_init__(self) -> None:
         least = {"n_alphas": 1, "n_permutations": 0, "n_inner_blocks": 2, "purge_trs": 0, "voxels_per_block": 1}

@@ -186,7 +186,7 @@ def triangle(scores: F64) -> F32:
     return np.triu(factor[: min(scores.shape)]).astype(np.float32)
 
 
-def squared_norms(factor: F32, Z: F32, out: F32, panel: int = 64) -> None:
+def squared_norms(factor: F32, Z: F32, out: F32, panel: int = 96) -> None:
     """Write the squared column norms of ``factor @ Z``, (t,), skipping the zeros below the diagonal panel by panel."""
     out[:] = 0
     for top in range(0, len(factor), panel):

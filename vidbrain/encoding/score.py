@@ -15,7 +15,7 @@ from vidbrain.encoding.plan import Plan, TrainingSet, Validation, downdate
 
 F32 = NDArray[np.float32]
 
-TILE = 1024
+TILE = 512
 """Voxels in the innermost products: their operands stay in the processor's cache. Blocks are multiples of it, so that
 every product has the same shape, and every bit of the result is the same, whatever the block size."""
 

@@ -19,8 +19,21 @@ from vidbrain.storage.zarrs import open_dataset
 NAME = "drivers"
 
 DRIVER_LAYERS = {"drivers.convolved": "convolved", "drivers.raw": "drivers"}
-"""Layers, and the variables of the truth's stores. The convolved ones have passed the haemodynamic response: encode them
-with no delay. The raw ones are means over each volume, to be delayed as other features are."""
+"""Layers, and the variables of the truth's stores. The convolved ones have passed the haemodynamic response: encode
+them with no delay. The raw ones are means over each volume, to be delayed as other features are."""
+
+
+def list_drivers(truth: str | Path, layers: Sequence[str] = ("drivers.convolved",)) -> dict[str, Any]:
+    """Say what `extract_drivers` would write: layers, runs, volumes and drivers. Raises as it does."""
+    names = choose_layers(layers, list(DRIVER_LAYERS), NAME)
+    _, info = _read_truth(truth)
+    return {
+        "layers": list(names),
+        "runs": len(info["runs"]),
+        "volumes": sum(info["runs"].values()),
+        "drivers": len(info["driver_names"]),
+        "tr_s": float(info["tr_s"]),
+    }
 
 
 def extract_drivers(
@@ -58,10 +71,8 @@ def extract_drivers(
         If a finished set lies there that was made otherwise.
     """
     names = choose_layers(layers, list(DRIVER_LAYERS), NAME)
-    root, out = Path(truth), Path(out)
-    if (root / "truth").is_dir():
-        root = root / "truth"
-    info = read_info(root, "truth")
+    root, info = _read_truth(truth)
+    out = Path(out)
     runs, tr_s, drivers = dict(info["runs"]), float(info["tr_s"]), list(info["driver_names"])
     settings = {
         "source": NAME,
@@ -100,3 +111,10 @@ def extract_drivers(
         "driver_names": drivers,
     }
     return write_info(out, KIND, config=settings, made_from=made_from, facts=facts)
+
+
+def _read_truth(truth: str | Path) -> tuple[Path, dict[str, Any]]:
+    root = Path(truth)
+    if (root / "truth").is_dir():
+        root = root / "truth"
+    return root, read_info(root, "truth")

@@ -13,6 +13,7 @@ is therefore projected once on the spatial filters (one matrix product) and then
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -92,6 +93,7 @@ def to_grey(video: NDArray[np.uint8], size: int) -> NDArray[np.float32]:
     return small
 
 
+@cache
 def spatial_filters(
     size: int, cycles: float, n_centres: int, n_orientations: int, envelope_cycles: float
 ) -> NDArray[np.complex64]:
@@ -118,7 +120,9 @@ def spatial_filters(
                 envelope = np.exp(-((x - column) ** 2 + (y + row) ** 2) / (2 * sigma**2))
                 envelope /= envelope.sum()
                 filters.append(2 * envelope * (wave - (envelope * wave).sum()))
-    return np.stack(filters, axis=-1).reshape(size * size, -1).astype(np.complex64)
+    stacked = np.stack(filters, axis=-1).reshape(size * size, -1).astype(np.complex64)
+    stacked.setflags(write=False)  # it is shared between calls
+    return stacked
 
 
 def temporal_filter(hz: float, rate_hz: float, envelope_s: float, n_reach: int) -> NDArray[np.complex64]:

@@ -61,10 +61,10 @@ class FeatureStore:
         Returns
         -------
         xarray.Dataset
-            ``features (tr, feature)`` float32; ``valid (tr)`` bool, False where a volume has no video (its features are
-            0 and must be masked); ``time_s (tr)``, the middle of each volume. From video also ``n_frames (tr)``, the frames
-            in each volume. Attributes: ``tr_s``, ``layer``, ``run``; from video also ``row_s`` (what one row of the source
-            stands for), ``window_s`` (its receptive field), ``sees_before_s`` and ``sees_after_s``.
+            ``features (tr, feature)`` float32; ``valid (tr)`` bool, False where a volume has no video (its features
+            are 0 and must be masked); ``time_s (tr)``, the middle of each volume. From video also ``n_frames (tr)``,
+            the frames in each volume. Attributes: ``tr_s``, ``layer``, ``run``; from video also ``row_s`` (what one
+            row of the source stands for), ``window_s`` (its receptive field), ``sees_before_s``, ``sees_after_s``.
 
         Raises
         ------

@@ -33,6 +33,18 @@ def head_width(channels: int, n_heads: int) -> int:
     return channels // n_heads
 
 
+class RMSNorm(nn.Module):
+    """RMS norm over the last axis, computed in float32 and returned in the type of its input."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise (..., width)."""
+        return F.rms_norm(x.float(), self.weight.shape, self.weight, 1e-6).to(x.dtype)
+
+
 class AxialAttention(nn.Module):
     """Self-attention along w, along h and along t, summed: (B, t, h, w, C) -> (B, t, h, w, C).
 
@@ -68,8 +80,8 @@ class CausalSelfAttention(nn.Module):
         super().__init__()
         self.n_heads, self.d_head, self.dropout = n_heads, head_width(channels, n_heads), dropout
         self.qkv = nn.Linear(channels, 3 * channels, bias=False)
-        self.q_norm = nn.RMSNorm(self.d_head)
-        self.k_norm = nn.RMSNorm(self.d_head)
+        self.q_norm = RMSNorm(self.d_head)
+        self.k_norm = RMSNorm(self.d_head)
         self.out = nn.Linear(channels, channels, bias=False)
         nn.init.zeros_(self.out.weight)
 
@@ -82,7 +94,7 @@ class CausalSelfAttention(nn.Module):
             The result (B, S, C), and keys and values of past and new tokens for the next call.
         """
         q, k, v = (p.unflatten(-1, (self.n_heads, self.d_head)).transpose(1, 2) for p in self.qkv(x).chunk(3, dim=-1))
-        q, k = self.q_norm(q).to(v.dtype), self.k_norm(k).to(v.dtype)
+        q, k = self.q_norm(q), self.k_norm(k)
         if past is not None:
             if x.shape[1] != 1:
                 raise ValueError("with a past, tokens come one at a time")

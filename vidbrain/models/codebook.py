@@ -67,8 +67,9 @@ class Codebook(nn.Module):
         self.register_buffer("z_avg", start.clone())
         self.register_buffer("counts", torch.full((n_codes,), 2 * restart_below))
         self.register_buffer("ready", torch.zeros((), dtype=torch.bool))
-        self.register_buffer("usage", torch.zeros(n_codes, dtype=torch.int64), persistent=False)
-        self.register_buffer("restarts", torch.zeros((), dtype=torch.int64), persistent=False)
+        # Kept with the weights, so that a resumed run logs the same numbers as one that was never killed.
+        self.register_buffer("usage", torch.zeros(n_codes, dtype=torch.int64))
+        self.register_buffer("restarts", torch.zeros((), dtype=torch.int64))
 
     def forward(self, z: Tensor) -> Quantized:
         """Quantize (..., D); in training mode also learn from it."""
@@ -83,18 +84,18 @@ class Codebook(nn.Module):
             commitment = (z - vectors).square().mean()
             if self.training:
                 self._learn(flat, codes, distance)
-            self.usage += torch.bincount(codes, minlength=self.n_codes)
             return Quantized(z + (vectors - z).detach(), codes.reshape(z.shape[:-1]), commitment)
 
     def lookup(self, codes: Tensor) -> Tensor:
         """Code vectors (..., D) of codes (...)."""
         return self.embeddings[codes]
 
-    def take_usage(self) -> Tensor:
-        """Return how often each code was used since the last call, (K,) int64 on the CPU, and count anew."""
-        total = self.usage.cpu()
+    def take_usage(self) -> tuple[Tensor, int]:
+        """Return use of each code (K,) and restarts in training since the last call, and count anew."""
+        usage, restarts = self.usage.cpu().clone(), int(self.restarts)
         self.usage.zero_()
-        return total
+        self.restarts.zero_()
+        return usage, restarts
 
     @torch.no_grad()
     def _start_from(self, flat: Tensor) -> None:
@@ -110,6 +111,7 @@ class Codebook(nn.Module):
         if dist.is_initialized():
             dist.all_reduce(new_counts)
             dist.all_reduce(new_sums)
+        self.usage += new_counts.long()
         self.counts.lerp_(new_counts, 1 - self.decay)
         self.z_avg.lerp_(new_sums, 1 - self.decay)
         self.embeddings.copy_(self.z_avg / self.counts.clamp_min(1e-7)[:, None])

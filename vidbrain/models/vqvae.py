@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vidbrain.errors import ConfigError, ModelError
-from vidbrain.models.attention import AxialAttention, head_width
+from vidbrain.models.attention import AxialAttention, RMSNorm, head_width
 from vidbrain.models.codebook import Codebook, Quantized, from_first_rank
 
 Triple = tuple[int, int, int]
@@ -254,7 +254,7 @@ class ResidualBlock(nn.Module):
         return x + self.attention(y).movedim(-1, 1)
 
 
-class ChannelNorm(nn.RMSNorm):
+class ChannelNorm(RMSNorm):
     """RMS norm over the channels of every position of (B, C, t, h, w)."""
 
     def forward(self, x: Tensor) -> Tensor:

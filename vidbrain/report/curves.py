@@ -6,25 +6,29 @@ between two calls (dates, random identifiers) or that would ask the network (doc
 
 from __future__ import annotations
 
+import hashlib
 import io
 import re
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from vidbrain.report.html import Html, escape
+from vidbrain.report.html import Html, escape, tag
 from vidbrain.report.palette import ACCENT, INK, KIND_INKS, MUTED, PAPER, RULE, css_inks
+from vidbrain.report.words import MINUS, score
 
 Floats = NDArray[np.floating]
 
-_STYLE = {
+_STYLE: Any = {  # of Matplotlib's settings, whose type lists every key
     "svg.fonttype": "none",
     "svg.hashsalt": "vidbrain",
     "text.parse_math": False,  # a name with dollar signs is a name, not a formula
@@ -95,8 +99,9 @@ def draw_loss(curve: LossCurve) -> Html:
         values = np.concatenate([*every, np.array(list(curve.references.values()))])
         if values.size and values.min() > 0 and np.percentile(values, 99) > 8 * values.min():
             axes.set_yscale("log")
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-            axes.yaxis.set_minor_formatter(FuncFormatter(lambda *_: ""))
+            axes.yaxis.set_minor_locator(NullLocator())
         axes.grid(axis="y")
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         axes.set_xlabel("step")
@@ -142,7 +147,7 @@ def draw_distributions(
             axes.axvspan(low, high, color=MUTED, alpha=0.13, lw=0)
             axes.axvline(middle, color=INK, lw=1, ls=(0, (4, 3)))
             left = middle > np.mean(limits)
-            axes.annotate(f"ceiling {_plain(middle)}", (middle, 1), xycoords=("data", "axes fraction"),
+            axes.annotate(f"ceiling {score(middle)}", (middle, 1), xycoords=("data", "axes fraction"),
                           xytext=(-4 if left else 4, 2), textcoords="offset points",
                           ha="right" if left else "left", va="bottom", color=INK, fontsize=9)  # fmt: skip
         axes.axvline(0, color=RULE, lw=1)
@@ -157,7 +162,7 @@ def draw_distributions(
             low, middle, high = np.percentile(scores, [25, 50, 75])
             axes.plot([low, high], [y, y], color=ink, lw=3.4, solid_capstyle="butt")
             axes.plot([middle], [y], "o", ms=5.2, color=ink, mec=PAPER, mew=1.1)
-            axes.annotate(_plain(middle), (1, y), xycoords=("axes fraction", "data"), xytext=(6, 0),
+            axes.annotate(score(middle), (1, y), xycoords=("axes fraction", "data"), xytext=(6, 0),
                           textcoords="offset points", va="center", color=INK, fontsize=9.5,
                           fontweight="bold" if name == emphasis else "normal")  # fmt: skip
         axes.set_yticks(-np.arange(len(values)), [_shorten(name) for name in values])
@@ -168,7 +173,7 @@ def draw_distributions(
         axes.set_xlabel("r on held-out runs")
         axes.xaxis.set_major_locator(MaxNLocator(5))
 
-    medians = "; ".join(f"{name} {_plain(float(np.median(scores)))}" for name, scores in values.items())
+    medians = "; ".join(f"{name} {score(float(np.median(scores)))}" for name, scores in values.items())
     height = 1.05 + 0.42 * len(values)
     return _figure(draw, title, height_in=height, label=f"Distribution of r in {title}. Medians: {medians}")
 
@@ -177,7 +182,7 @@ def draw_against_ceiling(ceiling: Floats, scores: Floats, *, title: str, high: f
     """Draw r against the noise ceiling: density of voxels in hexagons, the median in bins, and the line r = ceiling."""
 
     def draw(axes: Axes) -> None:
-        extent = (0.0, high, -0.25 * high, high)
+        extent = (0.0, high, min(-0.08 * high, float(np.percentile(scores, 0.2))), high)
         inside = (ceiling >= 0) & (ceiling <= high) & (scores >= extent[2]) & (scores <= high)
         hexagons = axes.hexbin(ceiling[inside], scores[inside], gridsize=(26, 19), extent=extent, mincnt=1, lw=0)
         counts = np.asarray(hexagons.get_array(), float)
@@ -185,7 +190,7 @@ def draw_against_ceiling(ceiling: Floats, scores: Floats, *, title: str, high: f
         colours = np.tile(mpl.colors.to_rgba(ACCENT), (len(counts), 1))
         colours[:, 3] = np.round(shade, 2)
         hexagons.set_array(None)
-        hexagons.set_facecolors(colours)
+        hexagons.set_facecolor([(red, green, blue, alpha) for red, green, blue, alpha in colours.tolist()])
         axes.plot([0, high], [0, high], color=MUTED, lw=1, ls=(0, (4, 3)))
         axes.annotate("r = ceiling", (0.8 * high, 0.8 * high), xytext=(-8, 4), textcoords="offset points", ha="right",
                       va="bottom", color=MUTED, fontsize=9)  # fmt: skip
@@ -222,9 +227,9 @@ def draw_alphas(groups: Mapping[str, Floats], *, title: str) -> Html:
         axes.set_ylim(bottom=0)
         axes.xaxis.set_minor_locator(NullLocator())
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.0f} %"))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0e}".replace("e+0", "e").replace("e-0", "e−")))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _power(value)))
         axes.grid(axis="y")
-        axes.set_xlabel("ridge penalty α")
+        axes.set_xlabel("ridge penalty alpha")
         axes.set_ylabel("share of voxels")
         axes.legend(frameon=False, fontsize=9, labelcolor=MUTED)
 
@@ -232,14 +237,15 @@ def draw_alphas(groups: Mapping[str, Floats], *, title: str) -> Html:
 
 
 def _figure(draw: Callable[[Axes], None], title: str, *, height_in: float, label: str) -> Html:
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(_STYLE), warnings.catch_warnings():
+        # Only the layout is measured with Matplotlib's font; the reader's browser has the glyphs.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         figure = Figure(figsize=(_WIDTH_IN, height_in), layout="constrained")
         axes = figure.add_subplot()
         draw(axes)
-        axes.set_title(title, loc="left", fontsize=11, fontweight="bold", pad=14)
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-    return inline_svg(buffer.getvalue(), label)
+    return tag("div", tag("h4", title), inline_svg(buffer.getvalue(), label))
 
 
 def inline_svg(document: str, label: str) -> Html:
@@ -279,8 +285,6 @@ def _font(found: re.Match[str]) -> str:
 
 
 def _digest(text: str) -> str:
-    import hashlib
-
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
@@ -289,8 +293,9 @@ def _running_median(values: Floats) -> Floats:
     return ndimage.median_filter(np.asarray(values, float), size=width, mode="nearest")
 
 
-def _plain(value: float) -> str:
-    return f"{value:.2f}".replace("-", "−") if abs(value) >= 0.005 else "0.00"
+def _power(value: float) -> str:
+    mantissa, exponent = f"{value:.0e}".split("e")
+    return f"{mantissa}e{int(exponent)}".replace("-", MINUS)
 
 
 def _shorten(name: str, longest: int = 22) -> str:

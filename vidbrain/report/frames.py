@@ -16,6 +16,7 @@ Video = NDArray[np.uint8]
 
 _N_STRIP = 8
 _FRAME_MS = 80
+_GAP = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +75,11 @@ def strip(video: Video, alt: str, *, n_frames: int = _N_STRIP) -> Html:
         Frames shown, at most T.
     """
     chosen = video[frames_shown(len(video), n_frames)]
-    row = np.concatenate(list(chosen), axis=1)
+    count, height, width = chosen.shape[:3]
+    row = np.zeros((height, count * (width + _GAP) - _GAP, 4), np.uint8)  # transparent between frames
+    for i, frame in enumerate(chosen):
+        place = slice(i * (width + _GAP), i * (width + _GAP) + width)
+        row[:, place, :3], row[:, place, 3] = frame, 255
     return image(_webp([row]), alt, width=row.shape[1], height=row.shape[0], class_="pixels strip")
 
 
@@ -86,9 +91,7 @@ def frames_shown(n_frames: int, n_shown: int = _N_STRIP) -> NDArray[np.int64]:
 def animation(video: Video, alt: str) -> Html:
     """Show a clip (T, H, W, 3) in a loop; a reader who asked for less motion sees its first frame."""
     height, width = video.shape[1:3]
-    still = tag(
-        "source", srcset=data_uri(_webp([video[0]]), "image/webp"), media="(prefers-reduced-motion: reduce)"
-    )
+    still = tag("source", srcset=data_uri(_webp([video[0]]), "image/webp"), media="(prefers-reduced-motion: reduce)")
     return tag("picture", still, image(_webp(list(video)), alt, width=width, height=height, class_="pixels"))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import html
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 _VOID = frozenset({"img", "meta", "source", "hr", "br"})
 
@@ -53,12 +53,24 @@ def paragraph(*children: object, class_: str | None = None) -> Html:
     return tag("p", *children, class_=class_)
 
 
+def missing(reason: str) -> Html:
+    """Say why a part of the page is not there."""
+    return paragraph(reason, class_="missing")
+
+
 def figure(body: object, caption: object, *, class_: str | None = None) -> Html:
     """Make a figure with its caption."""
     return tag("figure", body, tag("figcaption", caption), class_=class_)
 
 
-def table(head: Sequence[object], rows: Iterable[Sequence[object]], *, caption: str, n_text: int = 1) -> Html:
+def table(
+    head: Sequence[object],
+    rows: Iterable[Sequence[object]],
+    *,
+    caption: str,
+    text: Collection[int] = (0,),
+    class_: str | None = None,
+) -> Html:
     """Make a table that scrolls sideways on a narrow screen.
 
     Parameters
@@ -69,12 +81,14 @@ def table(head: Sequence[object], rows: Iterable[Sequence[object]], *, caption: 
         Cells; the first of each row is its header.
     caption
         Read to those who cannot see, and shown above the table.
-    n_text
-        How many leading columns hold text (left); the others hold numbers (right).
+    text
+        Columns that hold text (left); the others hold numbers (right).
+    class_
+        Of the table.
     """
 
     def align(column: int) -> str | None:
-        return None if column < n_text else "number"
+        return None if column in text else "number"
 
     header = tag("tr", *(tag("th", cell, scope="col", class_=align(i)) for i, cell in enumerate(head)))
     body = join(
@@ -87,7 +101,7 @@ def table(head: Sequence[object], rows: Iterable[Sequence[object]], *, caption: 
         )
         for row in rows
     )
-    whole = tag("table", tag("caption", caption), tag("thead", header), tag("tbody", body))
+    whole = tag("table", tag("caption", caption), tag("thead", header), tag("tbody", body), class_=class_)
     # A region that scrolls must be reachable by keyboard.
     return tag("div", whole, class_="scroll", tabindex="0", role="region", aria_label=caption)
 
@@ -104,6 +118,4 @@ def data_uri(data: bytes, mime: str) -> str:
 
 def image(data: bytes, alt: str, *, width: int, height: int, class_: str | None = None) -> Html:
     """Make an image element of WebP bytes; its size is stated, so that the page does not jump while it loads."""
-    return tag(
-        "img", src=data_uri(data, "image/webp"), alt=alt, width=width, height=height, class_=class_
-    )
+    return tag("img", src=data_uri(data, "image/webp"), alt=alt, width=width, height=height, class_=class_)

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import nibabel
 import numpy as np
+from nibabel.affines import apply_affine
 from nilearn import datasets
 from numpy.typing import NDArray
 from PIL import Image
@@ -21,6 +21,7 @@ from scipy import ndimage
 from vidbrain.report.html import Html, image, tag
 from vidbrain.report.palette import Scale, rgb
 from vidbrain.report.surface import View, look
+from vidbrain.report.words import difference, score
 
 Floats = NDArray[np.float64]
 
@@ -34,8 +35,8 @@ SIDES = {
 
 CUTS_MM = {
     "z": (-20, -6, 8, 24, 40, 56),
-    "y": (-94, -80, -64, -36, -8, 24),
-    "x": (-46, -28, -8, 8, 28, 46),
+    "y": (-94, -78, -50, -22, 8, 36),
+    "x": (-46, -30, -8, 8, 30, 46),
 }
 """Where the template is cut: the same for every map, so that maps can be compared."""
 
@@ -94,7 +95,7 @@ class VoxelMap:
 
     def at(self, points_mm: Floats) -> Floats:
         """Value at points (..., 3) in millimetres; NaN outside the mask, which never pulls its neighbours down."""
-        index = np.moveaxis(nibabel.affines.apply_affine(np.linalg.inv(self.affine), points_mm), -1, 0)
+        index = np.moveaxis(apply_affine(np.linalg.inv(self.affine), points_mm), -1, 0)
         filled = np.where(self.known, self.volume, 0.0)
         inside = ndimage.map_coordinates(self.known.astype(np.float64), index, order=1, cval=0.0)
         if self.labels:
@@ -154,7 +155,7 @@ def load_anatomy() -> Anatomy:
     template = np.asarray(image_.get_fdata(), np.float64)
     template = np.clip(template / np.percentile(template[template > 0], 99.5), 0, 1)
     used = np.argwhere(template > 0.1)
-    corners = nibabel.affines.apply_affine(image_.affine, np.array([used.min(0), used.max(0)]))
+    corners = apply_affine(image_.affine, np.array([used.min(0), used.max(0)]))
     fsaverage = datasets.load_fsaverage("fsaverage5")
     folding = datasets.load_fsaverage_data("fsaverage5", mesh_type="inflated", data_type="sulcal")
     views, grey = {}, {}
@@ -227,7 +228,8 @@ def slice_panel(anatomy: Anatomy, voxels: VoxelMap, paint: Paint, axes: Sequence
     rows = []
     for axis in axes:
         pictures = [
-            _picture(_slice(anatomy, voxels, paint, axis, cut), f"{axis} = {_signed(cut)}") for cut in CUTS_MM[axis]
+            _picture(_slice(anatomy, voxels, paint, axis, cut), f"{axis} = {difference(cut, 0)}")
+            for cut in CUTS_MM[axis]
         ]
         rows.append(tag("div", *pictures, class_="slices"))
     return tag("div", *rows, role="img", aria_label=label)
@@ -242,7 +244,7 @@ def _slice(anatomy: Anatomy, voxels: VoxelMap, paint: Paint, axis: str, cut_mm: 
     points[..., cut] = cut_mm
     points[..., right] = across
     points[..., up] = upward[:, None]
-    index = np.moveaxis(nibabel.affines.apply_affine(np.linalg.inv(anatomy.template_affine), points), -1, 0)
+    index = np.moveaxis(apply_affine(np.linalg.inv(anatomy.template_affine), points), -1, 0)
     brain = ndimage.map_coordinates(anatomy.template, index, order=1, cval=0.0)
     # The template's white matter would outshine the map: its contrast is kept in the middle of the range.
     grey = np.repeat((0.12 + 0.62 * brain)[..., None], 3, axis=2)
@@ -259,7 +261,7 @@ def colour_bar(scale: Scale, title: str, *, n_ticks: int = 5, digits: int = 2) -
     ground = 0.52
     mixed = painted[:, 3:] * painted[:, :3] + (1 - painted[:, 3:]) * ground
     stops = ", ".join(f"rgb({r:.0f} {g:.0f} {b:.0f})" for r, g, b in mixed * 255)
-    ticks = [tag("span", f"{value:.{digits}f}".replace("-", "−")) for value in np.linspace(scale.low, scale.high, n_ticks)]
+    ticks = [tag("span", score(float(value), digits)) for value in np.linspace(scale.low, scale.high, n_ticks)]
     bar = tag("div", class_="bar", style=f"background:linear-gradient(to right, {stops})")
     return tag("div", tag("span", title, class_="bar-title"), bar, tag("div", *ticks, class_="ticks"), class_="scale")
 
@@ -290,7 +292,3 @@ def _soften(rgba: NDArray[np.float32]) -> NDArray[np.float32]:
     alpha = ndimage.gaussian_filter(rgba[..., 3], 0.6)
     colour = ndimage.gaussian_filter(rgba[..., :3] * rgba[..., 3:], (0.6, 0.6, 0)) / np.maximum(alpha, 1e-6)[..., None]
     return np.concatenate([colour, alpha[..., None]], axis=2)
-
-
-def _signed(value: float) -> str:
-    return f"{value:+d}".replace("-", "−") if value else "0"

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vidbrain.report.inputs import Evidence, ScoreSet
+from vidbrain.report.evidence import Evidence, ScoreSet
 
 
 @dataclass(frozen=True, eq=False)

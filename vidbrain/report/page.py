@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 
 from vidbrain import __version__
-from vidbrain.report import maps, sections
-from vidbrain.report.html import Html, escape, figure, join, paragraph, tag
-from vidbrain.report.inputs import Evidence, ReportInputs, gather
+from vidbrain.progress import SILENT, Progress
+from vidbrain.report import maps, provenance, sections
+from vidbrain.report.evidence import Evidence
+from vidbrain.report.html import Html, escape, figure, join, missing, paragraph, tag
+from vidbrain.report.inputs import ReportInputs, gather
 from vidbrain.report.numbers import Medians
 from vidbrain.report.palette import ceil_nicely, r_scale
-from vidbrain.progress import SILENT, Progress
 from vidbrain.storage.atomic import check_writable, write_bytes
 
 _HEADING = "How well a video model predicts the brain"
@@ -47,7 +48,7 @@ def write_report(inputs: ReportInputs, out: Path, *, progress: Progress = SILENT
         If results, truth and BOLD do not hold the same voxels.
     """
     check_writable(out.parent, 16 * 2**20)
-    progress.start("report", 7, "parts")
+    progress.start("report", 6, "parts")
     evidence = gather(inputs)
     progress.advance()
     page = render(evidence, progress=progress).encode()
@@ -82,7 +83,14 @@ def render(evidence: Evidence, *, progress: Progress = SILENT) -> str:
     progress.advance()
     brain = _brain(evidence)
     progress.advance()
-    frames_part = join([sections.reconstructions(evidence), tag("h3", "Continuation"), sections.continuations(evidence)])
+    frames_part = join(
+        [
+            tag("h3", "Reconstruction"),
+            sections.reconstructions(evidence),
+            tag("h3", "Continuation"),
+            sections.continuations(evidence),
+        ]
+    )
     progress.advance()
     parts = [
         ("prediction", "Prediction", "How well does each feature set predict voxels on runs it never saw?", score_part),
@@ -90,7 +98,7 @@ def render(evidence: Evidence, *, progress: Progress = SILENT) -> str:
         ("planted", "Planted against found", "Does the encoding find what is there, and only that?", brain["planted"]),
         ("frames", "What the model sees", "Which pictures survive the codes, and what comes next?", frames_part),
         ("training", "Training", "Did the models learn?", sections.training(evidence)),
-        ("run", "What was run", "From which data, with which settings, how long?", sections.what_was_run(evidence)),
+        ("run", "What was run", "From which data, with which settings, how long?", provenance.what_was_run(evidence)),
     ]
     progress.advance()
     body = join(
@@ -118,7 +126,7 @@ def _brain(evidence: Evidence) -> dict[str, Html]:
     """Draw everything that needs anatomy; volumes in another space than MNI are not drawn on it."""
     space = str(evidence.store.info.get("space"))
     if "mni" not in space.lower():
-        reason = sections.missing(f"The voxels lie in the space {space}; maps are drawn for MNI space only.")
+        reason = missing(f"The voxels lie in the space {space}; maps are drawn for MNI space only.")
         return {"hero": Html(""), "maps": reason, "planted": reason}
     anatomy = maps.load_anatomy()
     main = evidence.main

@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import math
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vidbrain.report import curves, frames, maps
-from vidbrain.report.html import Html, facts, figure, join, paragraph, table, tag
-from vidbrain.report.inputs import Evidence, ScoreSet
+from vidbrain.report.evidence import Evidence, ScoreSet
+from vidbrain.report.html import Html, figure, join, missing, paragraph, table, tag
 from vidbrain.report.numbers import Medians
 from vidbrain.report.palette import KIND_COLOURS, ceil_nicely, difference_scale, r_scale
 from vidbrain.report.words import DASH, count, decibels, difference, duration, percent, score
 
 MAX_CLIPS = 4
-_PACKAGES = ("vidbrain", "torch", "numpy", "scipy", "xarray", "zarr", "dask", "nilearn", "nibabel", "matplotlib")
-
-
-def missing(reason: str) -> Html:
-    """Say why a part is not there."""
-    return paragraph(reason, class_="missing")
 
 
 def notice(evidence: Evidence) -> Html | None:
@@ -47,7 +39,8 @@ def summary(evidence: Evidence, medians: Medians) -> Html:
     bold = "simulated BOLD" if evidence.simulated else "BOLD"
     seen = ""
     if evidence.data:
-        seen = f" that saw {count(evidence.data['frames'])} frames ({score(evidence.data['hours'], 1)} h) of video"
+        d = evidence.data
+        seen = f" trained on {count(d['frames'] - d['held_out_frames'])} frames of video"
     subject = f"A model{seen}" if main.role == "trained" else f"The feature set “{main.title}”"
     parts: list[object] = [
         f"{subject} predicts {bold} of runs that it was not fitted to with a median correlation of ",
@@ -61,7 +54,12 @@ def summary(evidence: Evidence, medians: Medians) -> Html:
     controls = [s for s in evidence.sets if s.role in ("untrained", "pixels", "motion")]
     if controls:
         said = [f"{_control_name(s)} {score(medians.r(s, kind))}" for s in controls]
+        ahead = medians.r(main, kind) - max(medians.r(s, kind) for s in controls)
         parts.append(f"On the same voxels, {_listing(said)}. ")
+        if ahead > 0:
+            parts.append(f"The {main.title} is {score(ahead, 3)} ahead of the best of these. ")
+        else:
+            parts.append(f"The {main.title} is not ahead of the best of these. ")
     else:
         parts.append("No controls were encoded, so this score cannot be read as a finding about the model. ")
     if "noise" in medians.kinds:
@@ -98,16 +96,13 @@ def tiles(evidence: Evidence, medians: Medians) -> Html:
         gain = float(np.mean([fidelity.gain_db for fidelity in pair]))
         cells.append((decibels(float(mean)), "reconstruction (PSNR)", f"{difference(gain, 1)} dB over the mean frame"))
     if evidence.data:
-        cells.append((count(evidence.data["frames"]), "frames of video", f"{score(evidence.data['hours'], 1)} h"))
+        cells.append((count(evidence.data["frames"]), "frames of video", duration(3600 * evidence.data["hours"])))
     store = evidence.store
     bold = "simulated BOLD" if evidence.simulated else "BOLD"
     cells.append((count(store.n_voxels), f"voxels of {bold}", f"{len(store.runs)} runs, TR {store.tr_s:g} s"))
     return tag(
         "ul",
-        *(
-            tag("li", tag("b", value), tag("span", what), tag("small", more))
-            for value, what, more in cells
-        ),
+        *(tag("li", tag("b", value), tag("span", what), tag("small", more)) for value, what, more in cells),
         class_="tiles",
     )
 
@@ -201,12 +196,12 @@ def difference_maps(evidence: Evidence, anatomy: maps.Anatomy) -> Html:
     body = join(
         [
             maps.surface_panel(anatomy, voxels, scale, label=f"Cortical surface: {label}"),
-            maps.colour_bar(scale, "trained − untrained (r)"),
+            maps.colour_bar(scale, "r trained \u2212 r untrained"),
             maps.slice_panel(anatomy, voxels, scale, ("z",), label=f"Slices: {label}"),
         ]
     )
     caption = (
-        "What training adds: r of the trained model minus r of the same model with random weights. Yellow and orange: "
+        "r of the trained model minus r of the same model with random weights. Yellow and orange: "
         "the trained model predicts better; blue: the untrained one does."
     )
     return figure(body, caption, class_="maps")
@@ -352,99 +347,10 @@ def training(evidence: Evidence) -> Html:
              score(held, 3), "; ".join(noted) or DASH]
         )  # fmt: skip
     head = ["model", "parameters", "steps", "first loss", "last loss", "held-out loss", "also"]
-    parts: list[object] = [tag("div", *drawn, class_="panels"), table(head, rows, caption="Models")]
+    parts: list[object] = [tag("div", *drawn, class_="panels"), table(head, rows, caption="Models", text=(0, 6))]
     if "gpt" in evidence.missing:
         parts.append(missing(evidence.missing["gpt"]))
     return join(parts)
-
-
-def what_was_run(evidence: Evidence) -> Html:
-    """List data, settings, versions, provenance, penalties and times."""
-    parts: list[object] = [tag("h3", "Data")]
-    if evidence.data:
-        d = evidence.data
-        parts.append(
-            facts(
-                [
-                    ("frames", f"{count(d['frames'])} of {d['height']} × {d['width']}"),
-                    ("video", f"{score(d['hours'], 2)} h at {score(d['fps'], 2)} frames a second"),
-                    ("recordings", count(d["recordings"])),
-                    ("subjects, sessions, runs", f"{d['subjects']}, {d['sessions']}, {d['runs']}"),
-                    ("held out of training", f"{count(d['held_out_frames'])} frames"),
-                    ("segments, shards", f"{count(d['segments'])}, {count(d['shards'])}"),
-                    ("size of the shards", f"{d['n_bytes'] / 1e6:.1f} MB"),
-                ]
-            )
-        )
-    else:
-        parts.append(missing(evidence.missing["data"]))
-    parts += [tag("h3", "Ridge penalties"), _penalties(evidence)]
-    parts += [tag("h3", "Wall time"), _times(evidence)]
-    parts += [tag("h3", "Where everything came from"), _provenance(evidence)]
-    versions = [(name, _version(name)) for name in _PACKAGES]
-    parts += [tag("h3", "Versions"), facts((name, version) for name, version in versions if version)]
-    return join(parts)
-
-
-def _penalties(evidence: Evidence) -> Html:
-    rows = []
-    for s in evidence.sets:
-        low, high = s.edge_shares()
-        middle = float(np.median(s.alpha[:, evidence.alive]))
-        rows.append([s.title, f"{middle:.2g}", percent(low, 1), percent(high, 1)])
-    main = evidence.main
-    groups = {kind or "all voxels": main.alpha[:, mask] for kind, mask in evidence.voxels()}
-    parts = [
-        curves.draw_alphas(groups, title=f"Penalties chosen: {main.title}"),
-        table(
-            ["feature set", "median α", "at the smallest", "at the largest"],
-            rows,
-            caption="Share of voxels whose penalty lies at an end of the grid",
-        ),
-    ]
-    note = (
-        "Many voxels at the smallest penalty would mean that the grid is too narrow. Voxels without signal belong at "
-        "the largest: they are predicted best by nothing."
-    )
-    return join([tag("div", *parts, class_="panels"), paragraph(note, class_="note")])
-
-
-def _times(evidence: Evidence) -> Html:
-    times = evidence.stage_seconds()
-    if not times:
-        return missing(evidence.missing.get("times", "The summary holds no wall seconds."))
-    total = sum(times.values())
-    rows: list[list[object]] = [
-        [name, duration(seconds), tag("i", class_="meter", style=f"--share:{seconds / max(total, 1e-9):.3f}")]
-        for name, seconds in times.items()
-    ]
-    rows.append(["all stages", duration(total), ""])
-    return table(["stage", "wall time", ""], rows, caption="Wall seconds by stage")
-
-
-def _provenance(evidence: Evidence) -> Html:
-    names = {str(record.get("fingerprint")): name for name, record in evidence.artefacts.items()}
-    rows = []
-    for name, record in evidence.artefacts.items():
-        sources = [
-            f"{names[str(value)]}" if str(value) in names else f"{key} {value}"
-            for key, value in dict(record.get("made_from") or {}).items()
-        ]
-        mark: Any = tag("code", record.get("fingerprint", DASH))
-        rows.append([name, mark, ", ".join(sources) or DASH])
-    return table(
-        ["artefact", "fingerprint", "made from"],
-        rows,
-        caption="Each artefact is named by its settings and by what it was made from",
-        n_text=3,
-    )
-
-
-def _version(name: str) -> str | None:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def volume(evidence: Evidence, values: NDArray[np.float64], *, labels: bool = False) -> maps.VoxelMap:

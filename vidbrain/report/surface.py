@@ -44,7 +44,7 @@ class View:
     light: Floats
 
     def sample(self, values: Floats) -> Floats:
-        """Interpolate vertex values (vertex,) at the covered pixels; a face with unknown (NaN) corners uses the others."""
+        """Interpolate vertex values (vertex,) at the covered pixels; corners that are NaN do not count."""
         corner_values = values[self.corners]
         known = np.isfinite(corner_values)
         weight = (self.weights * known).sum(1)
@@ -118,9 +118,8 @@ def rasterise(
         Flat index of the pixel, ascending.
     """
     corner_x, corner_y = column[faces], row[faces]
-    area = (corner_x[:, 1] - corner_x[:, 0]) * (corner_y[:, 2] - corner_y[:, 0]) - (
-        corner_x[:, 2] - corner_x[:, 0]
-    ) * (corner_y[:, 1] - corner_y[:, 0])
+    right, down = corner_x[:, 1:] - corner_x[:, :1], corner_y[:, 1:] - corner_y[:, :1]
+    area = right[:, 0] * down[:, 1] - right[:, 1] * down[:, 0]
     # Rows grow downwards, so a face whose corners run counter-clockwise has a negative area; the others look away.
     usable = area < -1e-9
     left = np.clip(np.ceil(corner_x.min(1)).astype(np.int64), 0, width)

@@ -6,7 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-DASH = "–"
+DASH, MINUS = "\u2013", "\u2212"
+"""Signs as type has them."""
 
 
 def count(value: object) -> str:
@@ -21,13 +22,13 @@ def score(value: object, digits: int = 2) -> str:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         return DASH
     text = f"{value:.{digits}f}"
-    return (text[1:] if float(text) == 0 and text.startswith("-") else text).replace("-", "−")
+    return (text[1:] if float(text) == 0 and text.startswith("-") else text).replace("-", MINUS)
 
 
 def difference(value: float, digits: int = 2) -> str:
     """Write a difference with its sign."""
     text = score(value, digits)
-    return text if text == DASH or text.startswith("−") or float(text) == 0 else f"+{text}"
+    return text if text == DASH or text.startswith(MINUS) or float(text) == 0 else f"+{text}"
 
 
 def percent(share: object, digits: int = 0) -> str:

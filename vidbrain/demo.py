@@ -1,0 +1,190 @@
+"""The whole path on real game play: every stage of vidbrain, called with the settings of `recipes/demo.toml`.
+
+Nothing here is special to the demo: each stage is the function behind a command, keeps its own record of what is done,
+and goes on where it was stopped. This module only says in which order, and gathers the numbers.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vidbrain import __version__
+from vidbrain.bold.drivers import KINDS
+from vidbrain.bold.ingest import IngestConfig, ingest
+from vidbrain.bold.simulate import SimulateConfig, simulate
+from vidbrain.bold.store import open_bold
+from vidbrain.bold.truth import measured_ceiling, open_truth
+from vidbrain.cluster import Client
+from vidbrain.config import from_mapping, read_toml
+from vidbrain.encoding.blocks import EncodeConfig, fit_encoding
+from vidbrain.encoding.maps import write_maps
+from vidbrain.encoding.result import open_result
+from vidbrain.errors import VidbrainError
+from vidbrain.features.catalog import SourceConfig, make_source
+from vidbrain.features.drivers import extract_drivers
+from vidbrain.features.extract import ExtractConfig, extract
+from vidbrain.features.store import open_features
+from vidbrain.progress import SILENT, Progress
+from vidbrain.report.inputs import ReportInputs
+from vidbrain.report.page import write_report
+from vidbrain.sharding.plan import ShardConfig
+from vidbrain.sharding.writer import write_shards
+from vidbrain.storage.atomic import check_writable, read_json, write_json
+from vidbrain.training.gpt import GPTTrainConfig, train_gpt
+from vidbrain.training.samples import SamplesConfig, write_samples
+from vidbrain.training.tokenize import TokenizeConfig, tokenize
+from vidbrain.training.vqvae import VQVAETrainConfig, train_vqvae
+from vidbrain.video.play import PlayConfig, play
+from vidbrain.video.replay import ReplayConfig, replay
+
+N_BYTES = 1_500_000_000
+"""What the demo writes, at most, about."""
+
+SETS = ("drivers", "trained", "untrained", "pixels", "motion")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureSettings:
+    """Feature sets of the demo."""
+
+    clock: ExtractConfig = field(default_factory=ExtractConfig)
+    model: SourceConfig = field(default_factory=SourceConfig)
+    pixels: SourceConfig = field(default_factory=SourceConfig)
+    motion: SourceConfig = field(default_factory=SourceConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Settings of every stage; a recipe is a TOML file with a table for each."""
+
+    play: PlayConfig = field(default_factory=PlayConfig)
+    replay: ReplayConfig = field(default_factory=ReplayConfig)
+    shard: ShardConfig = field(default_factory=ShardConfig)
+    simulate: SimulateConfig = field(default_factory=SimulateConfig)
+    ingest: IngestConfig = field(default_factory=IngestConfig)
+    vqvae: VQVAETrainConfig = field(default_factory=VQVAETrainConfig)
+    tokenize: TokenizeConfig = field(default_factory=TokenizeConfig)
+    gpt: GPTTrainConfig = field(default_factory=GPTTrainConfig)
+    samples: SamplesConfig = field(default_factory=SamplesConfig)
+    features: FeatureSettings = field(default_factory=FeatureSettings)
+    encode: EncodeConfig = field(default_factory=EncodeConfig)
+
+
+def read_recipe(path: str | Path | None = None) -> Recipe:
+    """Read a recipe; the demo's own by default.
+
+    Raises
+    ------
+    ConfigError
+        If it is missing, or a setting is unknown or impossible.
+    """
+    if path is None:
+        path = Path(str(files("vidbrain") / "recipes" / "demo.toml"))
+    return from_mapping(Recipe, read_toml(path), path)
+
+
+def run_demo(
+    root: str | Path, recipe: Recipe, *, client: Client | None = None, progress: Progress = SILENT
+) -> dict[str, Any]:
+    """Run every stage that is not done yet, write ``summary.json`` and ``report.html``, and return the summary.
+
+    Parameters
+    ----------
+    root
+        Data root of the demo.
+    recipe
+        Settings.
+    client
+        Runs recordings, runs and voxel blocks in parallel.
+    progress
+        Listener.
+
+    Raises
+    ------
+    VidbrainError
+        As the stage that failed says. What was finished stays.
+    """
+    client, root = client or Client(), Path(root)
+    check_writable(root, 0 if (root / "summary.json").is_file() else N_BYTES)
+    clock = _Clock(root / "stages.json")
+    at = _Layout(root)
+
+    def stage(name: str, work: Callable[[], Any]) -> None:
+        with clock.measure(name):
+            work()
+
+    stage("play", lambda: play(at.game, recipe.play, client=client, progress=progress))
+    stage("replay", lambda: replay(at.game, None, recipe.replay, client=client, progress=progress))
+    stage("shard", lambda: write_shards(at.game, at.data, recipe.shard, client=client, progress=progress))
+    stage("simulate", lambda: simulate(at.game, at.simulated, recipe.simulate, client=client, progress=progress))
+    stage("ingest", lambda: ingest(at.simulated, at.bold, recipe.ingest, client=client, progress=progress))
+    stage("vqvae", lambda: train_vqvae(at.data, at.vqvae, recipe.vqvae, progress=progress))
+    stage("tokenize", lambda: tokenize(at.data, at.vqvae, at.codes, recipe.tokenize, progress=progress))
+    stage("gpt", lambda: train_gpt(at.codes, at.gpt, recipe.gpt, progress=progress))
+    stage("samples", lambda: write_samples(at.vqvae, at.gpt, at.data, at.samples, recipe.samples, progress=progress))
+    stage("features", lambda: _features(at, recipe, client, progress))
+    stage("encode", lambda: _encode(at, recipe, client, progress))
+    summary = summarise(root, clock.seconds)
+    write_json(root / "summary.json", summary)
+    stage("report", lambda: write_report(ReportInputs.of(root), root / "report.html", progress=progress))
+    summary["wall_s"] = clock.seconds
+    write_json(root / "summary.json", summary)
+    return summary
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """Where things lie below the root."""
+
+    root: Path
+
+    game = property(lambda self: self.root / "game")
+    simulated = property(lambda self: self.game / "derivatives" / "simulated-fmriprep")
+    data = property(lambda self: self.root / "data")
+    bold = property(lambda self: self.root / "bold")
+    vqvae = property(lambda self: self.root / "runs" / "vqvae")
+    gpt = property(lambda self: self.root / "runs" / "gpt")
+    samples = property(lambda self: self.root / "runs" / "samples")
+    codes = property(lambda self: self.root / "codes")
+
+    def features(self, name: str) -> Path:
+        return self.root / "features" / name
+
+    def results(self, name: str) -> Path:
+        return self.root / "results" / name
+
+
+def _features(at: _Layout, recipe: Recipe, client: Client, progress: Progress) -> None:
+    settings = recipe.features
+    extract_drivers(at.simulated, at.features("drivers"), progress=progress)
+    for name, source, config in (
+        ("trained", "model", settings.model),
+        ("untrained", "untrained", settings.model),
+        ("pixels", "pixels", settings.pixels),
+        ("motion", "motion", settings.motion),
+    ):
+        made = make_source(source, at.data, config, vqvae=at.vqvae, gpt=at.gpt)
+        workers = Client() if made.in_process else client
+        extract(made, at.data, at.features(name), settings.clock, client=workers, progress=progress)
+
+
+def _encode(at: _Layout, recipe: Recipe, client: Client, progress: Progress) -> None:
+    bold = open_bold(at.bold)
+    for name in SETS:
+        features = open_features(at.features(name))
+        # The planted drivers have been through the haemodynamic response already: no delays of their own.
+        config = recipe.encode if name != "drivers" else _without_delays(recipe.encode)
+        fit_encoding(features, bold, config, at.results(name), client=client, progress=progress)
+
+
+def _without_delays(config: EncodeConfig) -> EncodeConfig:
+    from dataclasses import replace
+
+    return replace(config, delays=(0,))

@@ -1,0 +1,119 @@
+"""Models on disk: ``model.safetensors`` and ``config.json`` in a folder, whole or absent; never a pickle."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from vidbrain.config import from_mapping, to_mapping
+from vidbrain.errors import ModelError
+from vidbrain.models.gpt import GPT, GPTConfig
+from vidbrain.models.vqvae import VQVAE, VQVAEConfig
+from vidbrain.storage.atomic import read_json, replacing, write_json
+
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
+
+
+def save_pretrained(model: VQVAE | GPT, folder: str | Path) -> None:
+    """Write a model's weights and its shape; the configuration last."""
+    folder = Path(folder)
+    tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    with replacing(folder / WEIGHTS) as part:
+        save_file(tensors, part)
+    record: dict[str, Any] = {"model": "vqvae" if isinstance(model, VQVAE) else "gpt", **to_mapping(model.config)}
+    if isinstance(model, GPT):
+        record |= {"n_codes": model.n_codes, "grid": list(model.grid)}
+    write_json(folder / CONFIG, record)
+
+
+def load_vqvae(root: str | Path, *, device: str | torch.device = "cpu") -> VQVAE:
+    """Load a VQ-VAE for use (not training).
+
+    Raises
+    ------
+    StorageError, ModelError
+        If there is none, it is another model, or the weights do not fit.
+    """
+    return _load(root, "vqvae", _fresh_vqvae).to(device).eval()
+
+
+def load_gpt(root: str | Path, *, device: str | torch.device = "cpu") -> GPT:
+    """Load a GPT for use (not training).
+
+    Raises
+    ------
+    StorageError, ModelError
+        If there is none, it is another model, or the weights do not fit.
+    """
+    return _load(root, "gpt", _fresh_gpt).to(device).eval()
+
+
+def untrained_like(root: str | Path, seed: int) -> VQVAE | GPT:
+    """The same architecture with fresh weights: the untrained control.
+
+    Nothing is taken from training but the colour mean and the deviation by which a VQ-VAE standardises pixels: they
+    are a choice of units. Its linear path and codebook are random, not started from data.
+    """
+    record = read_json(Path(root) / CONFIG)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if record.get("model") == "gpt":
+            return _fresh_gpt(record, Path(root) / CONFIG).eval()
+        model = _fresh_vqvae(record, Path(root) / CONFIG)
+    trained = _load(root, "vqvae", _fresh_vqvae)
+    model.pixel_mean.copy_(trained.pixel_mean)
+    model.pixel_std.copy_(trained.pixel_std)
+    return model.eval()
+
+
+def load_weights(model: nn.Module, path: Path) -> None:
+    """Copy weights from a safetensors file into a model of the same shape.
+
+    Raises
+    ------
+    ModelError
+        If the file is no safetensors file, or its tensors have other names or shapes.
+    """
+    try:
+        tensors = load_file(path)
+        model.load_state_dict(tensors)
+    except (SafetensorError, FileNotFoundError) as error:
+        raise ModelError(
+            f"the weights cannot be read: {error}", where=path, hint="train again, or copy the file again"
+        ) from error
+    except RuntimeError as error:
+        first = str(error).strip().splitlines()
+        raise ModelError(
+            f"the weights do not fit the model: {first[1].strip() if len(first) > 1 else first[0]}", where=path
+        ) from error
+
+
+def _load(root: str | Path, kind: str, fresh: Callable[[Mapping[str, Any], Path], Any]) -> Any:  # noqa: ANN401 -- VQVAE or GPT
+    folder = Path(root)
+    record = read_json(folder / CONFIG)
+    if not isinstance(record, dict) or record.get("model") != kind:
+        found = record.get("model") if isinstance(record, dict) else None
+        raise ModelError(f"expected a {kind}, found {found!r}", where=folder / CONFIG)
+    model = fresh(record, folder / CONFIG)
+    load_weights(model, folder / WEIGHTS)
+    return model
+
+
+def _fresh_vqvae(record: Mapping[str, Any], source: Path) -> VQVAE:
+    return VQVAE(from_mapping(VQVAEConfig, {k: v for k, v in record.items() if k != "model"}, source))
+
+
+def _fresh_gpt(record: Mapping[str, Any], source: Path) -> GPT:
+    shape = {k: v for k, v in record.items() if k not in ("model", "n_codes", "grid")}
+    try:
+        t, h, w = (int(n) for n in record["grid"])
+        n_codes = int(record["n_codes"])
+    except (KeyError, TypeError, ValueError):
+        raise ModelError("the configuration names no n_codes or no grid of three numbers", where=source) from None
+    return GPT(from_mapping(GPTConfig, shape, source), n_codes=n_codes, grid=(t, h, w))

@@ -1,0 +1,119 @@
+"""Checkpoints: a folder a step, whole or absent; weights as safetensors, the rest loaded without unpickling code."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vidbrain.errors import ModelError
+from vidbrain.models.gpt import GPT
+from vidbrain.models.pretrained import WEIGHTS, load_weights, save_pretrained
+from vidbrain.models.vqvae import VQVAE
+from vidbrain.storage.atomic import remove, replacing, sweep, write_bytes
+
+FOLDER, BEST, STATE, METRICS = "checkpoints", "best", "state.pt", "metrics.jsonl"
+KEEP = 2
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """The checkpoints of a training folder."""
+
+    root: Path
+
+    def save(self, step: int, model: VQVAE | GPT, state: Mapping[str, Any]) -> None:
+        """Write the checkpoint of a step, then remove all but the last two."""
+        with replacing(self._path(step)) as part:
+            part.mkdir(parents=True)
+            save_pretrained(model, part)
+            torch.save({"step": step, **state}, part / STATE)
+        for old in self.steps()[:-KEEP]:
+            remove(self._path(old))
+
+    def save_best(self, model: VQVAE | GPT) -> None:
+        """Replace the model with the lowest held-out loss."""
+        with replacing(self.root / BEST) as part:
+            part.mkdir(parents=True)
+            save_pretrained(model, part)
+
+    def steps(self) -> list[int]:
+        """Steps that have a checkpoint, ascending."""
+        folder = self.root / FOLDER
+        found = [re.fullmatch(r"step-(\d+)", path.name) for path in folder.iterdir()] if folder.is_dir() else []
+        return sorted(int(match[1]) for match in found if match)
+
+    def load_last(self, model: VQVAE | GPT) -> dict[str, Any] | None:
+        """Load the last checkpoint into the model; return the training state, or None where there is none.
+
+        Raises
+        ------
+        ModelError
+            If the state is damaged or holds anything but plain values and tensors.
+        """
+        sweep(self.root)
+        sweep(self.root / FOLDER)
+        steps = self.steps()
+        if not steps:
+            return None
+        folder = self._path(steps[-1])
+        load_weights(model, folder / WEIGHTS)
+        return load_state(folder / STATE)
+
+    def _path(self, step: int) -> Path:
+        return self.root / FOLDER / f"step-{step:08d}"
+
+
+def load_state(path: Path) -> dict[str, Any]:
+    """Read a training state of plain values and tensors; a pickle that would run code is refused.
+
+    Raises
+    ------
+    ModelError
+        If it cannot be read or holds anything else.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        raise ModelError(
+            f"the training state is refused: {str(error).splitlines()[0] if str(error) else type(error).__name__}",
+            where=path,
+            likely="the file is damaged, or was not written by this program",
+            hint=f"remove {path.parent.name} to go on from the checkpoint before it",
+        ) from error
+    if not isinstance(state, dict):
+        raise ModelError(f"the training state is a {type(state).__name__}, not a mapping", where=path)
+    return state
+
+
+class Metrics:
+    """Append-only rows of numbers, one JSON object a line."""
+
+    def __init__(self, root: Path):
+        self.path = root / METRICS
+
+    def rows(self) -> list[dict[str, Any]]:
+        """All whole rows; a line that was cut by a kill is left out."""
+        rows = []
+        for line in self.path.read_text(encoding="utf-8").splitlines() if self.path.is_file() else []:
+            try:
+                rows.append(json.loads(line))
+            except ValueError:
+                break
+        return rows
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        """Add a row."""
+        with self.path.open("a", encoding="utf-8") as handle:
+            handle.write(json.dumps(row, allow_nan=False) + "\n")
+
+    def keep_until(self, step: int) -> None:
+        """Drop, atomically, the rows beyond a step: a resumed run writes them again."""
+        kept = [row for row in self.rows() if row["step"] <= step]
+        write_bytes(self.path, "".join(json.dumps(row, allow_nan=False) + "\n" for row in kept).encode())

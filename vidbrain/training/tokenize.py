@@ -1,0 +1,126 @@
+"""Clips -> codes with a trained VQ-VAE, in the layout of the shards that the clips come from."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from vidbrain.config import fingerprint, to_mapping
+from vidbrain.errors import ConfigError
+from vidbrain.models.pretrained import load_vqvae
+from vidbrain.progress import SILENT, Progress
+from vidbrain.records import ClipSpec
+from vidbrain.sharding.codes import write_codes
+from vidbrain.sharding.manifest import open_manifest
+from vidbrain.storage.info import read_info
+from vidbrain.stream.clips import clip_table
+from vidbrain.stream.reader import SegmentReader
+from vidbrain.training import precision
+from vidbrain.training.world import available_cores, pick_device
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizeConfig:
+    """Which clips become codes."""
+
+    stride: int | None = None
+    """Source frames between the starts of clips; by default a clip's frames times its step, so that every frame is
+    in one clip. Each offset needs codes of its own: half the stride, twice the codes."""
+    batch_size: int = 32
+    """Clips encoded at a time."""
+    precision: precision.PrecisionName = "fp32"
+    """Of the encoder; the search for the nearest code is fp32 always. Codes are cached once, so accuracy wins."""
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1 or (self.stride is not None and self.stride < 1):
+            raise ConfigError("stride and batch_size must be at least 1", where="stride")
+
+
+def tokenize(
+    data_root: Path,
+    vqvae_root: Path,
+    out: Path,
+    config: TokenizeConfig = TokenizeConfig(),  # noqa: B008 -- frozen
+    *,
+    device: str = "auto",
+    progress: Progress = SILENT,
+) -> dict[str, Any]:
+    """Encode every clip of a data set, or finish what a killed call began.
+
+    Parameters
+    ----------
+    data_root
+        Data set of shards.
+    vqvae_root
+        A finished VQ-VAE training.
+    out
+        Data set of codes to write: the same tars and keys, with members ``codes.npy`` (n_clips, t, h, w) uint16. Clip
+        j of a segment starts at the j-th multiple of the stride (counted from the recording's first frame, phase 0)
+        among the frames that the segment owns.
+    config
+        Which clips.
+
+    Returns
+    -------
+    dict
+        The root record of the codes.
+
+    Raises
+    ------
+    ModelError, ShardError, StorageError, ResumeError
+        If the model is missing or unfinished, does not fit the frames, or `out` holds other codes.
+    """
+    manifest, vqvae = open_manifest(data_root), read_info(vqvae_root, "vqvae")
+    place = pick_device(device)
+    arm = precision.resolve(config.precision, place)
+    model = load_vqvae(vqvae_root, device=place)
+    trained = vqvae["config"]["clip"]
+    length, step = int(trained["n_frames"]), int(trained["step"])
+    clip = ClipSpec(length, step, config.stride or length * step)
+    grid = model.config.latent_grid(length, manifest.height, manifest.width)
+    table = clip_table(manifest.segments, np.arange(len(manifest.segments)), clip, manifest.margin)
+    first = table.offsets
+    torch.set_num_threads(available_cores())
+
+    def encode(positions: Sequence[int]) -> Iterable[tuple[int, NDArray[np.uint16]]]:
+        clips = np.concatenate([np.arange(first[p], first[p + 1]) for p in positions])
+        codes = _encoded(clips)
+        held = np.empty((0, *grid), np.uint16)
+        for position in positions:
+            wanted = int(table.counts[position])
+            while len(held) < wanted:
+                held = np.concatenate([held, next(codes)])
+            yield position, held[:wanted]
+            held = held[wanted:]
+
+    def _encoded(clips: NDArray[np.int64]) -> Iterator[NDArray[np.uint16]]:
+        # Batches run over the borders of segments, which often hold a single clip.
+        for at in range(0, len(clips), config.batch_size):
+            where = zip(*table.locate(clips[at : at + config.batch_size]), strict=True)
+            video = np.stack([reader.clip(int(segment), int(start), clip) for segment, start in where])
+            with torch.no_grad(), arm.autocast():
+                codes = model.encode(torch.from_numpy(video).to(place))
+            yield codes.cpu().numpy().astype(np.uint16)
+
+    with SegmentReader(manifest) as reader:
+        return write_codes(
+            out,
+            manifest,
+            encode,
+            config={"clip": to_mapping(clip), "phase": 0, "precision": arm.name},
+            made_from={"shards": manifest.fingerprint, "vqvae": vqvae["fingerprint"]},
+            facts={
+                "n_codes": model.config.n_codes,
+                "grid": list(grid),
+                "tokens_per_clip": math.prod(grid),
+                "codebook": fingerprint(model.codebook.embeddings.flatten().tolist()),
+            },
+            progress=progress,
+        )

@@ -1,0 +1,69 @@
+"""Which training process this is, and on which device: read from what torchrun sets."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+
+import torch
+from torch import distributed as dist
+
+from vidbrain.errors import ConfigError
+from vidbrain.records import World
+
+
+@contextlib.contextmanager
+def joined() -> Iterator[World]:
+    """Join the other processes of torchrun for the duration of the block; alone without torchrun."""
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size == 1:
+        yield World()
+        return
+    own = not dist.is_initialized()
+    if own:
+        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    try:
+        yield World(dist.get_rank(), dist.get_world_size())
+    finally:
+        if own:
+            dist.destroy_process_group()
+
+
+def pick_device(name: str) -> torch.device:
+    """``auto`` is this process's GPU, or the CPU where there is none.
+
+    Raises
+    ------
+    ConfigError
+        For a GPU that is not there, or an unknown device.
+    """
+    if name == "auto":
+        name = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"unknown device {name!r}", where="device", hint="use auto, cpu or cuda") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("there is no GPU that torch can use", where="device", hint="use --device cpu, or auto")
+    return device
+
+
+def available_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def any_process(flag: bool, world: World) -> bool:
+    """Whether the flag is set in any process; all processes must ask."""
+    if world.size == 1:
+        return flag
+    value = torch.tensor(float(flag), device="cuda" if dist.get_backend() == "nccl" else "cpu")
+    dist.all_reduce(value, op=dist.ReduceOp.MAX)
+    return bool(value)
+
+
+def wait_for_all(world: World) -> None:
+    """Return when every process has come here."""
+    if world.size > 1:
+        dist.barrier()
