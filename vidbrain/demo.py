@@ -6,9 +6,10 @@ and goes on where it was stopped. This module only says in which order, and gath
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -26,17 +27,18 @@ from vidbrain.config import from_mapping, read_toml
 from vidbrain.encoding.blocks import EncodeConfig, fit_encoding
 from vidbrain.encoding.maps import write_maps
 from vidbrain.encoding.result import open_result
-from vidbrain.errors import VidbrainError
-from vidbrain.features.catalog import SourceConfig, make_source
+from vidbrain.features.catalog import SourceConfig, SourceName, make_source
 from vidbrain.features.drivers import extract_drivers
 from vidbrain.features.extract import ExtractConfig, extract
 from vidbrain.features.store import open_features
 from vidbrain.progress import SILENT, Progress
 from vidbrain.report.inputs import ReportInputs
 from vidbrain.report.page import write_report
+from vidbrain.sharding.manifest import DATASET
 from vidbrain.sharding.plan import ShardConfig
 from vidbrain.sharding.writer import write_shards
 from vidbrain.storage.atomic import check_writable, read_json, write_json
+from vidbrain.storage.info import read_info
 from vidbrain.training.gpt import GPTTrainConfig, train_gpt
 from vidbrain.training.samples import SamplesConfig, write_samples
 from vidbrain.training.tokenize import TokenizeConfig, tokenize
@@ -164,12 +166,13 @@ class _Layout:
 def _features(at: _Layout, recipe: Recipe, client: Client, progress: Progress) -> None:
     settings = recipe.features
     extract_drivers(at.simulated, at.features("drivers"), progress=progress)
-    for name, source, config in (
+    models: tuple[tuple[str, SourceName, SourceConfig], ...] = (
         ("trained", "model", settings.model),
         ("untrained", "untrained", settings.model),
         ("pixels", "pixels", settings.pixels),
         ("motion", "motion", settings.motion),
-    ):
+    )
+    for name, source, config in models:
         made = make_source(source, at.data, config, vqvae=at.vqvae, gpt=at.gpt)
         workers = Client() if made.in_process else client
         extract(made, at.data, at.features(name), settings.clock, client=workers, progress=progress)
@@ -178,13 +181,82 @@ def _features(at: _Layout, recipe: Recipe, client: Client, progress: Progress) -
 def _encode(at: _Layout, recipe: Recipe, client: Client, progress: Progress) -> None:
     bold = open_bold(at.bold)
     for name in SETS:
-        features = open_features(at.features(name))
         # The planted drivers have been through the haemodynamic response already: no delays of their own.
-        config = recipe.encode if name != "drivers" else _without_delays(recipe.encode)
-        fit_encoding(features, bold, config, at.results(name), client=client, progress=progress)
+        config = replace(recipe.encode, delays=(0,)) if name == "drivers" else recipe.encode
+        result = fit_encoding(
+            open_features(at.features(name)), bold, config, at.results(name), client=client, progress=progress
+        )
+        write_maps(result, at.results(name) / "maps", desc=name)
 
 
-def _without_delays(config: EncodeConfig) -> EncodeConfig:
-    from dataclasses import replace
+def summarise(root: str | Path, wall_s: dict[str, float]) -> dict[str, Any]:
+    """Gather the numbers of a finished demo from the records of its stages.
 
-    return replace(config, delays=(0,))
+    Parameters
+    ----------
+    root
+        Data root.
+    wall_s
+        Wall seconds by stage.
+    """
+    at = _Layout(Path(root))
+    data, codes = read_info(at.data, "shards", name=DATASET), read_info(at.codes, "codes", name=DATASET)
+    return {
+        "vidbrain": __version__,
+        "bold": "simulated",
+        "frames": data["n_frames"],
+        "recordings": data["n_recordings"],
+        "shards": data["n_shards"],
+        "segments": data["n_segments"],
+        "shard_bytes": data["n_bytes"],
+        "clips": codes["n_clips"],
+        "vqvae": read_json(at.vqvae / "summary.json"),
+        "gpt": read_json(at.gpt / "summary.json"),
+        "r": median_correlations(at),
+        "wall_s": wall_s,
+    }
+
+
+def median_correlations(at: _Layout) -> dict[str, Any]:
+    """Median r on held-out runs by feature set and planted kind of voxel, beside the noise ceiling.
+
+    Returns
+    -------
+    dict
+        ``{kind: {"n_voxels": …, "ceiling": …, set: …}}``; the ceiling of noise voxels is null, for they carry nothing.
+    """
+    store = open_bold(at.bold)
+    truth = open_truth(at.simulated).aligned(store)
+    ceiling = measured_ceiling(truth, store)
+    scores = {name: open_result(at.results(name)).dataset["r_mean"].values for name in SETS}
+    table: dict[str, Any] = {}
+    for code, kind in enumerate(KINDS):
+        voxels = truth.kind == code
+        table[kind] = {
+            "n_voxels": int(voxels.sum()),
+            "ceiling": None if kind == "noise" else float(np.median(ceiling[voxels])),
+            **{name: float(np.median(r[voxels])) for name, r in scores.items()},
+        }
+    planted = truth.kind != list(KINDS).index("noise")
+    table["planted"] = {
+        "n_voxels": int(planted.sum()),
+        "ceiling": float(np.median(ceiling[planted])),
+        **{name: float(np.median(r[planted])) for name, r in scores.items()},
+    }
+    return table
+
+
+class _Clock:
+    """Wall seconds of the call that finished each stage; a stage that was found done keeps its earlier time."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.seconds: dict[str, float] = read_json(path) if path.is_file() else {}
+
+    @contextlib.contextmanager
+    def measure(self, name: str) -> Iterator[None]:
+        began = time.perf_counter()
+        yield
+        if name not in self.seconds:
+            self.seconds[name] = round(time.perf_counter() - began, 2)
+            write_json(self._path, self.seconds)

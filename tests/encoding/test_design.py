@@ -112,9 +112,8 @@ def test_a_run_without_video_and_features_without_variation_are_refused():
 
 @pytest.mark.parametrize("delays", [(), (-1, 2), (1, 1)])
 def test_impossible_delays_are_refused(delays):
-    features, bold = toy_world((60, 50, 55))
     with pytest.raises(ConfigError, match="delays must be"):
-        prepare(features, bold, EncodeConfig(delays=delays))
+        EncodeConfig(delays=delays)
 
 
 def test_single_run_is_refused():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from vidbrain.models.gpt import GPT, GPTConfig
 from vidbrain.models.pretrained import save_pretrained
 from vidbrain.models.vqvae import VQVAE, VQVAEConfig
 from vidbrain.sharding.manifest import open_manifest
+from vidbrain.storage.info import write_info
 from vidbrain.stream.sequential import frames_of
 from vidbrain.video.clock import average_into_trs, frame_times
 
@@ -42,6 +44,9 @@ def runs(tmp_path_factory):
     vqvae, gpt = tiny_networks()
     save_pretrained(vqvae, root / "vqvae")
     save_pretrained(gpt, root / "gpt")
+    clip = {"n_frames": 16, "step": 4, "stride": 4}
+    trained = write_info(root / "vqvae", "vqvae", config={"clip": clip}, made_from={})
+    write_info(root / "gpt", "gpt", config={}, made_from={"vqvae": trained["fingerprint"]})
     return root
 
 
@@ -143,9 +148,16 @@ def test_networks_that_do_not_fit_are_refused():
         ModelSource("model", vqvae, None, stride=65, **CLIP)
 
 
-def test_missing_networks_are_refused(tmp_path):
-    with pytest.raises(StorageError):
+def test_missing_and_mismatched_networks_are_refused(runs, tmp_path):
+    with pytest.raises(StorageError, match="the vqvae artefact does not exist"):
         open_model("model", vqvae=tmp_path / "none", gpt=None, frame_size=(32, 32))
+    shutil.copytree(runs / "gpt", tmp_path / "gpt")
+    write_info(tmp_path / "gpt", "gpt", config={}, made_from={"vqvae": "0123"})
+    with pytest.raises(ModelError, match="trained on codes of the VQ-VAE 0123, not of"):
+        open_model("model", vqvae=runs / "vqvae", gpt=tmp_path / "gpt", frame_size=(32, 32))
+    (tmp_path / "gpt" / "info.json").unlink()
+    with pytest.raises(StorageError, match="the gpt artefact is unfinished"):
+        open_model("model", vqvae=runs / "vqvae", gpt=tmp_path / "gpt", frame_size=(32, 32))
 
 
 def test_model_features_from_the_command_line(world, runs, tmp_path, capsys):

@@ -15,6 +15,7 @@ from vidbrain.bold.truth import write_drivers, write_truth
 from vidbrain.bold.voxels import ordered_voxels
 from vidbrain.encoding.result import KIND as ENCODING
 from vidbrain.encoding.result import STORE, make_dataset
+from vidbrain.report import maps
 from vidbrain.storage.atomic import write_json
 from vidbrain.storage.info import write_info
 from vidbrain.storage.zarrs import write_dataset
@@ -37,6 +38,26 @@ class ToyRoot:
     kind: np.ndarray
     r: dict[str, np.ndarray] = field(default_factory=dict)
     ijk: np.ndarray | None = None
+
+    def add_set(self, name: str, r: np.ndarray, *, dead: bool = False) -> None:
+        """Write one encoding result with these scores."""
+        info = json.loads((self.path / "bold" / "info.json").read_text())
+        rng = np.random.default_rng(len(name))
+        n_voxels = len(r)
+        chosen = np.where(self.kind > 0, rng.integers(2, 6, (2, n_voxels)), rng.integers(6, 9, (2, n_voxels)))
+        p = np.where(r > 0.15, 0.001, 0.6)
+        arrays = {"r": np.stack([r - 0.01, r + 0.01]).astype(np.float32), "r2": (r**2).astype(np.float32),
+                  "alpha_index": chosen, "p": p, "dead": np.full(n_voxels, dead)}  # fmt: skip
+        folder = self.path / "results" / name
+        write_dataset(folder / STORE, make_dataset(arrays, p, ALPHAS, self.ijk))
+        write_info(
+            folder, ENCODING, config={"layers": [f"{name}.layer"], "delays": [1, 2, 3]},
+            made_from={"features": "feedfeedfeedfeed", "bold": info["fingerprint"]},
+            facts={"runs": list(RUNS), "simulated": info["simulated"], "shape": info["shape"],
+                   "affine": info["affine"], "alphas": ALPHAS.tolist(),
+                   "design": {"n_columns": 1296, "n_rows": 240}, "tr_s": 1.49, "space": info["space"]},
+        )  # fmt: skip
+        self.r[name] = arrays["r"].astype(np.float64).mean(0)
 
 
 def make_toy(
@@ -72,7 +93,7 @@ def make_toy(
     norm = np.linalg.norm(weights, axis=1)
     ceiling = norm / np.sqrt(1 + norm**2)
     for name, share in SETS.items():
-        add_set(toy, name, share * ceiling + rng.normal(0, 0.04, len(ijk)), affine=affine, shape=shape)
+        toy.add_set(name, share * ceiling + rng.normal(0, 0.04, len(ijk)))
     return toy
 
 
@@ -105,25 +126,8 @@ def _bold(root, ijk, affine, shape, weights, rng, *, simulated):
     )  # fmt: skip
 
 
-def add_set(toy: ToyRoot, name: str, r: np.ndarray, *, affine=None, shape=None, bold: str | None = None) -> None:
-    """Write one encoding result with these scores."""
-    info = json.loads((toy.path / "bold" / "info.json").read_text())
-    rng = np.random.default_rng(len(name))
-    n_voxels = len(r)
-    folds = np.stack([r - 0.01, r + 0.01]).astype(np.float32)
-    chosen = np.where(toy.kind > 0, rng.integers(2, 6, (2, n_voxels)), rng.integers(6, 9, (2, n_voxels)))
-    p = np.where(r > 0.15, 0.001, 0.6)
-    arrays = {"r": folds, "r2": (r**2).astype(np.float32), "alpha_index": chosen, "p": p,
-              "dead": np.zeros(n_voxels, bool)}  # fmt: skip
-    folder = toy.path / "results" / name
-    write_dataset(folder / STORE, make_dataset(arrays, p, ALPHAS, toy.ijk))
-    write_info(
-        folder, ENCODING, config={"set": name},
-        made_from={"features": "feedfeedfeedfeed", "bold": bold or info["fingerprint"]},
-        facts={"runs": list(RUNS), "simulated": info["simulated"], "shape": info["shape"], "affine": info["affine"],
-               "alphas": ALPHAS.tolist(), "tr_s": 1.49, "space": info["space"]},
-    )  # fmt: skip
-    toy.r[name] = folds.astype(np.float64).mean(0)
+SUMMARY = {"n_parameters": 1_234_567, "steps": 600, "unigram_loss": 1.9,
+           "held_out": {"loss": 0.31, "psnr": 27.4, "psnr_gain": 6.2, "active": 0.93}}  # fmt: skip
 
 
 def add_models(toy: ToyRoot, names=("vqvae", "gpt")) -> None:
@@ -139,7 +143,7 @@ def add_models(toy: ToyRoot, names=("vqvae", "gpt")) -> None:
             if step % 60 == 0:
                 rows.append({"step": step, "split": "val", "loss": loss + 0.05})
         (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        write_json(folder / "summary.json", {"n_parameters": 1_234_567, "n_steps": 600, "code_use": 0.93})
+        write_json(folder / "summary.json", SUMMARY | {"kind": name})
         write_info(folder, "model", config={"name": name}, made_from={"data": "d0d0d0d0d0d0d0d0"})
 
 
@@ -167,6 +171,12 @@ def add_samples(toy: ToyRoot, *, n_clips: int = 4, n_frames: int = 16) -> dict[s
     np.savez(folder / "samples.npz", **arrays)
     write_info(folder, "samples", config={}, made_from={})
     return arrays
+
+
+@pytest.fixture(scope="session")
+def anatomy():
+    """Template and projected surfaces, once for all tests."""
+    return maps.load_anatomy()
 
 
 @pytest.fixture(scope="session")

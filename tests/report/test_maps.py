@@ -14,11 +14,6 @@ from vidbrain.report import maps
 from vidbrain.report.palette import HEAT, Scale, ceil_nicely, difference_scale, r_scale, rgb
 
 
-@pytest.fixture(scope="module")
-def anatomy():
-    return maps.load_anatomy()
-
-
 @pytest.fixture
 def grid():
     rng = np.random.default_rng(0)

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vidbrain.errors import AlignmentError, StorageError
+from vidbrain.errors import AlignmentError, EncodingError, StorageError
 from vidbrain.report import maps, page
 from vidbrain.report.evidence import role_of
 from vidbrain.report.inputs import ReportInputs, gather
@@ -58,15 +58,16 @@ class Reader(HTMLParser):
         return " ".join(" ".join(self.words).split())
 
 
-@pytest.fixture(scope="session")
-def anatomy_once():
-    return maps.load_anatomy()
+@pytest.fixture
+def quick(monkeypatch, anatomy):
+    """Project the surfaces once for all tests of this file."""
+    monkeypatch.setattr(maps, "load_anatomy", lambda: anatomy)
 
 
 @pytest.fixture
-def quick(monkeypatch, anatomy_once):
-    """Project the surfaces once for all tests of this file."""
-    monkeypatch.setattr(maps, "load_anatomy", lambda: anatomy_once)
+def no_maps(monkeypatch):
+    """Leave the brain out: it takes seconds, and the test asks for other parts."""
+    monkeypatch.setattr(page, "_brain", lambda _: dict.fromkeys(("hero", "maps", "planted"), ""))
 
 
 @pytest.fixture(scope="session")
@@ -98,6 +99,7 @@ def test_page_holds_the_numbers_of_the_stores(whole_toy, whole_page):
     assert rows["VQ-VAE"][1:3] == ["1\u202f234\u202f567", "600"]
     assert rows["train vqvae"][1] == "1 min 02 s"
     assert rows["all stages"][1] == "1 min 14 s"
+    assert ["motion energy", "motion.layer", "1, 2, 3", "1\u202f296", "240"] in reader.rows
     shares = re.findall(r"[\d.]+", rows["trained model"][5])
     expected = np.median(whole_toy.r["trained"][whole_toy.kind == 1]) / facts["noise_ceiling"]["visual"]
     assert abs(float(shares[0]) / 100 - expected) < 0.006
@@ -183,24 +185,33 @@ def test_measured_data_without_models_say_what_is_missing(bare_toy, quick):
     assert float(rows["trained model"][1]) == pytest.approx(np.median(bare_toy.r["trained"]), abs=6e-4)
 
 
-def test_missing_controls_are_said(bare_toy, quick):
+def test_missing_controls_are_said(bare_toy, no_maps):
     for name in ("untrained", "pixels", "motion", "drivers"):
         shutil.rmtree(bare_toy.path / "results" / name)
     write_report(ReportInputs.of(bare_toy.path), bare_toy.path / "report.html")
     text = Reader((bare_toy.path / "report.html").read_text(encoding="utf-8")).text
     assert "No controls were encoded" in text
-    assert "needs results of the trained and of the untrained model" in text
+    assert "A model predicts BOLD" in text, "nothing is known of its frames"
 
 
-def test_a_control_that_wins_is_said(bare_toy, quick):
-    info = json.loads((bare_toy.path / "results/pixels/info.json").read_text())
+def test_a_missing_gpt_is_said(copy, no_maps):
+    shutil.rmtree(copy / "runs" / "gpt")
+    samples = copy / "runs" / "samples" / "samples.npz"
+    with np.load(samples) as archive:
+        np.savez(samples, original=archive["original"], reconstruction=archive["reconstruction"])
+    facts = write_report(ReportInputs.of(copy), copy / "report.html")
+    text = Reader((copy / "report.html").read_text(encoding="utf-8")).text
+    assert "vidbrain train gpt" in facts["missing"]["gpt"]
+    assert text.count(facts["missing"]["gpt"]) == 2, "where its losses and where its continuation would be"
+    assert "Mean PSNR over 4 clips" in text
+
+
+def test_a_control_that_wins_is_said(bare_toy, no_maps):
     shutil.rmtree(bare_toy.path / "results/trained")
-    (bare_toy.path / "results/untrained").rename(bare_toy.path / "results/trained")
+    bare_toy.add_set("trained", bare_toy.r["pixels"] - 0.01)
     write_report(ReportInputs.of(bare_toy.path), bare_toy.path / "report.html")
     text = Reader((bare_toy.path / "report.html").read_text(encoding="utf-8")).text
-    ahead = np.median(bare_toy.r["untrained"]) > max(np.median(bare_toy.r[n]) for n in ("pixels", "motion"))
-    assert ("is not ahead of the best of these" in text) == (not ahead)
-    assert info["fingerprint"] in text
+    assert "The trained model is not ahead of the best of these" in text
 
 
 def test_other_spaces_than_mni_are_not_drawn_on_mni(bare_toy):
@@ -212,7 +223,7 @@ def test_other_spaces_than_mni_are_not_drawn_on_mni(bare_toy):
     assert 'class="surfaces"' not in text
 
 
-def test_hostile_names_stay_text(copy, quick):
+def test_hostile_names_stay_text(copy, no_maps):
     (copy / "results" / "trained").rename(copy / "results" / HOSTILE)
     (copy / "runs" / "gpt").rename(copy / "runs" / HOSTILE)
     summary = {"wall_s": {HOSTILE: 3.0}}
@@ -236,7 +247,7 @@ def test_roots_without_a_result_name_the_command(bare_toy, tmp_path):
     assert not (tmp_path / "out" / "report.html").exists()
 
 
-def test_unfinished_results_are_not_read(bare_toy, quick):
+def test_unfinished_results_are_not_read(bare_toy):
     (bare_toy.path / "results" / "pixels" / "info.json").unlink()
     assert "pixels" not in {scores.name for scores in gather(ReportInputs.of(bare_toy.path)).sets}
 
@@ -247,6 +258,12 @@ def test_results_of_another_bold_store_are_refused(bare_toy):
     info["made_from"]["bold"] = "0" * 16
     record.write_text(json.dumps(info))
     with pytest.raises(AlignmentError, match="0000000000000000"):
+        gather(ReportInputs.of(bare_toy.path))
+
+
+def test_a_brain_without_live_voxels_is_refused(bare_toy):
+    bare_toy.add_set("dead", np.zeros(len(bare_toy.kind)), dead=True)
+    with pytest.raises(EncodingError, match=f"none of the {len(bare_toy.kind)} voxels"):
         gather(ReportInputs.of(bare_toy.path))
 
 
@@ -287,7 +304,7 @@ def test_damaged_samples_are_named(copy, arrays, what):
         gather(ReportInputs.of(copy))
 
 
-def test_a_page_is_replaced_whole_or_not_at_all(bare_toy, quick, monkeypatch):
+def test_a_page_is_replaced_whole_or_not_at_all(bare_toy, no_maps, monkeypatch):
     out = bare_toy.path / "report.html"
     out.write_text("the page before")
 

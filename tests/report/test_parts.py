@@ -12,7 +12,7 @@ from PIL import Image
 from vidbrain.report import curves, frames, words
 from vidbrain.report.html import Html, escape, table, tag
 
-HOSTILE = '<script>alert("1")</script> $x$ & 日本'
+HOSTILE = '$x$<script>"&日本</script>'
 
 
 def svg_of(html):
@@ -73,10 +73,10 @@ def test_loss_curve_holds_every_split_and_reference():
     steps = np.arange(0, 100.0, 10)
     curve = curves.LossCurve(
         title="GPT", splits={"train": (steps, 5 - steps / 50), "val": (steps, 6 - steps / 50)},
-        references={"unigram entropy": 5.5},
+        references={"unigram entropy": 5.5}, unit="nats",
     )  # fmt: skip
     html = curves.draw_loss(curve)
-    assert {"training", "held out", "unigram entropy", "step"} <= set(texts(html))
+    assert {"training", "held out", "unigram entropy", "step", "nats"} <= set(texts(html))
     assert html == curves.draw_loss(curve)
 
 
@@ -164,7 +164,7 @@ def test_numbers_are_written_for_people(call, said):
 
 
 def test_text_is_escaped_and_markup_is_not():
-    assert escape(HOSTILE).startswith("&lt;script&gt;")
+    assert escape(HOSTILE) == "$x$&lt;script&gt;&quot;&amp;日本&lt;/script&gt;"
     element = tag("a", HOSTILE, tag("b", "x"), None, title=HOSTILE, href=None)
     assert "<script" not in element
     assert "<b>x</b>" in element

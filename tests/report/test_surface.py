@@ -66,7 +66,7 @@ def test_a_sphere_is_a_disc_whose_normals_point_outwards(sphere):
     view = look(points, faces, from_x=1, pixels_per_mm=1.0)
     assert len(view.pixels) == pytest.approx(np.pi * 50**2, rel=0.03)
     seen_x = view.sample(points[:, 0])
-    assert seen_x.min() > -2, "only the side towards the viewer is seen"
+    assert seen_x.min() > -5, "only the side towards the viewer is seen"
 
 
 @pytest.mark.parametrize(("from_x", "front"), [(-1, "left"), (1, "right")])

@@ -195,7 +195,7 @@ def refuse_missing(runs: list[RunFiles], *, need_mask: bool, need_confounds: boo
         raise BoldError(
             f"{len(missing)} files are missing: {_some(missing)}",
             where=runs[0].bold.parent,
-            hint="fetch them; or give a mask with --mask, or --confounds none",
+            hint="fetch them; or give a mask with --mask, or --clean.confounds none",
         )
 
 

@@ -1,4 +1,7 @@
-"""Confounds out of series: nilearn's cleaning with every choice named."""
+"""Confounds out of series: nilearn's cleaning with every choice named.
+
+nilearn is imported where it is called: it takes a second, which `vidbrain bold --help` does not have.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +11,13 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from nilearn.interfaces.fmriprep import load_confounds
-from nilearn.signal import clean
 from numpy.typing import ArrayLike, NDArray
 
 from vidbrain.bold.bids import RunFiles
 from vidbrain.errors import BoldError, ConfigError
+
+_COSINE_S = 128.0
+"""Longest period that fMRIPrep's cosines leave; a run of half its length has one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,18 +68,21 @@ class Confounds:
     kept: NDArray[np.bool_]
 
 
-def read_confounds(files: RunFiles, n_trs: int, config: CleanConfig) -> Confounds:
+def read_confounds(files: RunFiles, n_trs: int, tr_s: float, config: CleanConfig) -> Confounds:
     """Read the confounds of a run as `nilearn.interfaces.fmriprep.load_confounds` does.
 
     Raises
     ------
     BoldError
-        If the table lacks a column, holds gaps, or has another number of rows than the series has volumes.
+        If the table lacks a column (or the cosines that a run of this length needs), holds gaps, or has another number
+        of rows than the series has volumes.
     """
     if not config.components:
         return Confounds(values=np.zeros((n_trs, 0)), names=(), kept=np.ones(n_trs, bool))
     if files.confounds is None:
         raise BoldError(f"{files.run} has no confounds table", where=files.bold)
+    from nilearn.interfaces.fmriprep import load_confounds
+
     try:
         # nilearn finds the table by the name of the image, and only knows packed images.
         name = str(files.bold) if files.bold.suffix == ".gz" else f"{files.bold}.gz"
@@ -86,7 +93,7 @@ def read_confounds(files: RunFiles, n_trs: int, config: CleanConfig) -> Confound
         raise BoldError(
             f"the confounds cannot be read: {' '.join(str(error).split())}",
             where=files.confounds,
-            hint="choose other confounds with --confounds, or --high-pass butterworth where there are no cosines",
+            hint="choose other confounds with --clean.confounds",
         ) from error
     # nilearn's columns come in the order of a set, which differs from process to process.
     names = tuple(sorted(table.columns))
@@ -98,6 +105,13 @@ def read_confounds(files: RunFiles, n_trs: int, config: CleanConfig) -> Confound
     if not np.isfinite(values).all():
         bad = [name for name, column in zip(names, values.T, strict=True) if not np.isfinite(column).all()]
         raise BoldError(f"gaps or infinities in {', '.join(bad[:6])}", where=files.confounds)
+    if config.high_pass == "cosines" and 2 * n_trs * tr_s >= _COSINE_S and not any("cosine" in name for name in names):
+        # nilearn says nothing, and slow drift would stay in the data.
+        raise BoldError(
+            "the table has no cosine columns",
+            where=files.confounds,
+            hint="filter instead: --clean.high-pass butterworth",
+        )
     kept = np.ones(n_trs, bool) if kept_rows is None else np.isin(np.arange(n_trs), kept_rows)
     return Confounds(values=values, names=names, kept=kept)
 
@@ -115,7 +129,7 @@ def refuse_unsolvable(confounds: Confounds, where: Path) -> None:
         raise BoldError(
             f"{n} volumes cannot bear {p} regressors (confounds, mean and trend)",
             where=where,
-            hint="leave the run out, or choose --confounds none",
+            hint="leave the run out, or choose --clean.confounds none",
         )
 
 
@@ -144,6 +158,8 @@ def clean_series(series: ArrayLike, confounds: Confounds, config: CleanConfig, t
     out = np.zeros_like(series)
     if not alive.any():
         return out
+    from nilearn.signal import clean
+
     butterworth = config.high_pass == "butterworth"
     with warnings.catch_warnings():
         # Confounds are detrended with the series and standardised for the regression; nilearn advises on other choices.

@@ -10,7 +10,6 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.signal import fftconvolve
 
 from vidbrain.bold.screen import CHANNELS, measure_video
 from vidbrain.records import Recording
@@ -164,7 +163,9 @@ def haemodynamic(fine: NDArray[np.float64], hrf: NDArray[np.float64]) -> NDArray
     -------
     (n_trs, n) float64
     """
-    response = fftconvolve(fine, hrf[:, None], axes=0)[: len(fine)]
+    n = len(fine) + len(hrf) - 1
+    spectrum = np.fft.rfft(fine, n, axis=0) * np.fft.rfft(hrf, n)[:, None]
+    response = np.fft.irfft(spectrum, n, axis=0)[: len(fine)]
     bins = response.reshape(-1, BINS_PER_TR, fine.shape[1])
     half = BINS_PER_TR // 2
     # The middle lies on the edge between two bins, each of which stands for its own middle.

@@ -134,7 +134,7 @@ def ingest(
     if tree is not None:
         _refuse_short(runs, facts, tr_s, events_end(tree))
     for files, series in zip(runs, facts, strict=True):
-        refuse_unsolvable(read_confounds(files, series.n_trs, config.clean), files.bold)
+        refuse_unsolvable(read_confounds(files, series.n_trs, tr_s, config.clean), files.bold)
 
     settings = to_mapping(config)
     made_from = {files.run.label: _inputs_of(files) for files in runs}
@@ -314,7 +314,7 @@ def ingest_run(row: IngestRow) -> str:
     """Read, clean and write one run; the worker's part of `ingest`."""
     with threadpool_limits(1):  # sums must not depend on how many cores this process may use
         ijk = _read_grid(row.root)
-        confounds = read_confounds(row.files, row.facts.n_trs, row.clean)
+        confounds = read_confounds(row.files, row.facts.n_trs, row.tr_s, row.clean)
         raw = read_voxels(row.facts, flat_index(ijk, row.facts.shape))
         bold, dead = clean_run(raw, row.facts, confounds, row.clean, row.tr_s)
         del raw

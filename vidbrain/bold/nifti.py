@@ -19,10 +19,10 @@ import numpy as np
 from nibabel.filebasedimages import ImageFileError
 from numpy.typing import ArrayLike, NDArray
 
-from vidbrain.errors import BoldError
-from vidbrain.storage.atomic import as_storage_error
+from vidbrain.errors import BoldError, StorageError
 
 _SECONDS = {"sec": 1.0, "msec": 1e-3, "usec": 1e-6}
+_LONGEST_TR_S = 100.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +88,8 @@ def series_facts(path: Path) -> SeriesFacts:
     StorageError
         If the file cannot be opened.
     """
-    header, offset = _header(path)
+    image = _load(path)
+    header, stored = image.header, image.dataobj
     shape = header.get_data_shape()
     if len(shape) != 4 or min(shape) < 1:
         raise BoldError(
@@ -97,21 +98,20 @@ def series_facts(path: Path) -> SeriesFacts:
     dtype = header.get_data_dtype()
     if dtype.kind not in "iuf":
         raise BoldError(f"holds {dtype} values, not real numbers", where=path)
-    slope, inter = header.get_slope_inter()
     zoom, (_, unit) = float(header["pixdim"][4]), header.get_xyzt_units()
     facts = SeriesFacts(
         path=path,
         shape=(int(shape[0]), int(shape[1]), int(shape[2])),
         n_trs=int(shape[3]),
         affine=tuple(tuple(float(x) for x in row) for row in header.get_best_affine()),
-        # Many tools leave the time unit empty and mean seconds.
-        tr_s=round(zoom * _SECONDS.get(unit, 1.0), 6) if zoom > 0 else None,
+        tr_s=_seconds(zoom, unit),
         dtype=dtype.str,
-        slope=1.0 if slope is None else float(slope),
-        inter=0.0 if inter is None else float(inter),
-        offset=offset,
+        # From the array proxy: loading an image takes the scale out of its header.
+        slope=float(stored.slope),
+        inter=float(stored.inter),
+        offset=int(stored.offset),
     )
-    needed = offset + facts.volume_bytes * facts.n_trs
+    needed = facts.offset + facts.volume_bytes * facts.n_trs
     if path.suffix != ".gz" and path.stat().st_size < needed:
         raise BoldError(
             f"the file is cut off: {path.stat().st_size} bytes where its header promises {needed}",
@@ -121,18 +121,26 @@ def series_facts(path: Path) -> SeriesFacts:
     return facts
 
 
-def _header(path: Path) -> tuple[Any, int]:
+def _seconds(zoom: float, unit: str) -> float | None:
+    if zoom <= 0:
+        return None
+    # Many tools leave the unit empty and mean seconds; some write milliseconds and call them seconds.
+    value = zoom * _SECONDS.get(unit, 1.0)
+    return round(value if value < _LONGEST_TR_S else value / 1000.0, 6)
+
+
+def _load(path: Path) -> Any:  # noqa: ANN401 -- nibabel has no types
+    if not path.is_file():
+        raise StorageError("there is no such file", where=path, hint="check the path")
     try:
         image = nibabel.load(path)
-    except FileNotFoundError as error:
-        raise as_storage_error(error, path) from error
     except (ImageFileError, EOFError, zlib.error, gzip.BadGzipFile, OSError) as error:
         raise BoldError(
             f"not a readable NIfTI file: {error}", where=path, hint="fetch or make the file again"
         ) from error
     if not isinstance(image, nibabel.Nifti1Pair) or not path.name.endswith((".nii", ".nii.gz")):
         raise BoldError(f"expected a NIfTI file (.nii, .nii.gz), found {type(image).__name__}", where=path)
-    return image.header, int(image.dataobj.offset)
+    return image
 
 
 def read_blocks(facts: SeriesFacts, block: int = 32) -> Iterator[tuple[int, NDArray[Any]]]:
@@ -272,9 +280,8 @@ def read_volume(path: Path) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     BoldError
         If it cannot be read or is not three-dimensional.
     """
-    _header(path)
+    image = _load(path)
     try:
-        image = nibabel.load(path)
         values = np.asarray(image.dataobj, np.float64)
     except (EOFError, zlib.error, OSError, ValueError) as error:
         raise BoldError(f"the image is damaged: {error}", where=path, hint="fetch or make the file again") from error

@@ -12,8 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from nilearn.datasets import load_mni152_brain_mask
-from nilearn.glm.first_level import spm_hrf
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # it has no stubs
 
@@ -328,11 +326,15 @@ def _centre(truth: Path, runs: list[str], kinds: NDArray[np.int8]) -> NDArray[np
 
 def canonical_hrf(tr_s: float) -> NDArray[np.float64]:
     """SPM's canonical response on the fine time grid; it sums to 1 and peaks about 5 s after an impulse."""
+    from nilearn.glm.first_level import spm_hrf  # a second to import, which help does not have
+
     return np.asarray(spm_hrf(tr_s, oversampling=BINS_PER_TR), np.float64)
 
 
 def brain_mask(resolution_mm: int) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
     """Crop the MNI152 brain mask of nilearn to its bounding box and a margin of a voxel; the mask and its affine."""
+    from nilearn.datasets import load_mni152_brain_mask
+
     image = load_mni152_brain_mask(resolution=resolution_mm)
     mask = np.asarray(image.dataobj) > 0
     inside = np.argwhere(mask)

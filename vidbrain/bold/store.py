@@ -12,6 +12,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 
+from vidbrain.bold.clean import CleanConfig, Confounds, clean_series
 from vidbrain.bold.voxels import to_volume
 from vidbrain.errors import AlignmentError, StorageError
 from vidbrain.records import RunKey
@@ -133,8 +134,6 @@ class BoldStore:
         AlignmentError
             If the series have another number of volumes.
         """
-        from vidbrain.bold.clean import CleanConfig, Confounds, clean_series  # nilearn: a second to import
-
         series = np.asarray(series, np.float64)
         if series.ndim != 2 or len(series) != self.n_trs(run):
             raise AlignmentError(
@@ -166,7 +165,15 @@ class BoldStore:
         """
         label = self.label(run)
         expected = next(record["sha256"] for record in self.info["runs"] if record["label"] == label)
-        if array_sha256(self.read(label)) != expected:
+        try:
+            found = array_sha256(self.read(label))
+        except (ValueError, RuntimeError, OSError) as error:
+            raise StorageError(
+                f"the BOLD of {label} cannot be read: {error}",
+                where=self.root / f"{label}.zarr",
+                hint="remove this folder and info.json, and give the ingest command again",
+            ) from error
+        if found != expected:
             raise StorageError(
                 f"the BOLD of {label} is not what was written: its checksum differs",
                 where=self.root / f"{label}.zarr",

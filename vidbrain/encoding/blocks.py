@@ -18,10 +18,18 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # i
 from vidbrain.cluster import Client
 from vidbrain.config import fingerprint, to_mapping
 from vidbrain.encoding import gram
-from vidbrain.encoding.design import BoldStoreLike, Design, FeatureStoreLike, build_design, choose_layers, choose_runs
+from vidbrain.encoding.design import (
+    BoldStoreLike,
+    Design,
+    FeatureStoreLike,
+    build_design,
+    check_delays,
+    choose_layers,
+    choose_runs,
+)
 from vidbrain.encoding.folds import OuterFold, nested_folds
 from vidbrain.encoding.inference import benjamini_hochberg
-from vidbrain.encoding.plan import Plan, gather_sets, read_plan, write_plan
+from vidbrain.encoding.plan import Plan, gather_sets, is_planned, read_plan, write_plan
 from vidbrain.encoding.result import KIND, STORE, EncodingResult, make_dataset, open_result, summarise
 from vidbrain.encoding.score import TILE, score_block
 from vidbrain.errors import ConfigError
@@ -62,6 +70,7 @@ class EncodeConfig:
         for name, value in least.items():
             if getattr(self, name) < value:
                 raise ConfigError(f"{name} must be at least {value}, not {getattr(self, name)}")
+        check_delays(self.delays)
         if not 0 < self.alpha_decades <= 16:
             raise ConfigError(f"alpha_decades must be above 0 and at most 16, not {self.alpha_decades:g}")
 
@@ -134,7 +143,7 @@ def fit_encoding(
     ResumeError
         If `out` holds a finished result of other settings.
     """
-    out = Path(out)
+    out, client = Path(out), client or Client()
     layers = choose_layers(features, layer)
     runs = choose_runs(features.runs, bold.runs, shared_runs_only=config.shared_runs_only)
     settings, made_from = identity(features, bold, config, layers, runs)
@@ -142,21 +151,27 @@ def fit_encoding(
     if is_done(out, KIND, config=settings, made_from=made_from):
         remove(work)
         return open_result(out)
-    check_writable(out, 64 * bold.n_voxels * (len(runs) + 4))
     key = fingerprint(settings, made_from)
-    prepared: Prepared | None = None
     plan_root = work / f"plan-{key}"
-    progress.start("plan", 1, "design", done=int(plan_root.is_dir()))
-    if not plan_root.is_dir():
+    if not is_planned(plan_root):
         prepared = prepare(features, bold, config, layer=layers)
-        write_plan(plan_root, prepared.design, prepared.folds, prepared.form, config.n_alphas, config.alpha_decades)
-        progress.advance()
-    progress.finish()
+        result_bytes = 64 * bold.n_voxels * (len(runs) + 4)
+        check_writable(out, result_bytes + estimate(prepared, config, bold.n_voxels)["plan_bytes"])
+        write_plan(
+            plan_root,
+            prepared.design,
+            prepared.folds,
+            prepared.form,
+            n_alphas=config.n_alphas,
+            decades=config.alpha_decades,
+            client=client,
+            progress=progress,
+        )
     plan = read_plan(plan_root)
     rows = block_rows(bold, config, plan_root, work / f"blocks-{key}-{config.block}")
     todo = [row for row in rows if not Path(row.out).is_file()]
     progress.start("encode", bold.n_voxels, "voxels", done=bold.n_voxels - sum(row.stop - row.start for row in todo))
-    for position, median in (client or Client()).run(run_block, todo):
+    for position, median in client.run(run_block, todo):
         progress.advance(todo[position].stop - todo[position].start, median_r=median)
     progress.finish()
     return assemble(out, rows, plan, bold, settings, made_from)
@@ -222,10 +237,10 @@ def estimate(prepared: Prepared, config: EncodeConfig, n_voxels: int) -> dict[st
             size += 4.0 * q * len(rows)
         plan_bytes += size
         set_bytes = max(set_bytes, size)
+    plan_bytes += 4.0 * n * p
     worker = 4.0 * n * t * 6 + set_bytes + 4.0 * len(prepared.runs) * config.n_alphas * t
     if prepared.form == "primal":
         flops += 2.0 * n * p * n_voxels
-        plan_bytes += 4.0 * n * p
         worker += 4.0 * p * t * len(prepared.runs) + 8.0 * p * TILE * 2
     return {
         "form": prepared.form,
@@ -259,8 +274,7 @@ def block_rows(bold: BoldStoreLike, config: EncodeConfig, plan_root: Path, block
 def run_block(row: BlockRow) -> float:
     """Read, fit and write one block of voxels; the work of one task. Return its median r."""
     plan = read_plan(Path(row.plan))
-    # One BLAS thread, wherever the task runs: sums in another order would change the last bits.
-    with threadpool_limits(1):
+    with threadpool_limits(1):  # as in `run_set`
         scores = score_block(plan, read_bold(row, plan), n_permutations=row.n_permutations, seed=row.seed)
     with replacing(row.out) as part, part.open("wb") as file:
         np.savez(file, **{name: getattr(scores, name) for name in PARTS})

@@ -268,7 +268,6 @@ def build_design(
     EncodingError
         If a run keeps fewer than `MIN_TRS` rows, or no column is left.
     """
-    check_delays(delays)
     pieces, run_of_row, tr_of_row = [], [], []
     for index, (run, kept_trs) in enumerate(kept.items()):
         n_bold = len(kept_trs)

@@ -84,21 +84,31 @@ def moments(X: F32) -> Moments:
     return Moments(len(X), total, gram)
 
 
-def inverse_scales(variance: F64, reference: F64) -> F64:
-    """One over the standard deviation, and 0 where the column is constant in the fold."""
+def mean_squares(X: F32) -> F64:
+    """Mean square of each column in float64, `CHUNK_ROWS` at a time."""
+    total = np.zeros(X.shape[1])
+    for start in range(0, len(X), CHUNK_ROWS):
+        total += np.sum(X[start : start + CHUNK_ROWS].astype(np.float64) ** 2, axis=0)
+    return total / len(X)
+
+
+def inverse_scales(variance: F64, reference: F64 | None) -> F64:
+    """One over the standard deviation, and 0 where the column is constant in the fold; 1 without a reference."""
+    if reference is None:
+        return np.ones(len(variance))
     varies = variance > CONSTANT_IN_FOLD * reference
     return np.where(varies, 1.0 / np.sqrt(np.where(varies, variance, 1.0)), 0.0)
 
 
-def primal_basis(sums: Moments, reference: F64) -> Basis:
+def primal_basis(sums: Moments, reference: F64 | None) -> Basis:
     """Decompose the covariance of a training set (p <= n).
 
     Parameters
     ----------
     sums
         Of the training rows.
-    reference : (p,) float64
-        Variance of the columns over all rows.
+    reference : (p,) float64 or None
+        Variance of the columns over all rows; None leaves columns as they are.
     """
     mean = sums.total / sums.n
     gram = sums.gram - np.outer(mean, sums.total)
@@ -109,15 +119,15 @@ def primal_basis(sums: Moments, reference: F64) -> Basis:
     return Basis(eigenvalues, mean, inverse, inverse[:, None] * vectors, None)
 
 
-def dual_basis(X: F32, reference: F64) -> Basis:
+def dual_basis(X: F32, reference: F64 | None) -> Basis:
     """Decompose the kernel of a training set (p > n).
 
     Parameters
     ----------
     X : (n_t, p) float32
         Training rows.
-    reference : (p,) float64
-        Variance of the columns over all rows.
+    reference : (p,) float64 or None
+        Variance of the columns over all rows; None leaves columns as they are.
     """
     centred = X.astype(np.float64)
     mean = centred.mean(axis=0)
@@ -132,16 +142,7 @@ def dual_basis(X: F32, reference: F64) -> Basis:
 
 def decompose(X: F32) -> Basis:
     """Decompose training rows, (n, p), in the form that their shape asks for, without scaling the columns."""
-    n, p = X.shape
-    centred = X.astype(np.float64)
-    mean = centred.mean(axis=0)
-    centred -= mean
-    if p <= n:
-        eigenvalues, loadings = positive_part(centred.T @ centred, n)
-    else:
-        eigenvalues, vectors = positive_part(centred @ centred.T, n)
-        loadings = centred.T @ (vectors / np.sqrt(eigenvalues))
-    return Basis(eigenvalues, mean, np.ones(p), loadings, None)
+    return primal_basis(moments(X), None) if X.shape[1] <= len(X) else dual_basis(X, None)
 
 
 def positive_part(matrix: F64, n: int) -> tuple[F64, F64]:

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # it has no stubs
 
+from vidbrain.cluster import Client
 from vidbrain.encoding import gram
 from vidbrain.encoding.design import Design
 from vidbrain.encoding.folds import OuterFold, Rows, cells_of
-from vidbrain.storage.atomic import read_json, replacing, write_json
+from vidbrain.progress import SILENT, Progress
+from vidbrain.storage.atomic import read_json, remove, replacing, write_json
 
 F32 = NDArray[np.float32]
+RECORD = "plan.json"
 
 
 @dataclass(frozen=True)
@@ -93,7 +97,7 @@ class Plan:
     facts: dict[str, Any]
 
     def design(self) -> F32:
-        """Design matrix (n, p), memory-mapped; the primal form only."""
+        """Design matrix (n, p), memory-mapped."""
         return cast("F32", np.load(self.root / "design.npy", mmap_mode="r", allow_pickle=False))
 
     def training_set(self, number: int) -> TrainingSet:
@@ -116,7 +120,7 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class _Task:
+class Task:
     """A training set before it is decomposed: its rows, and (outer fold, rows) that it validates and tests."""
 
     rows: Rows
@@ -124,12 +128,12 @@ class _Task:
     tests: list[tuple[int, Rows]]
 
 
-def gather_sets(folds: Sequence[OuterFold]) -> list[_Task]:
+def gather_sets(folds: Sequence[OuterFold]) -> list[Task]:
     """List distinct training sets: that of outer fold f without run g is that of fold g without run f."""
-    found: dict[bytes, _Task] = {}
+    found: dict[bytes, Task] = {}
 
-    def task(rows: Rows) -> _Task:
-        return found.setdefault(rows.tobytes(), _Task(rows, [], []))
+    def task(rows: Rows) -> Task:
+        return found.setdefault(rows.tobytes(), Task(rows, [], []))
 
     for number, fold in enumerate(folds):
         for train, validation in fold.inner:
@@ -140,39 +144,106 @@ def gather_sets(folds: Sequence[OuterFold]) -> list[_Task]:
 
 
 def write_plan(
-    root: Path, design: Design, folds: Sequence[OuterFold], form: gram.Form, n_alphas: int, decades: float
+    root: Path,
+    design: Design,
+    folds: Sequence[OuterFold],
+    form: gram.Form,
+    *,
+    n_alphas: int,
+    decades: float,
+    client: Client,
+    progress: Progress = SILENT,
 ) -> None:
-    """Decompose every training set and write the plan as a folder that appears whole or not at all."""
+    """Decompose every training set, one task each; a set on disk is kept, and the plan is whole with its record.
+
+    Parameters
+    ----------
+    root
+        Folder; its name must say what the plan is made from.
+    design, folds, form
+        As prepared.
+    n_alphas, decades
+        Of the grid of alphas.
+    client
+        Where sets are decomposed.
+    progress
+        Listener.
+    """
     tasks = gather_sets(folds)
     used = [rows for t in tasks for rows in (t.rows, *(r for _, r in t.validations), *(r for _, r in t.tests))]
     cell = cells_of(used, len(design.run))
-    reference = np.mean(design.X.astype(np.float64) ** 2, axis=0)
-    bases = _bases(design.X, tasks, cell, reference, form)
     # Standardised columns: the eigenvalues of a training set add up to n_t p, over min(p, n_t - 1) directions.
     p = design.X.shape[1]
     centre = float(np.mean([len(f.train) * p / min(p, len(f.train) - 1) for f in folds]))
     alphas = gram.alpha_grid(centre, n_alphas, decades)
-    with replacing(root) as part:
-        part.mkdir()
-        for number, (task, basis) in enumerate(zip(tasks, bases, strict=True)):
-            np.savez(part / f"set-{number:04d}.npz", **_arrays(task, basis, design.X, alphas))
-        if form == "primal":
-            np.save(part / "design.npy", design.X)
-        np.savez(part / "rows.npz", alphas=alphas, run=design.run, tr=design.tr, cell=cell)
-        facts = {
-            "n_rows": len(design.run),
-            "n_trs": list(design.n_trs),
-            "n_columns": p,
-            "n_constant_columns": design.n_constant,
-            "n_invalid_columns": design.n_invalid,
-        }
-        record = {"form": form, "runs": list(design.runs), "n_sets": len(tasks), "facts": facts}
-        write_json(part / "plan.json", record)
+    with replacing(root / "design.npy") as part, part.open("wb") as file:
+        np.save(file, design.X)
+    if form == "primal":
+        with threadpool_limits(1):  # as in `run_set`
+            cells = [gram.moments(design.X[cell == c]) for c in range(int(cell.max()) + 1)]
+        _save(
+            root / "cells.npz",
+            n=np.array([c.n for c in cells]),
+            total=np.stack([c.total for c in cells]),
+            gram=np.stack([c.gram for c in cells]),
+        )
+    rows = [SetRow(str(root), number, form, task, cell, alphas) for number, task in enumerate(tasks)]
+    todo = [row for row in rows if not row.path.is_file()]
+    progress.start("plan", len(rows), "sets", done=len(rows) - len(todo))
+    for _ in client.run(run_set, todo):
+        progress.advance()
+    progress.finish()
+    _save(root / "rows.npz", alphas=alphas, run=design.run, tr=design.tr, cell=cell)
+    facts = {
+        "n_rows": len(design.run),
+        "n_trs": list(design.n_trs),
+        "n_columns": p,
+        "n_constant_columns": design.n_constant,
+        "n_invalid_columns": design.n_invalid,
+    }
+    write_json(root / RECORD, {"form": form, "runs": list(design.runs), "n_sets": len(tasks), "facts": facts})
+    remove(root / "cells.npz")
+
+
+@dataclass(frozen=True)
+class SetRow:
+    """One task: decompose training set `number` of the plan in `root`."""
+
+    root: str
+    number: int
+    form: gram.Form
+    task: Task
+    cell: NDArray[np.int64]
+    alphas: gram.F64
+
+    @property
+    def path(self) -> Path:
+        """The file that it writes."""
+        return Path(self.root) / f"set-{self.number:04d}.npz"
+
+
+def run_set(row: SetRow) -> None:
+    """Decompose and write one training set; the work of one task."""
+    X: F32 = np.load(Path(row.root) / "design.npy", mmap_mode="r", allow_pickle=False)
+    # One BLAS thread, wherever the task runs: sums in another order would change the last bits.
+    with threadpool_limits(1):
+        reference = gram.mean_squares(X)
+        if row.form == "dual":
+            basis = gram.dual_basis(X[row.task.rows], reference)
+        else:
+            basis = gram.primal_basis(_sums(Path(row.root), row.cell, row.task.rows), reference)
+        arrays = _arrays(row.task, basis, X, row.alphas)
+    _save(row.path, **arrays)
+
+
+def is_planned(root: Path) -> bool:
+    """Whether the plan is whole."""
+    return (root / RECORD).is_file()
 
 
 def read_plan(root: Path) -> Plan:
     """Open a plan that `write_plan` finished."""
-    record = read_json(root / "plan.json")
+    record = read_json(root / RECORD)
     with np.load(root / "rows.npz", allow_pickle=False) as a:
         return Plan(
             root=root,
@@ -205,26 +276,22 @@ def downdate(cell: NDArray[np.int64], rows: Rows) -> tuple[list[int], list[int]]
     return [], [int(c) for c in outside]
 
 
-def _bases(
-    X: F32, tasks: Sequence[_Task], cell: NDArray[np.int64], reference: gram.F64, form: gram.Form
-) -> Iterator[gram.Basis]:
-    """Decompose one training set after the other, so that only one is in memory."""
-    if form == "dual":
-        for task in tasks:
-            yield gram.dual_basis(X[task.rows], reference)
-        return
-    cells = [gram.moments(X[cell == c]) for c in range(int(cell.max()) + 1)]
-    total = functools.reduce(operator.add, cells)
-    for task in tasks:
-        add, subtract = downdate(cell, task.rows)
-        if add:
-            sums = functools.reduce(operator.add, [cells[c] for c in add])
-        else:
-            sums = functools.reduce(operator.sub, [cells[c] for c in subtract], total)
-        yield gram.primal_basis(sums, reference)
+def _sums(root: Path, cell: NDArray[np.int64], rows: Rows) -> gram.Moments:
+    """Sums over a row set from those over cells, by adding or by downdating the total."""
+    with np.load(root / "cells.npz", allow_pickle=False) as file:
+        n, total, outer = file["n"], file["total"], file["gram"]
+    cells = [gram.Moments(int(n[c]), total[c], outer[c]) for c in range(len(n))]
+    add, subtract = downdate(cell, rows)
+    sums = functools.reduce(operator.add, [cells[c] for c in add] or cells)
+    return functools.reduce(operator.sub, [cells[c] for c in subtract], sums)
 
 
-def _arrays(task: _Task, basis: gram.Basis, X: F32, alphas: gram.F64) -> dict[str, Any]:
+def _save(path: Path, **arrays: NDArray[Any]) -> None:
+    with replacing(path) as part, part.open("wb") as file:
+        np.savez(file, allow_pickle=False, **arrays)
+
+
+def _arrays(task: Task, basis: gram.Basis, X: F32, alphas: gram.F64) -> dict[str, Any]:
     projection = basis.loadings.T if basis.scores is None else basis.scores.T
     arrays: dict[str, Any] = {
         "rows": task.rows,

@@ -27,7 +27,9 @@ from vidbrain.models.gpt import GPT
 from vidbrain.models.pretrained import load_gpt, load_vqvae, untrained_like
 from vidbrain.models.vqvae import VQVAE
 from vidbrain.records import ClipSpec
-from vidbrain.storage.info import INFO, read_info
+from vidbrain.storage.info import read_info
+from vidbrain.training import precision
+from vidbrain.training.world import pick_device
 
 ENCODER_LAYER = "vqvae.encoder"
 
@@ -90,7 +92,8 @@ class ModelSource:
         for layer, pooled in self._poolings.items():
             pooled.check(layer, *grid[1:])
         self._blocks = [layer for layer in chosen if layer != ENCODER_LAYER]
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device = pick_device("auto")
+        self._arm = precision.resolve("fp32", device)
         self._vqvae = vqvae.eval().to(device)
         self._gpt = gpt.eval().to(device) if gpt is not None and self._blocks else None
 
@@ -118,7 +121,7 @@ class ModelSource:
         """Pooled activations: (B, T, H, W, 3) -> (B, t, n_features) for each layer."""
         parts: dict[str, list[NDArray[np.float32]]] = {layer: [] for layer in self._poolings}
         device = self._vqvae.pixel_mean.device
-        with torch.inference_mode():
+        with torch.inference_mode(), self._arm.autocast():
             for clips in torch.from_numpy(video).split(CLIPS_AT_ONCE):
                 for layer, tokens in self.tokens(clips.to(device)).items():
                     parts[layer].append(pool(tokens.float(), self._poolings[layer]).cpu().numpy())
@@ -143,7 +146,7 @@ def open_model(
     name
         Which.
     vqvae, gpt
-        Folders of the trained networks.
+        Folders of finished trainings; without a GPT there are no ``gpt`` layers.
     frame_size
         Height and width of the shards' frames.
     layers, pooling, stride
@@ -154,32 +157,30 @@ def open_model(
     Raises
     ------
     StorageError, ModelError
-        If a network is missing or damaged, or does not fit.
+        If a network is missing, unfinished or damaged, or the GPT belongs to another VQ-VAE.
     """
+    trained = read_info(vqvae, "vqvae")
+    if gpt is not None:
+        learned_from = read_info(gpt, "gpt")["made_from"].get("vqvae")
+        if learned_from != trained["fingerprint"]:
+            raise ModelError(
+                f"the GPT was trained on codes of the VQ-VAE {learned_from}, not of {trained['fingerprint']}",
+                where=gpt,
+                hint="give the VQ-VAE that belongs to it, or tokenize and train the GPT again",
+            )
     codec: VQVAE | GPT
     prior: VQVAE | GPT | None
     if name == "model":
         codec, prior = load_vqvae(vqvae), None if gpt is None else load_gpt(gpt)
     else:
         codec, prior = untrained_like(vqvae, seed), None if gpt is None else untrained_like(gpt, seed)
-    for root, network, kind in ((vqvae, codec, VQVAE), (gpt, prior, GPT)):
-        if network is not None and not isinstance(network, kind):
-            raise ModelError(f"expected a {kind.__name__}, found a {type(network).__name__}", where=root)
     assert isinstance(codec, VQVAE)
     assert prior is None or isinstance(prior, GPT)
-    clip = trained_clip(vqvae)
+    clip = from_mapping(ClipSpec, trained["config"]["clip"], vqvae)
     return ModelSource(
         name, codec, prior, clip_frames=clip.n_frames, clip_step=clip.step, frame_size=frame_size, layer_names=layers,
         pooling=pooling, stride=stride,
     )  # fmt: skip
-
-
-def trained_clip(root: str | Path) -> ClipSpec:
-    """Clips that a network was trained on, by its root record; without one (it was copied) 16 frames, every 4th."""
-    if not (Path(root) / INFO).is_file():
-        return ClipSpec()
-    clip = read_info(root, "model")["config"].get("clip", {})
-    return from_mapping(ClipSpec, clip, Path(root) / INFO)
 
 
 def finest_grid(n_channels: int, height: int, width: int) -> Pooling:

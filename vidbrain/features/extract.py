@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # it has no stubs
 
 from vidbrain.cluster import Client
 from vidbrain.config import to_mapping
@@ -222,8 +224,10 @@ def extract(
     total = sum(run.n_frames for run in runs)
     progress.start(source.name, total, "frames", total - sum(work.run.n_frames for work in pending))
     if source.in_process or client.n_workers == 0:
-        for work in pending:
-            _extract_run(work, manifest, progress.advance)
+        # Small matrix products gain nothing from threads, and lose much where other processes want the cores.
+        with contextlib.nullcontext() if source.in_process else threadpool_limits(1, user_api="blas"):
+            for work in pending:
+                _extract_run(work, manifest, progress.advance)
     else:
         for position, _ in client.run(_extract_row, pending, weight=lambda work: work.run.n_frames):
             progress.advance(pending[position].run.n_frames)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn import functional as F  # noqa: N812 -- as torch's own documents name it
 
 from vidbrain.errors import ModelError
 
@@ -36,7 +36,7 @@ def head_width(channels: int, n_heads: int) -> int:
 class RMSNorm(nn.Module):
     """RMS norm over the last axis, computed in float32 and returned in the type of its input."""
 
-    def __init__(self, width: int):
+    def __init__(self, width: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(width))
 
@@ -51,7 +51,7 @@ class AxialAttention(nn.Module):
     The other axes are folded into the batch, so the cost is S·(t+h+w) instead of S².
     """
 
-    def __init__(self, channels: int, n_heads: int):
+    def __init__(self, channels: int, n_heads: int) -> None:
         super().__init__()
         self.n_heads, self.d_head = n_heads, head_width(channels, n_heads)
         self.qkv = nn.ModuleList(nn.Linear(channels, 3 * channels, bias=False) for _ in range(3))
@@ -76,7 +76,7 @@ class AxialAttention(nn.Module):
 class CausalSelfAttention(nn.Module):
     """Causal attention over S tokens, with the query and key normalised (QK-norm): (B, S, C) -> (B, S, C)."""
 
-    def __init__(self, channels: int, n_heads: int, dropout: float):
+    def __init__(self, channels: int, n_heads: int, dropout: float) -> None:
         super().__init__()
         self.n_heads, self.d_head, self.dropout = n_heads, head_width(channels, n_heads), dropout
         self.qkv = nn.Linear(channels, 3 * channels, bias=False)

@@ -59,7 +59,7 @@ class Codebook(nn.Module):
     usage: Tensor
     restarts: Tensor
 
-    def __init__(self, n_codes: int, code_dim: int, *, decay: float = 0.99, restart_below: float = 1.0):
+    def __init__(self, n_codes: int, code_dim: int, *, decay: float = 0.99, restart_below: float = 1.0) -> None:
         super().__init__()
         self.n_codes, self.code_dim, self.decay, self.restart_below = n_codes, code_dim, decay, restart_below
         start = torch.randn(n_codes, code_dim)

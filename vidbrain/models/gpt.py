@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn import functional as F  # noqa: N812 -- as torch's own documents name it
 
 from vidbrain.config import did_you_mean
 from vidbrain.errors import ConfigError, ModelError
@@ -63,7 +63,7 @@ class GPT(nn.Module):
         (t, h, w) of a clip's codes.
     """
 
-    def __init__(self, config: GPTConfig, *, n_codes: int, grid: Triple):
+    def __init__(self, config: GPTConfig, *, n_codes: int, grid: Triple) -> None:
         super().__init__()
         self.config, self.n_codes, self.grid = config, n_codes, grid
         width = config.hidden
@@ -195,7 +195,7 @@ class GPT(nn.Module):
 class Block(nn.Module):
     """Pre-norm attention, then pre-norm MLP of four times the width with ReLU²."""
 
-    def __init__(self, config: GPTConfig):
+    def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         width = config.hidden
         self.attention_norm, self.mlp_norm = RMSNorm(width), RMSNorm(width)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -58,14 +58,16 @@ def untrained_like(root: str | Path, seed: int) -> VQVAE | GPT:
     """The same architecture with fresh weights: the untrained control.
 
     Nothing is taken from training but the colour mean and the deviation by which a VQ-VAE standardises pixels: they
-    are a choice of units. Its linear path and codebook are random, not started from data.
+    are a choice of units. Its linear path and codebook are random, not started from data. Matrices that training
+    starts from zero are drawn at random: else every block would pass its input through, and the control would be
+    weaker than an untrained network has to be.
     """
     record = read_json(Path(root) / CONFIG)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if record.get("model") == "gpt":
-            return _fresh_gpt(record, Path(root) / CONFIG).eval()
-        model = _fresh_vqvae(record, Path(root) / CONFIG)
+            return _without_zeros(_fresh_gpt(record, Path(root) / CONFIG)).eval()
+        model = _without_zeros(_fresh_vqvae(record, Path(root) / CONFIG))
     trained = _load(root, "vqvae", _fresh_vqvae)
     model.pixel_mean.copy_(trained.pixel_mean)
     model.pixel_std.copy_(trained.pixel_std)
@@ -102,6 +104,16 @@ def _load(root: str | Path, kind: str, fresh: Callable[[Mapping[str, Any], Path]
         raise ModelError(f"expected a {kind}, found {found!r}", where=folder / CONFIG)
     model = fresh(record, folder / CONFIG)
     load_weights(model, folder / WEIGHTS)
+    return model
+
+
+Network = TypeVar("Network", VQVAE, GPT)
+
+
+def _without_zeros(model: Network) -> Network:
+    for weight in model.parameters():
+        if weight.ndim >= 2 and not weight.any():
+            nn.init.normal_(weight, std=weight[0].numel() ** -0.5)
     return model
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn import functional as F  # noqa: N812 -- as torch's own documents name it
 
 from vidbrain.errors import ConfigError, ModelError
 from vidbrain.models.attention import AxialAttention, RMSNorm, head_width
@@ -106,7 +106,7 @@ class VQVAE(nn.Module):
     pixel_std: Tensor
     started: Tensor
 
-    def __init__(self, config: VQVAEConfig):
+    def __init__(self, config: VQVAEConfig) -> None:
         super().__init__()
         self.config = config
         self.register_buffer("pixel_mean", torch.zeros(3))
@@ -127,8 +127,8 @@ class VQVAE(nn.Module):
         quantized = self._quantize(self.encoder(target))
         # The decoder may run in 16 bits; the error is summed in 32.
         error = self.decoder(quantized.vectors).float() - target
-        mse = error.square().mean()
-        reconstruction = mse if self.config.l1 == 0 else (1 - self.config.l1) * mse + self.config.l1 * error.abs().mean()
+        mse, l1 = error.square().mean(), self.config.l1
+        reconstruction = (1 - l1) * mse + l1 * error.abs().mean() if l1 else mse
         loss = reconstruction + self.config.commitment * quantized.commitment
         return VQVAEOutput(loss, mse.detach() * self.pixel_std**2, quantized.commitment.detach(), quantized.codes)
 
@@ -180,7 +180,7 @@ class VQVAE(nn.Module):
 class Encoder(nn.Module):
     """(B, 3, T, H, W) -> (B, code_dim, t, h, w)."""
 
-    def __init__(self, config: VQVAEConfig):
+    def __init__(self, config: VQVAEConfig) -> None:
         super().__init__()
         width = config.n_hidden
         self.patch = config.patch
@@ -192,11 +192,13 @@ class Encoder(nn.Module):
         self.norm = ChannelNorm(width)
         self.out = nn.Conv3d(width, config.code_dim, 1)
         self.downsample = config.downsample
-        self.linear = nn.Conv3d(_folded(config.downsample), config.code_dim, 1, bias=False) if config.linear_start else None
-        if self.linear is not None:
+        self.linear: nn.Conv3d | None = None
+        if config.linear_start:
+            self.linear = nn.Conv3d(_folded(config.downsample), config.code_dim, 1, bias=False)
             nn.init.zeros_(self.out.weight)
 
     def forward(self, video: Tensor) -> Tensor:
+        """Encode standardised video."""
         x = self.stem(fold(video, self.patch))
         for down in self.down:
             x = down(F.relu(x))
@@ -209,7 +211,7 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """(B, code_dim, t, h, w) -> (B, 3, T, H, W)."""
 
-    def __init__(self, config: VQVAEConfig):
+    def __init__(self, config: VQVAEConfig) -> None:
         super().__init__()
         width = config.n_hidden
         self.patch = config.patch
@@ -221,11 +223,13 @@ class Decoder(nn.Module):
         self.up = nn.ModuleList(nn.ConvTranspose3d(width, width, _kernel(s), stride=s, padding=1) for s in strides)
         self.out = nn.Conv3d(width, folded, 1) if folded > 3 else nn.Conv3d(width, 3, 3, padding=1)
         self.downsample = config.downsample
-        self.linear = nn.Conv3d(config.code_dim, _folded(config.downsample), 1, bias=False) if config.linear_start else None
-        if self.linear is not None:
+        self.linear: nn.Conv3d | None = None
+        if config.linear_start:
+            self.linear = nn.Conv3d(config.code_dim, _folded(config.downsample), 1, bias=False)
             nn.init.zeros_(self.out.weight)
 
     def forward(self, z: Tensor) -> Tensor:
+        """Decode code vectors to standardised video."""
         x = self.stem(z)
         for block in self.blocks:
             x = block(x)
@@ -239,7 +243,7 @@ class Decoder(nn.Module):
 class ResidualBlock(nn.Module):
     """Norm, ReLU, 3 x 3 x 3 convolution to half the width, back, then axial attention; added to the input."""
 
-    def __init__(self, width: int, n_heads: int):
+    def __init__(self, width: int, n_heads: int) -> None:
         super().__init__()
         half = max(width // 2, 1)
         self.norms = nn.ModuleList([ChannelNorm(width), ChannelNorm(half), ChannelNorm(width)])
@@ -248,6 +252,7 @@ class ResidualBlock(nn.Module):
         self.attention = AxialAttention(width, n_heads)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Add to (B, C, t, h, w)."""
         y = self.conv_in(F.relu(self.norms[0](x)))
         y = self.conv_out(F.relu(self.norms[1](y)))
         y = F.relu(self.norms[2](y)).movedim(1, -1)
@@ -258,6 +263,7 @@ class ChannelNorm(RMSNorm):
     """RMS norm over the channels of every position of (B, C, t, h, w)."""
 
     def forward(self, x: Tensor) -> Tensor:
+        """Normalise."""
         return super().forward(x.movedim(1, -1)).movedim(-1, 1)
 
 

@@ -76,7 +76,7 @@ class LossCurve:
     title: str
     splits: Mapping[str, tuple[Floats, Floats]]
     references: Mapping[str, float]
-    unit: str = "loss"
+    unit: str
 
 
 def draw_loss(curve: LossCurve) -> Html:
@@ -106,7 +106,7 @@ def draw_loss(curve: LossCurve) -> Html:
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         axes.set_xlabel("step")
         axes.set_ylabel(curve.unit)
-        axes.legend(frameon=False, fontsize=9, labelcolor=MUTED, loc="upper right")
+        _legend(axes)
 
     return _figure(draw, curve.title, height_in=2.9, label=f"{curve.title}: loss over training steps")
 
@@ -231,9 +231,15 @@ def draw_alphas(groups: Mapping[str, Floats], *, title: str) -> Html:
         axes.grid(axis="y")
         axes.set_xlabel("ridge penalty alpha")
         axes.set_ylabel("share of voxels")
-        axes.legend(frameon=False, fontsize=9, labelcolor=MUTED)
+        _legend(axes)
 
     return _figure(draw, title, height_in=2.9, label=f"{title}: share of voxels that chose each ridge penalty")
+
+
+def _legend(axes: Axes) -> None:
+    # Above the axes, where no curve can run through it.
+    axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=4, frameon=False, fontsize=9, labelcolor=MUTED,
+                borderpad=0, columnspacing=1.4, handlelength=1.6)  # fmt: skip
 
 
 def _figure(draw: Callable[[Axes], None], title: str, *, height_in: float, label: str) -> Html:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vidbrain.bold.store import BoldStore
-from vidbrain.report.words import count, find, percent, score
+from vidbrain.report.words import decibels, difference, find, percent, score
 
 ROLES = {
     "trained": "trained model",
@@ -63,9 +63,9 @@ class ScoreSet:
     dead: NDArray[np.bool_]
     info: dict[str, Any]
 
-    def edge_shares(self) -> tuple[float, float]:
-        """Share of live voxels and folds whose penalty is the smallest or the largest of the grid."""
-        chosen = self.alpha[:, ~self.dead]
+    def edge_shares(self, mask: NDArray[np.bool_]) -> tuple[float, float]:
+        """Share of the voxels of a mask (and of folds) whose penalty is the smallest or the largest of the grid."""
+        chosen = self.alpha[:, mask]
         low, high = (np.isclose(chosen, edge, rtol=1e-4) for edge in (self.info["alphas"][0], self.info["alphas"][-1]))
         return (float(low.mean()), float(high.mean())) if chosen.size else (math.nan, math.nan)
 
@@ -78,15 +78,13 @@ class ModelRecord:
     ----------
     name
         Its folder.
-    info, config, summary
-        Its JSON records; empty where there is none.
+    summary
+        What training said at its end; empty where there is none.
     losses
         ``(steps, losses)`` by split.
     """
 
     name: str
-    info: dict[str, Any]
-    config: dict[str, Any]
     summary: dict[str, Any]
     losses: dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]
 
@@ -96,30 +94,45 @@ class ModelRecord:
         return {"vqvae": "VQ-VAE", "gpt": "GPT"}.get(self.name, self.name)
 
     @property
+    def kind(self) -> str:
+        """``"vqvae"`` or ``"gpt"``."""
+        return str(self.summary.get("kind", self.name))
+
+    @property
     def n_parameters(self) -> int | None:
-        """Trainable numbers."""
-        return find(("n_parameters", "parameters", "n_params"), self.summary, self.info, self.config)
+        """Trained numbers."""
+        return self.summary.get("n_parameters")
 
     @property
     def n_steps(self) -> int | None:
-        """Optimizer steps: as recorded, else the last one with a loss."""
-        recorded = find(("n_steps", "steps", "step"), self.summary, self.info)
-        return recorded or int(max((steps[-1] for steps, _ in self.losses.values()), default=0)) or None
+        """Optimizer steps."""
+        return self.summary.get("steps")
+
+    @property
+    def held_out(self) -> dict[str, Any]:
+        """Last scores on held-out clips."""
+        return self.summary.get("held_out") or {}
+
+    @property
+    def unit(self) -> str:
+        """Of the loss."""
+        return "nats per token" if self.kind == "gpt" else "loss"
 
     @property
     def references(self) -> dict[str, float]:
-        """Levels that a loss is compared with, by name."""
-        level = find(("unigram_entropy", "unigram_entropy_nats", "unigram_loss"), self.summary, self.info)
-        return {} if level is None else {"unigram entropy": float(level)}
+        """Levels that a held-out loss is compared with, by name."""
+        level = find(("unigram_loss", "unigram_entropy"), self.summary)
+        return {} if level is None else {"guess by code frequency": float(level)}
 
     @property
-    def notes(self) -> list[tuple[str, str]]:
-        """Other numbers worth a word, by name."""
-        notes = []
-        used = find(("code_use", "codes_used", "codebook_use"), self.summary, self.info)
-        if used is not None:
-            notes.append(("codes in use", percent(used) if used <= 1 else count(used)))
-        notes += [(name, score(level, 3)) for name, level in self.references.items()]
+    def notes(self) -> list[str]:
+        """Other numbers worth a word."""
+        notes = [f"{name} {score(level, 3)}" for name, level in self.references.items()]
+        if "psnr" in self.held_out:
+            gain = difference(self.held_out["psnr_gain"], 1)
+            notes.append(f"held-out PSNR {decibels(self.held_out['psnr'])}, {gain} dB over the mean frame")
+        if "active" in self.held_out:
+            notes.append(f"{percent(self.held_out['active'])} of the codes in use")
         return notes
 
     def loss(self, split: str, position: int) -> float | None:
@@ -181,6 +194,10 @@ class Evidence:
     def alive(self) -> NDArray[np.bool_]:
         """Voxels that have a score in every set."""
         return ~np.logical_or.reduce([scores.dead for scores in self.sets])
+
+    def model(self, kind: str) -> ModelRecord | None:
+        """The model of a kind, if there is one."""
+        return next((model for model in self.models.values() if model.kind == kind), None)
 
     def role(self, role: str) -> ScoreSet | None:
         """The set with a role, if there is one."""

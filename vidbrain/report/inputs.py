@@ -16,7 +16,7 @@ from vidbrain.bold.drivers import KINDS
 from vidbrain.bold.store import BoldStore, open_bold
 from vidbrain.bold.truth import measured_ceiling, open_truth
 from vidbrain.encoding.result import open_result
-from vidbrain.errors import AlignmentError, StorageError
+from vidbrain.errors import AlignmentError, EncodingError, StorageError
 from vidbrain.report.evidence import ROLES, Evidence, ModelRecord, ScoreSet, role_of
 from vidbrain.sharding.manifest import open_manifest
 from vidbrain.storage.atomic import read_json
@@ -83,6 +83,8 @@ def gather(inputs: ReportInputs) -> Evidence:
         If there is no result or no BOLD store, or something there is damaged.
     AlignmentError
         If a result or the truth belongs to other voxels than the BOLD store.
+    EncodingError
+        If no voxel is alive.
     """
     folders = _finished(inputs.results)
     if not folders:
@@ -96,7 +98,7 @@ def gather(inputs: ReportInputs) -> Evidence:
     missing: dict[str, str] = {}
     kinds, kind_names, ceiling = _truth(inputs.truth, store, missing)
     models = _models(inputs.runs, missing)
-    return Evidence(
+    evidence = Evidence(
         name=inputs.name,
         sets=_distinct(sets),
         store=store,
@@ -110,6 +112,13 @@ def gather(inputs: ReportInputs) -> Evidence:
         summary=_summary(inputs.summary, missing),
         missing=missing,
     )
+    if not evidence.alive.any():
+        raise EncodingError(
+            f"none of the {store.n_voxels} voxels has a score: all are constant or not finite",
+            where=inputs.bold,
+            hint="check the mask and the BOLD series, and give vidbrain bold ingest again",
+        )
+    return evidence
 
 
 def _finished(folder: Path | None) -> list[Path]:
@@ -175,14 +184,11 @@ def _models(runs: Path | None, missing: dict[str, str]) -> dict[str, ModelRecord
     for folder in sorted(_finished(runs), key=lambda path: (path.name != "vqvae", path.name)):
         if not (folder / "metrics.jsonl").is_file():
             continue
-        records = {
-            name: read_json(folder / f"{name}.json") if (folder / f"{name}.json").is_file() else {}
-            for name in ("info", "config", "summary")
-        }
-        models[folder.name] = ModelRecord(name=folder.name, losses=_losses(folder / "metrics.jsonl"), **records)
+        summary = _record(folder / "summary.json") if (folder / "summary.json").is_file() else {}
+        models[folder.name] = ModelRecord(name=folder.name, summary=summary, losses=_losses(folder / "metrics.jsonl"))
     if not models:
         missing["models"] = "No trained model lies beside this result; vidbrain train vqvae makes one."
-    elif not any("gpt" in name.lower() for name in models):
+    elif not any(model.kind == "gpt" for model in models.values()):
         missing["gpt"] = "There is no GPT beside this result; vidbrain train gpt makes one."
     return models
 
@@ -213,7 +219,7 @@ def _samples(runs: Path | None, missing: dict[str, str]) -> dict[str, NDArray[An
         missing["samples"] = "No samples were drawn from the models, so there are no frames to show."
         return None
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
     except (OSError, ValueError, zipfile.BadZipFile) as error:
         raise StorageError(f"the samples cannot be read: {error}", where=path) from error

@@ -46,6 +46,8 @@ def write_report(inputs: ReportInputs, out: Path, *, progress: Progress = SILENT
         If there is no result, something is damaged, or the page cannot be written.
     AlignmentError
         If results, truth and BOLD do not hold the same voxels.
+    EncodingError
+        If no voxel has a score.
     """
     check_writable(out.parent, 16 * 2**20)
     progress.start("report", 6, "parts")
@@ -96,7 +98,7 @@ def render(evidence: Evidence, *, progress: Progress = SILENT) -> str:
         ("prediction", "Prediction", "How well does each feature set predict voxels on runs it never saw?", score_part),
         ("maps", "Brain maps", "Where does the prediction work, and where does training help?", brain["maps"]),
         ("planted", "Planted against found", "Does the encoding find what is there, and only that?", brain["planted"]),
-        ("frames", "What the model sees", "Which pictures survive the codes, and what comes next?", frames_part),
+        ("frames", "Frames", "What survives the codes, and what does the model expect next?", frames_part),
         ("training", "Training", "Did the models learn?", sections.training(evidence)),
         ("run", "What was run", "From which data, with which settings, how long?", provenance.what_was_run(evidence)),
     ]
@@ -136,7 +138,7 @@ def _brain(evidence: Evidence) -> dict[str, Html]:
     what = f"Cortical surface: r of the {main.title} on held-out runs"
     surface = maps.surface_panel(anatomy, voxels, r_scale(high), label=what)
     bold = "simulated BOLD" if evidence.simulated else "BOLD"
-    caption = f"Correlation of predicted and measured signal ({bold}) on held-out runs; features of the {main.title}."
+    caption = f"Correlation of predicted and measured signal ({bold}) on held-out runs; features: {main.title}."
     hero = figure(join([surface, maps.colour_bar(r_scale(high), "r")]), caption, class_="hero maps")
     return {
         "hero": hero,

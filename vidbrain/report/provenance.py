@@ -30,11 +30,14 @@ def what_was_run(evidence: Evidence) -> Html:
                     ("held out of training", f"{count(d['held_out_frames'])} frames"),
                     ("segments, shards", f"{count(d['segments'])}, {count(d['shards'])}"),
                     ("size of the shards", f"{d['n_bytes'] / 1e6:.1f} MB"),
+                    ("clips as codes", count(evidence.artefacts.get("codes", {}).get("n_clips"))),
                 ]
             )
         )
     else:
         parts.append(missing(evidence.missing["data"]))
+    parts += [tag("h3", "Simulated BOLD" if evidence.simulated else "BOLD"), _bold(evidence)]
+    parts += [tag("h3", "Feature sets"), _designs(evidence)]
     parts += [tag("h3", "Ridge penalties"), _penalties(evidence)]
     parts += [tag("h3", "Wall time"), _times(evidence)]
     parts += [tag("h3", "Where everything came from"), _provenance(evidence)]
@@ -43,11 +46,39 @@ def what_was_run(evidence: Evidence) -> Html:
     return join(parts)
 
 
-def _penalties(evidence: Evidence) -> Html:
+def _bold(evidence: Evidence) -> Html:
+    store = evidence.store
+    clean = dict(store.info["config"].get("clean") or {})
+    return facts(
+        [
+            ("voxels", f"{count(store.n_voxels)} in {store.info.get('space')}"),
+            ("runs", count(len(store.runs))),
+            ("volumes", f"{count(sum(store.n_trs(run) for run in store.runs))}, one each {store.tr_s:g} s"),
+            ("constant voxels", count(int((~evidence.alive).sum()))),
+            ("confounds, high-pass", f"{clean.get('confounds', DASH)}, {clean.get('high_pass', DASH)}"),
+        ]
+    )
+
+
+def _designs(evidence: Evidence) -> Html:
     rows = []
     for s in evidence.sets:
-        low, high = s.edge_shares()
-        middle = float(np.median(s.alpha[:, evidence.alive]))
+        config, design = s.info["config"], s.info.get("design") or {}
+        delays = ", ".join(str(delay) for delay in config.get("delays", ()))
+        layers = ", ".join(str(layer) for layer in config.get("layers", ()))
+        row = [s.title, layers or DASH, delays or DASH, count(design.get("n_columns")), count(design.get("n_rows"))]
+        rows.append(row)
+    head = ["feature set", "layer", "delays in TRs", "columns with delays", "volumes used"]
+    return table(head, rows, caption="What the ridge regression was given", text=(0, 1, 2))
+
+
+def _penalties(evidence: Evidence) -> Html:
+    mask = evidence.alive if evidence.kinds is None else evidence.alive & (evidence.kinds > 0)
+    which = "all" if evidence.kinds is None else "planted"
+    rows = []
+    for s in evidence.sets:
+        low, high = s.edge_shares(mask)
+        middle = float(np.median(s.alpha[:, mask]))
         rows.append([s.title, f"{middle:.2g}", percent(low, 1), percent(high, 1)])
     main = evidence.main
     groups = {kind or "all voxels": main.alpha[:, mask] for kind, mask in evidence.voxels()}
@@ -56,12 +87,12 @@ def _penalties(evidence: Evidence) -> Html:
         table(
             ["feature set", "median alpha", "at the smallest", "at the largest"],
             rows,
-            caption="Share of voxels whose penalty lies at an end of the grid",
+            caption=f"Share of {which} voxels (in each fold) whose penalty lies at an end of the grid",
         ),
     ]
     note = (
-        "Many voxels at the smallest penalty would mean that the grid is too narrow. Voxels without signal belong at "
-        "the largest: they are predicted best by nothing."
+        "Where there is a signal, many voxels at an end of the grid would mean that the grid is too narrow. Where "
+        "there is none, every penalty predicts equally badly, and the ends are chosen often."
     )
     return join([tag("div", *parts, class_="panels"), paragraph(note, class_="note")])
 

@@ -51,15 +51,16 @@ def summary(evidence: Evidence, medians: Medians) -> Html:
     if ceiling is not None:
         parts.append(f"; the noise in the data caps this at {score(ceiling)}")
     parts.append(". ")
-    controls = [s for s in evidence.sets if s.role in ("untrained", "pixels", "motion")]
+    controls = [s for s in evidence.sets if s.role in ("untrained", "pixels", "motion") and s is not main]
     if controls:
         said = [f"{_control_name(s)} {score(medians.r(s, kind))}" for s in controls]
+        again = "The trained model" if main.role == "trained" else f"“{main.title}”"
         ahead = medians.r(main, kind) - max(medians.r(s, kind) for s in controls)
-        parts.append(f"On the same voxels, {_listing(said)}. ")
-        if ahead > 0:
-            parts.append(f"The {main.title} is {score(ahead, 3)} ahead of the best of these. ")
+        parts.append(f"Controls on the same voxels: {', '.join(said)}. ")
+        if ahead >= 0.0005:
+            parts.append(f"{again} is {score(ahead, 3)} ahead of the best of these. ")
         else:
-            parts.append(f"The {main.title} is not ahead of the best of these. ")
+            parts.append(f"{again} is not ahead of the best of these. ")
     else:
         parts.append("No controls were encoded, so this score cannot be read as a finding about the model. ")
     if "noise" in medians.kinds:
@@ -68,12 +69,8 @@ def summary(evidence: Evidence, medians: Medians) -> Html:
 
 
 def _control_name(scores: ScoreSet) -> str:
-    names = {"untrained": "the same network untrained reaches", "pixels": "plain pixels", "motion": "motion energy"}
+    names = {"untrained": "the same network untrained", "pixels": "plain pixels", "motion": "motion energy"}
     return names[scores.role]
-
-
-def _listing(words: list[str]) -> str:
-    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
 
 
 def tiles(evidence: Evidence, medians: Medians) -> Html:
@@ -90,16 +87,15 @@ def tiles(evidence: Evidence, medians: Medians) -> Html:
     if untrained is not None and main.role == "trained":
         gain = float(np.median((main.r - untrained.r)[medians.kinds[kind]]))
         cells.append((difference(gain), "r gained by training", "median over the same voxels"))
-    pair = _reconstructions(evidence)
-    if pair:
-        mean = np.mean([fidelity.psnr_db for fidelity in pair])
-        gain = float(np.mean([fidelity.gain_db for fidelity in pair]))
-        cells.append((decibels(float(mean)), "reconstruction (PSNR)", f"{difference(gain, 1)} dB over the mean frame"))
+    vqvae, gpt = evidence.model("vqvae"), evidence.model("gpt")
+    if vqvae is not None and "psnr" in vqvae.held_out:
+        more = f"{difference(vqvae.held_out['psnr_gain'], 1)} dB over the mean frame"
+        cells.append((decibels(vqvae.held_out["psnr"]), "held-out PSNR of the VQ-VAE", more))
+    if gpt is not None and "loss" in gpt.held_out:
+        more = "".join(f"{name}: {score(level)}" for name, level in gpt.references.items())
+        cells.append((score(gpt.held_out["loss"]), "nats per code, GPT on held-out clips", more))
     if evidence.data:
         cells.append((count(evidence.data["frames"]), "frames of video", duration(3600 * evidence.data["hours"])))
-    store = evidence.store
-    bold = "simulated BOLD" if evidence.simulated else "BOLD"
-    cells.append((count(store.n_voxels), f"voxels of {bold}", f"{len(store.runs)} runs, TR {store.tr_s:g} s"))
     return tag(
         "ul",
         *(tag("li", tag("b", value), tag("span", what), tag("small", more)) for value, what, more in cells),
@@ -220,7 +216,7 @@ def planted(evidence: Evidence, anatomy: maps.Anatomy, high: float, surface: Htm
             maps.surface_panel(anatomy, voxels, paint, label=f"Planted voxels: {', '.join(names.values())}"),
             maps.legend([(KIND_COLOURS[name], f"{name} voxels") for name in names.values()]),
             maps.slice_panel(anatomy, voxels, paint, ("z",), label="Slices of the planted voxels"),
-            tag("h3", f"Found: r of the {evidence.main.title}"),
+            tag("h3", f"Found: r, {evidence.main.title}"),
             surface,
             maps.colour_bar(r_scale(high), "r"),
         ]
@@ -334,17 +330,18 @@ def training(evidence: Evidence) -> Html:
     if not evidence.models:
         return missing(evidence.missing["models"])
     drawn = [
-        curves.draw_loss(curves.LossCurve(title=model.title, splits=model.losses, references=model.references))
+        curves.draw_loss(
+            curves.LossCurve(title=model.title, splits=model.losses, references=model.references, unit=model.unit)
+        )
         for model in evidence.models.values()
         if model.losses
     ]
     rows = []
     for model in evidence.models.values():
         first, last, held = model.loss("train", 0), model.loss("train", -1), model.loss("val", -1)
-        noted = [f"{name} {value}" for name, value in model.notes]
         rows.append(
             [model.title, count(model.n_parameters), count(model.n_steps), score(first, 3), score(last, 3),
-             score(held, 3), "; ".join(noted) or DASH]
+             score(held, 3), "; ".join(model.notes) or DASH]
         )  # fmt: skip
     head = ["model", "parameters", "steps", "first loss", "last loss", "held-out loss", "also"]
     parts: list[object] = [tag("div", *drawn, class_="panels"), table(head, rows, caption="Models", text=(0, 6))]

@@ -31,7 +31,8 @@ from vidbrain.sharding.plan import Listed, Plan, ShardConfig, make_plan
 from vidbrain.storage.atomic import check_writable, read_json, remove, replacing, sweep, write_json
 from vidbrain.storage.info import difference, is_done, read_info, write_info
 from vidbrain.storage.roots import safe_name
-from vidbrain.video.decode import probe, read_frames
+from vidbrain.video.decode import read_frames
+from vidbrain.video.probe import probe
 from vidbrain.video.sources import find_recordings
 
 PLAN = "plan.json"

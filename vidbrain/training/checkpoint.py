@@ -95,7 +95,7 @@ def load_state(path: Path) -> dict[str, Any]:
 class Metrics:
     """Append-only rows of numbers, one JSON object a line."""
 
-    def __init__(self, root: Path):
+    def __init__(self, root: Path) -> None:
         self.path = root / METRICS
 
     def rows(self) -> list[dict[str, Any]]:

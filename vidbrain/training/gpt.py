@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,21 +19,20 @@ from vidbrain.sharding.manifest import open_manifest
 from vidbrain.stream.codes import CodesBatch, codes_stream, load_codes
 from vidbrain.stream.loader import Loader
 from vidbrain.training.loop import LoopConfig, train
-from vidbrain.training.precision import Precision
 
 
 @dataclass(frozen=True, kw_only=True)
 class GPTTrainConfig(LoopConfig):
     """Settings of a GPT's training."""
 
-    model: GPTConfig = GPTConfig()
+    model: GPTConfig = field(default_factory=GPTConfig)
     """Its shape."""
 
 
 def train_gpt(
     codes_root: Path,
     out: Path,
-    config: GPTTrainConfig = GPTTrainConfig(),  # noqa: B008 -- frozen
+    config: GPTTrainConfig = GPTTrainConfig(),
     *,
     device: str = "auto",
     progress: Progress = SILENT,
@@ -66,7 +65,7 @@ def train_gpt(
     """
     manifest = open_manifest(codes_root, kind="codes")
 
-    def task_of(world: World, device: torch.device, _: Precision) -> GPTTask:
+    def task_of(world: World, device: torch.device) -> GPTTask:
         return GPTTask(Path(codes_root), config, world, device)
 
     _n_codes(manifest.info, Path(codes_root))
@@ -78,7 +77,7 @@ class GPTTask:
 
     kind = "gpt"
 
-    def __init__(self, codes_root: Path, config: GPTTrainConfig, world: World, device: torch.device):
+    def __init__(self, codes_root: Path, config: GPTTrainConfig, world: World, device: torch.device) -> None:
         manifest = open_manifest(codes_root, kind="codes")
         self._config, self._device = config, device
         self.made_from = {"codes": manifest.fingerprint, "vqvae": str(manifest.info["made_from"]["vqvae"])}

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -81,11 +81,21 @@ class LoopConfig:
 class Task(Protocol):
     """What the loop trains."""
 
-    kind: str
-    """``"vqvae"`` or ``"gpt"``: name of the stage and of the artefact."""
-    model: VQVAE | GPT
-    loader: Loader[Any]
-    made_from: dict[str, str]
+    @property
+    def kind(self) -> str:
+        """``"vqvae"`` or ``"gpt"``: name of the stage and of the artefact."""
+
+    @property
+    def model(self) -> VQVAE | GPT:
+        """What is trained."""
+
+    @property
+    def loader(self) -> Loader[Any]:
+        """Its batches, this process's share of them."""
+
+    @property
+    def made_from(self) -> dict[str, str]:
+        """Fingerprints of the inputs by name."""
 
     def loss(self, model: nn.Module, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:  # noqa: ANN401 -- loader's own
         """Loss of a batch by the (perhaps distributed) model, and scalars to log."""
@@ -100,8 +110,10 @@ class Task(Protocol):
         """What the summary says of the task, beyond losses."""
 
 
-def train(task_of: Any, config: LoopConfig, out: Path, *, device: str, progress: Progress) -> dict[str, Any]:  # noqa: ANN401 -- see below
-    """Train what ``task_of(world, device, precision)`` makes, or finish what a killed call began.
+def train(
+    task_of: Callable[[World, torch.device], Task], config: LoopConfig, out: Path, *, device: str, progress: Progress
+) -> dict[str, Any]:
+    """Train what ``task_of(world, device)`` makes, or finish what a killed call began.
 
     Returns
     -------
@@ -119,7 +131,7 @@ def train(task_of: Any, config: LoopConfig, out: Path, *, device: str, progress:
     arm = precision.resolve(config.precision, place)
     with joined() as world, _deterministic(place):
         torch.manual_seed(config.seed)
-        task: Task = task_of(world, place, arm)
+        task = task_of(world, place)
         settings = {k: v for k, v in to_mapping(config).items() if k != "checkpoint_every"}
         if is_done(out, task.kind, config=settings, made_from=task.made_from):
             return dict(read_json(out / SUMMARY))
@@ -168,11 +180,12 @@ class _Run:
         device: torch.device,
         arm: precision.Precision,
         progress: Progress,
-    ):
+    ) -> None:
         self.task, self.config, self.world, self.device, self.arm = task, config, world, device, arm
         self.progress = progress
         self.checkpoints, self.metrics = Checkpoints(out), Metrics(out)
-        self.step, self.seconds, self.best = 0, 0.0, None
+        self.step, self.seconds = 0, 0.0
+        self.best: dict[str, Any] | None = None
         self.threads = available_cores()
         self.totals: dict[str, Tensor] = {}
         self.since = 0
@@ -372,7 +385,7 @@ class _Signals:
         raise SystemExit(128 + int(self.received or 0))
 
 
-def _endless(loader: Loader[Any]) -> Iterator[Any]:
+def _endless(loader: Loader[Any]) -> Generator[Any, None, None]:
     while True:
         yield from loader
 
@@ -386,13 +399,14 @@ def _chance(seed: int, rank: int, step: int) -> int:
 def _deterministic(device: torch.device) -> Iterator[None]:
     """On the CPU, refuse operations that sum in varying order; give the caller's settings back after."""
     threads, before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-    filled = torch.utils.deterministic.fill_uninitialized_memory
+    memory = torch.utils.deterministic  # a module with a property, which types do not know
+    filled = memory.fill_uninitialized_memory  # type: ignore[attr-defined]  # see above
     if device.type == "cpu":
         torch.use_deterministic_algorithms(True)
-        torch.utils.deterministic.fill_uninitialized_memory = False
+        memory.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # see above
     try:
         yield
     finally:
         torch.use_deterministic_algorithms(before)
-        torch.utils.deterministic.fill_uninitialized_memory = filled
+        memory.fill_uninitialized_memory = filled  # type: ignore[attr-defined]  # see above
         torch.set_num_threads(threads)

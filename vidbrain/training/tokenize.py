@@ -47,7 +47,7 @@ def tokenize(
     data_root: Path,
     vqvae_root: Path,
     out: Path,
-    config: TokenizeConfig = TokenizeConfig(),  # noqa: B008 -- frozen
+    config: TokenizeConfig = TokenizeConfig(),
     *,
     device: str = "auto",
     progress: Progress = SILENT,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,23 +17,22 @@ from vidbrain.records import ClipSpec, World
 from vidbrain.sharding.manifest import open_manifest
 from vidbrain.stream.loader import ClipBatch, Loader, stream
 from vidbrain.training.loop import LoopConfig, train
-from vidbrain.training.precision import Precision
 
 
 @dataclass(frozen=True, kw_only=True)
 class VQVAETrainConfig(LoopConfig):
     """Settings of a VQ-VAE's training."""
 
-    model: VQVAEConfig = VQVAEConfig()
+    model: VQVAEConfig = field(default_factory=VQVAEConfig)
     """Its shape."""
-    clip: ClipSpec = ClipSpec()
+    clip: ClipSpec = field(default_factory=ClipSpec)
     """Frames of a clip, their step, and the stride between clips, in source frames."""
 
 
 def train_vqvae(
     data_root: Path,
     out: Path,
-    config: VQVAETrainConfig = VQVAETrainConfig(),  # noqa: B008 -- frozen
+    config: VQVAETrainConfig = VQVAETrainConfig(),
     *,
     device: str = "auto",
     progress: Progress = SILENT,
@@ -68,7 +67,7 @@ def train_vqvae(
     manifest = open_manifest(data_root)
     config.model.latent_grid(config.clip.n_frames, manifest.height, manifest.width)
 
-    def task_of(world: World, device: torch.device, _: Precision) -> VQVAETask:
+    def task_of(world: World, device: torch.device) -> VQVAETask:
         return VQVAETask(Path(data_root), config, world, device)
 
     return train(task_of, config, Path(out), device=device, progress=progress)
@@ -79,7 +78,7 @@ class VQVAETask:
 
     kind = "vqvae"
 
-    def __init__(self, data_root: Path, config: VQVAETrainConfig, world: World, device: torch.device):
+    def __init__(self, data_root: Path, config: VQVAETrainConfig, world: World, device: torch.device) -> None:
         self._root, self._config, self._device = data_root, config, device
         manifest = open_manifest(data_root)
         self.made_from = {"shards": manifest.fingerprint}
@@ -140,7 +139,8 @@ class VQVAETask:
 
     def facts(self) -> dict[str, Any]:
         """Grid of codes of a clip, and tokens."""
-        return {"grid": list(self._grid), "tokens_per_clip": math.prod(self._grid), "n_codes": self._config.model.n_codes}
+        n_codes = self._config.model.n_codes
+        return {"grid": list(self._grid), "tokens_per_clip": math.prod(self._grid), "n_codes": n_codes}
 
     def _to_device(self, batch: ClipBatch) -> Tensor:
         # uint8 over the bus, float on the device.

@@ -1,4 +1,6 @@
-"""The one door to the emulator: a game enters as a name, frames and RAM variables come out; `.bk2` files are read without it.
+"""The one door to the emulator: a game's name enters, frames and RAM variables leave.
+
+Reading a `.bk2` needs neither emulator nor ROM.
 
 A `.bk2` is a zip of ``Header.txt`` (the game), ``Input Log.txt`` (one line of buttons a frame) and ``Core.bin`` (the
 state that the movie starts from). The console is deterministic: the same state and lines give the same frames.
@@ -20,7 +22,7 @@ from numpy.typing import NDArray
 from vidbrain.errors import MissingExtraError, VideoError
 
 _LOG, _HEADER, _STATE = "Input Log.txt", "Header.txt", "Core.bin"
-# A recording comes from somebody else: a small zip must not unpack into all of the memory. Ten hours of input are 52 MB.
+# A recording comes from somebody else: a small zip must not fill the memory. Ten hours of input are 52 MB.
 _LIMITS = {_LOG: 256 * 2**20, _HEADER: 2**20, _STATE: 64 * 2**20}
 _INPUT_LINE = re.compile(r"\|[^|]*\|([^|]*)\|(.*)")
 
@@ -96,7 +98,8 @@ def _member(archive: zipfile.ZipFile, name: str, path: Path) -> bytes:
         raise VideoError(f"not a .bk2: it has no {name!r}", where=path) from None
     if entry.file_size > _LIMITS[name]:
         raise VideoError(
-            f"{name!r} unpacks to {entry.file_size / 2**20:.0f} MiB, at most {_LIMITS[name] // 2**20} are read", where=path
+            f"{name!r} unpacks to {entry.file_size / 2**20:.0f} MiB, at most {_LIMITS[name] // 2**20} are read",
+            where=path,
         )
     with archive.open(entry) as member:  # zipfile stops at the stated size, so a lying entry fails its checksum
         return member.read()
@@ -162,7 +165,7 @@ class Emulator:
         If the game, its ROM or its integration is missing or broken.
     """
 
-    def __init__(self, game: str, *, integration: str | Path | None = None, empty: bool = False):
+    def __init__(self, game: str, *, integration: str | Path | None = None, empty: bool = False) -> None:
         retro = _retro()
         kinds = retro.data.Integrations
         kind = kinds.STABLE
@@ -301,4 +304,3 @@ def rewrite_deterministic(source: str | Path, target: str | Path) -> None:
             entry = zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0))
             entry.compress_type, entry.external_attr, entry.create_system = zipfile.ZIP_DEFLATED, 0o644 << 16, 3
             new.writestr(entry, old.read(name), compresslevel=6)
-

@@ -6,6 +6,7 @@ where they are handled.
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from dataclasses import dataclass
@@ -133,7 +134,7 @@ def _read_file(path: Path, root: Path) -> tuple[list[GameEvent], list[str]]:
         bk2_s = _number(values.get("duration_bk2", ""))
         rows.append(GameEvent(run, number, onset_s, duration_s, bk2_s, values["level"], movie))
     ordered = sorted(rows, key=lambda event: event.onset_s)
-    for before, after in zip(ordered, ordered[1:], strict=False):
+    for before, after in itertools.pairwise(ordered):
         if before.onset_s + before.duration_s > after.onset_s:
             faults.append(f"{where} row {after.row}: begins before row {before.row} has ended")
     return rows, faults
@@ -175,7 +176,7 @@ def repetition_of(name: str) -> str | None:
 
 
 def is_absent(path: Path) -> bool:
-    """Whether a file's content has not been fetched: a dangling annex link, or a small file that holds an annex path."""
+    """Whether a file's content has not been fetched: a dangling annex link, or a file that holds an annex path."""
     if not path.exists():
         return path.is_symlink()
     if path.stat().st_size > 1024:

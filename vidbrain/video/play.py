@@ -1,8 +1,8 @@
 """Record real game play: a seeded player and an emulator enter, `.bk2` files in a BIDS tree leave.
 
-The tree has the shape of a scanned study (subjects, sessions, runs, ``func/*_events.tsv``, ``gamelogs/*.bk2``), with the
-traps that such a study holds: a scanner clock that disagrees with the console's, gaps between repetitions, and a first
-recording of every run whose first input line must be skipped.
+The tree has the shape of a scanned study (subjects, sessions, runs, ``func/*_events.tsv``, ``gamelogs/*.bk2``), with
+the traps that such a study holds: a scanner clock that disagrees with the console's, gaps between repetitions, and a
+first recording of every run whose first input line must be skipped.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ FRAMES_PER_S = 60.006
 """Frames in a second of the scanner's clock; a `.bk2`'s own clock says exactly 60."""
 SHORTEST_S = 20.0
 """No repetition begins with less than this left of the run."""
+_BYTES_A_RUN = 500_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +56,7 @@ class PlayConfig:
     repetition_s: tuple[float, float] = (60.0, 90.0)
     """Shortest and longest time limit of a repetition in seconds; a game over ends it sooner."""
     lives: int = 9
-    """Lives at the start of a repetition."""
+    """Most lives at the start of a repetition; some begin with one or two fewer."""
     missing: float = 0.0
     """Share of repetitions whose recording is lost, as happens in real studies."""
     seed: int = 0
@@ -119,35 +120,68 @@ def play(
     """
     client = client or Client()
     out = Path(out)
-    atomic.check_writable(out, 1_000_000 * config.n_subjects * config.n_sessions * config.n_runs)
-    _claim(out, config)
+    keys, todo = _plan(out, config)
+    atomic.check_writable(out, _BYTES_A_RUN * len(todo))
+    if todo:
+        with Emulator(config.game, integration=integration):
+            pass  # a missing ROM is found before anything is written
+    _describe(out, config)
+    for folder in {_events_path(out, key).parent.parent for key in todo}:
+        atomic.sweep(folder / "func")
+        atomic.sweep(folder / "gamelogs")
+    rows = [_RunRow(str(out), key, config, None if integration is None else str(integration)) for key in todo]
+    progress.start("play", len(keys), "runs", len(keys) - len(todo))
+    for _, n_frames in client.run(_play_run, rows):
+        progress.advance(1, frames=n_frames)
+    progress.finish()
+    return _summarise(out, keys)
+
+
+def plan_play(out: str | Path, config: PlayConfig) -> dict[str, Any]:
+    """Say what `play` would do, and write nothing.
+
+    Returns
+    -------
+    dict
+        ``n_runs``, ``n_done``, ``n_frames_at_most`` and ``n_bytes_about`` of the runs still to be played.
+
+    Raises
+    ------
+    ResumeError
+        If the tree was recorded with other settings.
+    """
+    keys, todo = _plan(Path(out), config)
+    return {
+        "n_runs": len(keys),
+        "n_done": len(keys) - len(todo),
+        "n_frames_at_most": math.floor(len(todo) * config.run_s * FRAMES_PER_S),
+        "n_bytes_about": _BYTES_A_RUN * len(todo),
+    }
+
+
+def _plan(out: Path, config: PlayConfig) -> tuple[list[RunKey], list[RunKey]]:
+    """Return all runs and those still to be played, unless the tree belongs to other settings."""
+    description = out / "dataset_description.json"
+    if description.is_file():
+        makers = atomic.read_json(description).get("GeneratedBy") or [{}]
+        found = makers[0].get("Fingerprint")
+        if found != fingerprint("play", config):
+            raise ResumeError(
+                "the game play there was recorded with other settings" if found else "there is another data set",
+                where=description,
+                hint="give another output folder, or remove this one first",
+            )
     keys = [
         RunKey(f"{subject:02d}", f"{session:03d}", config.task, run)
         for subject in range(1, config.n_subjects + 1)
         for session in range(1, config.n_sessions + 1)
         for run in range(1, config.n_runs + 1)
     ]
-    rows = [_RunRow(str(out), key, config, None if integration is None else str(integration)) for key in keys]
-    todo = [row for row in rows if not _events_path(out, row.key).is_file()]
-    progress.start("play", len(rows), "runs", len(rows) - len(todo))
-    for _, n_frames in client.run(_play_run, todo):
-        progress.advance(1, frames=n_frames)
-    progress.finish()
-    return _summarise(out, keys)
+    return keys, [key for key in keys if not _events_path(out, key).is_file()]
 
 
-def _claim(out: Path, config: PlayConfig) -> None:
-    """Write the data set's descriptions, or check that they are those of the same settings."""
-    name = fingerprint("play", config)
-    description = out / "dataset_description.json"
-    if description.is_file():
-        found = atomic.read_json(description).get("GeneratedBy", [{}])[0].get("Fingerprint")
-        if found != name:
-            raise ResumeError(
-                "the game play there was recorded with other settings" if found else "there is another data set",
-                where=description,
-                hint="give another output folder, or remove this one first",
-            )
+def _describe(out: Path, config: PlayConfig) -> None:
+    """Write what a BIDS tree says about itself."""
     files: dict[str, Any] = {
         f"task-{config.task}_bold.json": {
             "TaskName": config.task,
@@ -159,16 +193,16 @@ def _claim(out: Path, config: PlayConfig) -> None:
     rows = "".join(f"sub-{subject:02d}\tn/a\tn/a\tscripted\n" for subject in range(1, config.n_subjects + 1))
     atomic.write_bytes(out / "participants.tsv", f"participant_id\tage\tsex\tgroup\n{rows}".encode())
     atomic.write_bytes(out / ".bidsignore", b"**/gamelogs/\n**/*__dup*\n")
-    if not description.is_file():
-        atomic.write_json(
-            description,
-            {
-                "Name": f"Scripted play of {config.game}",
-                "BIDSVersion": "1.9.0",
-                "DatasetType": "raw",
-                "GeneratedBy": [{"Name": "vidbrain play", "Fingerprint": name, "Settings": to_mapping(config)}],
-            },
-        )
+    settings = {"Fingerprint": fingerprint("play", config), "Settings": to_mapping(config)}
+    atomic.write_json(
+        out / "dataset_description.json",
+        {
+            "Name": f"Scripted play of {config.game}",
+            "BIDSVersion": "1.9.0",
+            "DatasetType": "raw",
+            "GeneratedBy": [{"Name": "vidbrain play", **settings}],
+        },
+    )
 
 
 def _events_path(root: Path, key: RunKey) -> Path:
@@ -188,7 +222,7 @@ def _play_run(row: _RunRow) -> int:
     lines = ["\t".join(EVENTS_COLUMNS)]
     gamelogs = root / f"sub-{key.subject}" / f"ses-{key.session}" / "gamelogs"
     with Emulator(config.game, integration=row.integration) as console:
-        start = _start_state(console, config.lives)
+        starts = {lives: _start_state(console, lives) for lives in range(max(1, config.lives - 2), config.lives + 1)}
         for number in itertools.count(1):
             left_s = config.run_s - onset_s - 0.1
             limit_s = float(rng.uniform(*config.repetition_s))
@@ -197,13 +231,11 @@ def _play_run(row: _RunRow) -> int:
             is_first = len(lines) == 1
             name = safe_name(f"{_stem(key)}_level-1_rep-{number:02d}")
             movie = gamelogs / f"{name}.bk2"
-            seed = rng.integers(2**63)
-            skill = float(rng.uniform(0.3, 1.0))
-            n_frames, facts = _play_repetition(
-                console, start, movie, np.random.default_rng(seed), skill, math.floor(limit_s * rate), is_first
-            )
+            player = Player(console.buttons, np.random.default_rng(rng.integers(2**63)), float(rng.uniform(0.3, 1)))
+            start = starts[int(rng.choice(list(starts)))]
+            n_frames, facts = _play_repetition(console, start, movie, player, math.floor(limit_s * rate), is_first)
             total += n_frames
-            duration_s = n_frames / rate - float(rng.uniform(0, 0.01)) + (0.0 if not is_first else -0.02)
+            duration_s = n_frames / rate - float(rng.uniform(0, 0.01)) - 0.02 * is_first
             bk2_s = (n_frames + is_first) / 60  # the recorded lines: the skipped one counts
             stim = movie.relative_to(root).as_posix()
             if rng.random() < config.missing:
@@ -232,13 +264,11 @@ def _play_repetition(
     console: Emulator,
     start: bytes,
     path: Path,
-    rng: np.random.Generator,
-    skill: float,
+    player: Player,
     n_most: int,
     records_reset: bool,
 ) -> tuple[int, dict[str, Any]]:
     """Play until game over or the limit; the movie appears whole. Returns frames and what the sidecar says."""
-    player = Player(console.buttons, rng, skill)
     n_frames = 0
     with atomic.replacing(path) as part, tempfile.TemporaryDirectory() as folder:
         draft = Path(folder) / "draft.bk2"

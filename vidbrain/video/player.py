@@ -12,9 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 _LOOK_EVERY = 4  # frames; a person reacts no faster
-_GRID = 4  # pixels a cell: sprites are larger than that
-_FIELD = slice(5, 46)  # rows of the grid where hazards fly: below the score, above the ship's feet
-_SHIP = slice(44, 51)  # rows of the grid where the ship is
+_GRID = 2  # every second pixel is looked at: the smallest shot is four wide
+_FIELD = slice(12, 91)  # rows of the grid where hazards fly: below the score, above the ship's feet
+_SHIP = slice(88, 102)  # rows of the grid where the ship is
+_REACH = 13  # columns of the grid that the ship covers, with a margin on either side
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ class Player:
         0 to 1: how often a cautious style is chosen.
     """
 
-    def __init__(self, buttons: tuple[str, ...], rng: np.random.Generator, skill: float):
+    def __init__(self, buttons: tuple[str, ...], rng: np.random.Generator, skill: float) -> None:
         self._index = {name: position for position, name in enumerate(buttons)}
         self._rng = rng
         self._skill = skill
@@ -71,7 +72,6 @@ class Player:
         self._fancy = 0.5
         self._direction = 0
         self._x = 0.5
-        self._previous: NDArray[np.float32] | None = None
         self._spare: tuple[str, int] = ("", 0)
 
     @property
@@ -98,13 +98,16 @@ class Player:
             self._direction = self._decide(screen)
         held, released = self._style.fire
         mask = np.zeros(len(self._index), np.uint8)
-        if self._frame % (held + released) < held:
-            mask[self._index["B"]] = 1
-        if self._direction:
-            mask[self._index["RIGHT" if self._direction > 0 else "LEFT"]] = 1
-        name, until = self._spare  # idle fingers: buttons that this game ignores
-        if self._frame < until:
-            mask[self._index[name]] = 1
+        spare, until = self._spare  # idle fingers: buttons that this game ignores
+        down = {
+            "B": self._frame % (held + released) < held,
+            "RIGHT": self._direction > 0,
+            "LEFT": self._direction < 0,
+            spare: self._frame < until,
+        }
+        for name, pressed in down.items():
+            if pressed and name in self._index:
+                mask[self._index[name]] = 1
         self._frame += 1
         return mask
 
@@ -120,25 +123,30 @@ class Player:
 
     def _decide(self, screen: NDArray[np.uint8]) -> int:
         """Return -1, 0 or 1: where the next few frames should go."""
-        small = screen[_GRID // 2 :: _GRID, _GRID // 2 :: _GRID].astype(np.int16)
-        red, green, blue = small[..., 0], small[..., 1], small[..., 2]
-        white = (np.minimum(np.minimum(red, green), blue) > 150)[_SHIP].sum(axis=0)
+        small = screen[::_GRID, ::_GRID].astype(np.int16)
+        red, green, blue = small[_FIELD, :, 0], small[_FIELD, :, 1], small[_FIELD, :, 2]
+        white = (small[_SHIP].min(axis=2) > 150).sum(axis=0)
         width = small.shape[1]
         columns = np.arange(width)
-        if white.sum() >= 3:
+        if white.sum() >= 6:
             self._x = float((white * columns).sum() / white.sum() / width)
-        target = (red > 140) & (green < 90)
-        shot = (green > 150) & (red < 120)
-        rock = (abs(red - green) < 30) & (abs(green - blue) < 40) & (red > 70)
-        hazard = (target * 1.0 + shot * 2.0 + rock * 1.0)[_FIELD].astype(np.float32)
-        # What is near the ship's row hurts soonest; what is above the middle of the screen can wait.
-        near = np.linspace(0, 1, hazard.shape[0], dtype=np.float32) ** 2
-        danger = np.convolve(near @ hazard, [0.3, 0.7, 1, 1, 1, 1, 1, 0.7, 0.3], mode="same")
-        prey = np.convolve(target[_FIELD].sum(axis=0), np.ones(5) / 5, mode="same")
+        # The ship's own shots are as red as its targets, but much smaller.
+        target = np.convolve(((red > 100) & (green < 90)).sum(axis=0), np.ones(7), mode="same") > 16
+        shot = (green > 100) & (red < 120)
+        rock = (red > 100) & (green > 100) & (blue > 100)
+        body = ((red > 100) & ((green < 90) == target) & (target | rock)).astype(np.float32)
+        # What is near the ship's row hurts soonest; what is high on the screen can wait.
+        near = np.linspace(0.1, 1, body.shape[0], dtype=np.float32) ** 2
+        danger = np.convolve(near @ (body + 4 * shot), np.ones(_REACH), mode="same") / 8
+        prey = np.convolve(body.sum(axis=0), np.ones(9) / 9, mode="same") / 4
+        # The way to a column is as dangerous as its worst, beyond what already threatens here.
+        here = min(width - 1, int(self._x * width))
+        left, right = danger[here::-1], danger[here:]
+        way = np.concatenate([np.maximum.accumulate(left)[::-1], np.maximum.accumulate(right)[1:]])
+        danger += np.maximum(way - danger[here], 0)
         place = columns / width
-        if self._style.wander > 1:  # sweeping: turn at the edges
-            if abs(self._x - self._fancy) < 0.06:
-                self._fancy = 0.93 if self._fancy < 0.5 else 0.07
+        if self._style.wander > 1 and abs(self._x - self._fancy) < 0.06:  # sweeping: turn at the edges
+            self._fancy = 0.93 if self._fancy < 0.5 else 0.07
         cost = (
             self._style.caution * danger
             - self._style.hunger * prey
@@ -146,7 +154,7 @@ class Player:
             + 3 * abs(place - self._x)
             + 2.0 * ((place < 0.06) | (place > 0.92))
         )
-        goal = place[int(np.argmin(cost))]
+        goal = float(place[int(np.argmin(cost))])
         if abs(goal - self._x) < 0.02:
             return 0
         return 1 if goal > self._x else -1

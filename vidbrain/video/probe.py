@@ -50,21 +50,26 @@ def probe(path: str | Path) -> VideoFacts:
             context = stream.codec_context
             promised, rate = stream.frames, stream.average_rate or stream.guessed_rate
             height, width = context.height, context.width
-            ends = [packet.pts for packet in container.demux(stream) if packet.size]
+            n_frames, last_s = 0, 0.0
+            for packet in container.demux():  # sound too: it may run on after the last frame
+                if packet.size and packet.stream_index == stream.index:
+                    n_frames += 1
+                if packet.size and packet.pts is not None:
+                    last_s = max(last_s, float(packet.pts * packet.time_base))
             length_s = (container.duration or 0) / av.time_base
-            last_s = float(max((pts for pts in ends if pts is not None), default=0) * (stream.time_base or 0))
-            began_s = float((stream.start_time or 0) * (stream.time_base or 0))
     except (av.error.FFmpegError, OSError, ValueError) as error:
         raise VideoError(
             f"the video cannot be read: {error}", where=path, likely="the file is truncated or is no video"
         ) from error
-    if not ends or not height or not width or not rate:
+    if not n_frames or not height or not width or not rate:
         raise VideoError("the video holds no frame", where=path, likely="the recording was stopped before it began")
-    # Only some containers count their frames; all know their length. Audio may run on a little longer.
-    if len(ends) < promised or last_s - began_s < length_s - max(1.0, 0.02 * length_s):
+    # Some containers count their frames, the others state when they end.
+    if n_frames < promised or last_s < length_s - max(1.0, 0.02 * length_s):
         wanted = promised or round(length_s * float(rate))
         raise VideoError(
-            f"the video holds {len(ends)} of {wanted} frames", where=path, likely="the file is truncated",
+            f"the video holds {n_frames} of about {wanted} frames",
+            where=path,
+            likely="the file is truncated",
             hint="fetch or copy it again",
-        )  # fmt: skip
-    return VideoFacts(len(ends), float(rate), height, width)
+        )
+    return VideoFacts(n_frames, float(rate), height, width)

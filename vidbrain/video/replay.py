@@ -24,11 +24,12 @@ from vidbrain.records import Recording
 from vidbrain.storage import atomic
 from vidbrain.video.emulator import Emulator, Movie, read_movie
 from vidbrain.video.gamelogs import refuse_all
-from vidbrain.video.sources import REPLAY, FirstSkip, Survey, refuse_absent, survey
+from vidbrain.video.sources import REPLAY, FirstSkip, refuse_absent, survey
 
 FPS = 60
-"""Rate in the file's header, as the data set's own scripts write it. Time on a scanner's clock comes from the events."""
+"""Rate in the file's header, as the data set's own scripts write it. The scanner's clock is in the events."""
 _METADATA = b"vidbrain.replay"
+_BYTES_A_FRAME = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +37,7 @@ class ReplayConfig:
     """How recorded input becomes video."""
 
     first_skip: FirstSkip = "row"
-    """Whose first input line is discarded: the recording in row 0 of a run ("row"), the first that exists ("file"), or none ("never")."""
+    """Whose first input line is discarded: row 0's of a run ("row"), its first file's ("file"), nobody's ("never")."""
     crf: int = 18
     """x264 quality: lower is better and larger; 0 is lossless."""
     preset: str = "ultrafast"
@@ -57,6 +58,7 @@ class _Row:
     video: str
     n_frames: int
     source: str
+    game: str
     config: ReplayConfig
     integration: str | None
 
@@ -99,18 +101,16 @@ def replay(
         If videos are there that were made with other settings.
     """
     client = client or Client()
-    source = Path(source)
-    root = source if source.is_dir() else source.parent
-    out = Path(out) if out is not None else root / REPLAY
-    found = survey(source, video_root=out, first_skip=config.first_skip)
-    refuse_absent(found, root)
-    for note in found.notes:
+    out, rows, notes = _plan(Path(source), out, config, integration)
+    for note in notes:
         progress.note(note)
-    rows = _plan(found, root, out, config, integration)
-    if not rows:
-        raise VideoError("there is no .bk2 recording", where=source)
     todo = [row for row in rows if not _is_done(row)]
-    atomic.check_writable(out, sum(row.n_frames for row in todo) * 600)
+    atomic.check_writable(out, sum(row.n_frames for row in todo) * _BYTES_A_FRAME)
+    for game in sorted({row.game for row in todo}):
+        with Emulator(game, integration=integration, empty=True):
+            pass  # a missing ROM is found before work starts
+    for folder in {Path(row.video).parent for row in todo}:
+        atomic.sweep(folder)
     n_frames = sum(row.n_frames for row in rows)
     progress.start("replay", n_frames, "frames", n_frames - sum(row.n_frames for row in todo))
     for position, _ in client.run(_replay_one, todo, weight=lambda row: row.n_frames):
@@ -133,10 +133,41 @@ def replay(
     }
 
 
+def plan_replay(
+    source: str | Path, out: str | Path | None, config: ReplayConfig, *, integration: str | Path | None = None
+) -> dict[str, Any]:
+    """Check every recording, say what `replay` would do, and write nothing.
+
+    Returns
+    -------
+    dict
+        ``n_recordings``, ``n_done``, ``n_frames`` and ``n_bytes_about`` of those still to be replayed, ``notes``.
+
+    Raises
+    ------
+    VideoError, ResumeError
+        As `replay`.
+    """
+    _, rows, notes = _plan(Path(source), out, config, integration)
+    todo = [row for row in rows if not _is_done(row)]
+    n_frames = sum(row.n_frames for row in todo)
+    return {
+        "n_recordings": len(rows),
+        "n_done": len(rows) - len(todo),
+        "n_frames": n_frames,
+        "n_bytes_about": n_frames * _BYTES_A_FRAME,
+        "notes": list(notes),
+    }
+
+
 def _plan(
-    found: Survey, root: Path, out: Path, config: ReplayConfig, integration: str | Path | None
-) -> list[_Row]:
+    source: Path, out: str | Path | None, config: ReplayConfig, integration: str | Path | None
+) -> tuple[Path, list[_Row], tuple[str, ...]]:
     """Read every recording's input, check it against the events, and name what it becomes."""
+    root = source if source.is_dir() else source.parent
+    out = Path(out) if out is not None else root / REPLAY
+    found = survey(source, video_root=out, first_skip=config.first_skip)
+    refuse_absent(found, root)
     rows, faults = [], []
     for recording in found.recordings:
         if recording.movie is None:
@@ -161,12 +192,15 @@ def _plan(
                 str(folder / f"{recording.key}.mp4"),
                 n_frames,
                 checksum,
+                movie.game,
                 config,
                 None if integration is None else str(integration),
             )
         )
     refuse_all("{n} recording(s) cannot be replayed", faults, root)
-    return rows
+    if not rows:
+        raise VideoError("there is no .bk2 recording", where=source)
+    return out, rows, found.notes
 
 
 def _made_with(row: _Row) -> dict[str, Any]:

@@ -95,9 +95,7 @@ def refuse_absent(found: Survey, root: Path) -> None:
     )
 
 
-def survey(
-    source: str | Path, *, video_root: str | Path | None = None, first_skip: FirstSkip = "row"
-) -> Survey:
+def survey(source: str | Path, *, video_root: str | Path | None = None, first_skip: FirstSkip = "row") -> Survey:
     """Look at a source without refusing what is absent; see `find_recordings`."""
     source = Path(source)
     if source.is_dir():
@@ -128,10 +126,11 @@ def _survey_files(paths: Iterator[Path] | list[Path], root: Path, replays: Path)
     for path in paths:
         key = re.sub(r"[^\w-]+", "-", "_".join(path.relative_to(root).with_suffix("").parts))
         known = found.get(key, Recording(key=key))
-        part = "movie" if path.suffix.lower() == MOVIE_SUFFIX else "video"
-        if getattr(known, part) is not None:
-            faults.append(f"{path.name} and {Path(getattr(known, part)).name} would both be {key!r}")
-        found[key] = replace(known, **{part: str(path)})
+        is_movie = path.suffix.lower() == MOVIE_SUFFIX
+        taken = known.movie if is_movie else known.video
+        if taken is not None:
+            faults.append(f"{path.name} and {Path(taken).name} would both be {key!r}")
+        found[key] = replace(known, movie=str(path)) if is_movie else replace(known, video=str(path))
     refuse_all("{n} file name(s) are taken twice", faults, root)
     recordings = []
     for key in sorted(found):
@@ -192,7 +191,10 @@ def _survey_bids(root: Path, replays: Path, first_skip: FirstSkip) -> Survey:
             lines[key] = round(event.duration_bk2_s * 60)
     refuse_all("{n} recording(s) cannot be named", faults, root)
     refuse_all(
-        "{n} recording(s) that the events name are not in the data set", lost, root, hint="fetch them, or mark their rows"
+        "{n} recording(s) that the events name are not in the data set",
+        lost,
+        root,
+        hint="fetch them, or mark their rows",
     )
     notes = _notes(root, recordings, {event.run.label for event in events.rows})
     return Survey(tuple(recordings[key] for key in sorted(recordings)), tuple(absent), notes, True, lines)
@@ -217,7 +219,9 @@ def _notes(root: Path, recordings: dict[str, Recording], runs: set[str]) -> tupl
     notes = []
     unlisted = [key for key, recording in recordings.items() if recording.run is None]
     if unlisted:
-        notes.append(f"{len(unlisted)} recording(s) are in no events file: they have video but no time ({unlisted[0]}, …)")
+        notes.append(
+            f"{len(unlisted)} recording(s) are in no events file: they have video but no time ({unlisted[0]}, …)"
+        )
     silent = sorted(
         {
             RunKey.parse(path.name).label

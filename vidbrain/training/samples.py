@@ -1,0 +1,118 @@
+"""Frames for the eye: held-out clips, their reconstructions, and continuations that the GPT dreams up."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from vidbrain.config import from_mapping, to_mapping
+from vidbrain.errors import ConfigError, ModelError
+from vidbrain.models.pretrained import load_gpt, load_vqvae
+from vidbrain.models.vqvae import to_uint8
+from vidbrain.progress import SILENT, Progress
+from vidbrain.records import ClipSpec
+from vidbrain.sharding.manifest import open_manifest
+from vidbrain.storage.atomic import check_writable, replacing
+from vidbrain.storage.info import is_done, read_info, write_info
+from vidbrain.stream.loader import stream
+from vidbrain.training.world import pick_device
+
+SAMPLES = "samples.npz"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplesConfig:
+    """What is drawn."""
+
+    n_clips: int = 4
+    """Held-out clips."""
+    prompt: float = 0.5
+    """Share of a clip's time slices that the GPT is given."""
+    temperature: float = 1.0
+    """Of sampling; below 1 prefers likely codes."""
+    top_k: int | None = 32
+    """Draw from this many most likely codes."""
+    seed: int = 0
+    """Of the choice of clips and of sampling."""
+
+    def __post_init__(self) -> None:
+        if self.n_clips < 1 or not 0 <= self.prompt < 1 or self.temperature <= 0:
+            raise ConfigError("samples need n_clips of at least 1, prompt in [0, 1) and a positive temperature")
+
+
+def write_samples(
+    vqvae_root: Path,
+    gpt_root: Path | None,
+    data_root: Path,
+    out: Path,
+    config: SamplesConfig = SamplesConfig(),
+    *,
+    device: str = "auto",
+    progress: Progress = SILENT,
+) -> dict[str, Any]:
+    """Write ``samples.npz``, which `numpy.load(..., allow_pickle=False)` reads.
+
+    Arrays, N clips of held-out recordings (of all recordings where none is held out), uint8 (N, T, H, W, 3):
+    ``original``; ``reconstruction`` by the VQ-VAE; with a GPT also ``true``, the original's codes decoded, and
+    ``sampled``, which begins with the same codes and goes on with the GPT's; ``prompt_frames``, how many frames the
+    codes that were given cover; and ``start_frame`` (N,) int64.
+
+    Raises
+    ------
+    ModelError, StorageError, ShardError
+        If a model is missing or unfinished, or the GPT belongs to another VQ-VAE.
+    """
+    manifest, vqvae = open_manifest(data_root), read_info(vqvae_root, "vqvae")
+    made_from = {"shards": manifest.fingerprint, "vqvae": vqvae["fingerprint"]}
+    if gpt_root is not None:
+        gpt_info = read_info(gpt_root, "gpt")
+        made_from["gpt"] = gpt_info["fingerprint"]
+        if gpt_info["made_from"]["vqvae"] != vqvae["fingerprint"]:
+            raise ModelError(
+                f"the GPT was trained on codes of VQ-VAE {gpt_info['made_from']['vqvae']}, not of {made_from['vqvae']}",
+                where=gpt_root,
+                hint="tokenize with this VQ-VAE and train a GPT on those codes",
+            )
+    settings = to_mapping(config)
+    if is_done(out, "samples", config=settings, made_from=made_from):
+        return read_info(out, "samples")
+    check_writable(out)
+    place = pick_device(device)
+    model = load_vqvae(vqvae_root, device=place)
+    clip = from_mapping(ClipSpec, vqvae["config"]["clip"], vqvae_root)
+    model.config.latent_grid(clip.n_frames, manifest.height, manifest.width)
+    split: Literal["val"] | None = "val" if (manifest.segments["split"] == "val").any() else None
+
+    progress.start("samples", 2 if gpt_root is not None else 1, "models")
+    batches = stream(
+        data_root,
+        clip=replace(clip, stride=clip.n_frames * clip.step),
+        batch_size=config.n_clips,
+        seed=config.seed,
+        split=split,
+        tail="keep",
+    )
+    batch = next(iter(batches))
+    arrays: dict[str, Any] = {"original": batch.video, "start_frame": batch.start_frame}
+    with torch.no_grad():
+        pixels, codes = model.reconstruct(torch.from_numpy(batch.video).to(place))
+        arrays["reconstruction"] = to_uint8(pixels).cpu().numpy()
+        progress.advance(1)
+        if gpt_root is not None:
+            gpt = load_gpt(gpt_root, device=place)
+            given = int(config.prompt * codes.shape[1])
+            chance = torch.Generator(place).manual_seed(config.seed)
+            sampled = gpt.sample(codes[:, :given], generator=chance, temperature=config.temperature, top_k=config.top_k)
+            arrays["true"] = model.decode(codes).cpu().numpy()
+            arrays["sampled"] = model.decode(sampled).cpu().numpy()
+            arrays["prompt_frames"] = np.int64(given * model.config.downsample[0])
+            progress.advance(1)
+    progress.finish()
+    with replacing(Path(out) / SAMPLES) as part, part.open("wb") as handle:
+        np.savez(handle, **arrays)
+    facts = {"n_clips": len(batch.video), "split": split or "all"}
+    return write_info(out, "samples", config=settings, made_from=made_from, facts=facts)
