@@ -17,6 +17,7 @@ from vidbrain import cluster
 from vidbrain.encoding import blocks, gram, plan
 from vidbrain.encoding.blocks import EncodeConfig, estimate, fit_encoding, prepare
 from vidbrain.encoding.design import delay
+from vidbrain.encoding.nuisance import nuisance_columns, partial_out
 from vidbrain.encoding.result import open_result
 from vidbrain.errors import ConfigError, ResumeError, StorageError, VidbrainError
 from vidbrain.testing.brains import ToyFeatures, toy_world
@@ -319,3 +320,27 @@ def test_estimated_plan_size_is_right(tmp_path, monkeypatch):
 def test_impossible_settings_are_refused(bad):
     with pytest.raises(ConfigError, match=next(iter(bad))):
         EncodeConfig(**bad)
+
+
+def test_features_are_cleaned_as_the_bold_was(tmp_path):
+    """A drift that features share with what was taken out of the BOLD would hide the signal."""
+    rng = np.random.default_rng(0)
+    features, bold = toy_world((90, 80, 100, 85), n_features=6, snr=4.0)
+    # A slow sine and cosine: delaying them gives another mixture of the same two, as it nearly does for real drift.
+    angles = {run: np.arange(len(v)) * 0.08 for run, v in bold.values.items()}
+    confounds = {run: np.column_stack([np.sin(a), np.cos(a)]) for run, a in angles.items()}
+    drifting, cleaned = {}, {}
+    for run, v in features.values["toy"].items():
+        drifting[run] = (v + 3 * confounds[run] @ rng.standard_normal((2, v.shape[1]))).astype(np.float32)
+        # The brain follows the drifting features, and its confounds were regressed out.
+        signal = bold.values[run] + 3 * confounds[run] @ rng.standard_normal((2, bold.n_voxels))
+        cleaned[run] = partial_out(signal.astype(np.float32), nuisance_columns(confounds[run]))
+    noisy = ToyFeatures({"toy": drifting})
+    store = dataclasses.replace(bold, values=cleaned, confounds=confounds)
+    r = {}
+    for clean in (True, False):
+        config = EncodeConfig(clean=clean, delays=(2, 3), n_permutations=0)
+        r[clean] = fit_encoding(noisy, store, config, tmp_path / str(clean)).dataset["r_mean"].values[:30]
+    undisturbed = fit_encoding(features, bold, EncodeConfig(delays=(2, 3), n_permutations=0), tmp_path / "plain")
+    assert np.median(r[True]) > 0.9 * np.median(undisturbed.dataset["r_mean"].values[:30])
+    assert np.median(r[False]) < 0.8 * np.median(r[True])

@@ -41,7 +41,7 @@ def test_rows_never_cross_runs_and_follow_masks():
     kept = all_kept({"a": 33, "b": 25})
     kept["b"][:4] = False
     features = ToyFeatures({"x": values}, valid)
-    design = build_design(features, ("x",), kept, tr_s=TR_S, delays=(1, 2))
+    design = build_design(features, ("x",), kept, tr_s=TR_S, delays=(1, 2), nuisance={})
     a, b = design.tr[design.run == 0], design.tr[design.run == 1]
     # a: 0 and 1 lack delays; 11 and 12 look at TR 10; of the tail only 30 is reached by both delays (29 and 28).
     assert a.tolist() == [t for t in range(2, 31) if t not in (11, 12)]
@@ -68,7 +68,7 @@ def test_layers_are_concatenated_and_checked():
     rng = np.random.default_rng(0)
     runs = {"a": rng.standard_normal((40, 2)).astype(np.float32), "b": rng.standard_normal((40, 2)).astype(np.float32)}
     features = ToyFeatures({"one": runs, "two": {r: 2 * v[:, :1] ** 2 for r, v in runs.items()}})
-    design = build_design(features, ("one", "two"), all_kept({"a": 40, "b": 40}), tr_s=TR_S, delays=(1,))
+    design = build_design(features, ("one", "two"), all_kept({"a": 40, "b": 40}), tr_s=TR_S, delays=(1,), nuisance={})
     assert design.X.shape == (78, 3)
     with pytest.raises(ModelError, match="did you mean 'two'"):
         choose_layers(features, "tow")

@@ -5,7 +5,6 @@ A series is kept in the type of its file while it is read; only a block of voxel
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
-from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # it has no stubs
+from threadpoolctl import threadpool_limits
 
 from vidbrain.bold.bids import (
     RunFiles,
@@ -25,6 +24,7 @@ from vidbrain.bold.bids import (
     is_simulated,
     refuse_missing,
 )
+from vidbrain.bold.checks import agreed_tr_s, common_voxels, refuse_other_grids, refuse_short
 from vidbrain.bold.clean import (
     CleanConfig,
     Confounds,
@@ -33,14 +33,13 @@ from vidbrain.bold.clean import (
     read_confounds,
     refuse_unsolvable,
 )
-from vidbrain.bold.nifti import SeriesFacts, read_blocks, read_volume, series_facts
+from vidbrain.bold.nifti import SeriesFacts, read_blocks, series_facts
 from vidbrain.bold.store import KIND, array_sha256
-from vidbrain.bold.voxels import flat_index, ordered_voxels
+from vidbrain.bold.voxels import flat_index
 from vidbrain.cluster import Client
 from vidbrain.config import fingerprint, to_mapping
-from vidbrain.errors import BoldError, StorageError
+from vidbrain.errors import StorageError
 from vidbrain.progress import SILENT, Progress
-from vidbrain.records import RunKey
 from vidbrain.storage.atomic import check_writable, replacing, sweep
 from vidbrain.storage.info import is_done, read_info, write_info
 from vidbrain.storage.zarrs import open_dataset, write_dataset
@@ -128,11 +127,11 @@ def ingest(
     runs = find_runs(source, space=config.space, subject=config.subject)
     refuse_missing(runs, need_mask=mask_path is None, need_confounds=bool(config.clean.components))
     facts = [series_facts(files.bold) for files in runs]
-    _refuse_other_grids(facts)
-    tr_s = _agreed_tr_s(runs, facts, config.tr_s)
+    refuse_other_grids(facts)
+    tr_s = agreed_tr_s(runs, facts, config.tr_s)
     tree = Path(events) if events is not None else events_above(source)
     if tree is not None:
-        _refuse_short(runs, facts, tr_s, events_end(tree))
+        refuse_short(runs, facts, tr_s, events_end(tree))
     for files, series in zip(runs, facts, strict=True):
         refuse_unsolvable(read_confounds(files, series.n_trs, tr_s, config.clean), files.bold)
 
@@ -200,94 +199,6 @@ def summary(info: dict[str, Any]) -> dict[str, Any]:
 def _inputs_of(files: RunFiles) -> str:
     paths = (files.bold, files.mask, files.confounds)
     return fingerprint([None if path is None else [path.name, identity(path)] for path in paths])
-
-
-def _refuse_other_grids(facts: Sequence[SeriesFacts]) -> None:
-    first = facts[0]
-    for other in facts[1:]:
-        if other.shape != first.shape:
-            what = f"volumes of {other.shape}, where {first.path.name} has {first.shape}"
-        elif not np.allclose(other.affine, first.affine, atol=1e-3):
-            what = f"an affine that differs from that of {first.path.name}"
-        else:
-            continue
-        raise BoldError(
-            f"the runs do not lie on one grid: {what}",
-            where=other.path,
-            likely="series in each subject's own space, or of two preprocessings",
-            hint="ingest one subject at a time (--subject), or choose a common --space",
-        )
-
-
-def _agreed_tr_s(runs: Sequence[RunFiles], facts: Sequence[SeriesFacts], given: float | None) -> float:
-    """Find the one repetition time on which argument, headers and sidecars agree."""
-    voices = [] if given is None else [(given, "the setting tr_s")]
-    for files, series in zip(runs, facts, strict=True):
-        voices += [] if series.tr_s is None else [(series.tr_s, f"the header of {series.path.name}")]
-        sidecar = files.sidecar_tr_s
-        voices += [] if sidecar is None else [(sidecar, f"the sidecar of {series.path.name}")]
-    if not voices:
-        raise BoldError("no header and no sidecar holds a repetition time", where=facts[0].path, hint="give --tr-s")
-    value, who = voices[0]
-    for other, speaker in voices[1:]:
-        if abs(other - value) > 1e-3:
-            raise BoldError(
-                f"repetition times disagree: {who} says {value:g} s, {speaker} says {other:g} s",
-                where=facts[0].path.parent,
-                hint="mend the file that is wrong; a series with a wrong clock cannot be aligned to video",
-            )
-    return value
-
-
-def _refuse_short(
-    runs: Sequence[RunFiles], facts: Sequence[SeriesFacts], tr_s: float, ends: dict[RunKey, float]
-) -> None:
-    short = [
-        f"{files.run} has {series.n_trs} volumes ({series.n_trs * tr_s:.1f} s), events end at {ends[files.run]:.1f} s"
-        for files, series in zip(runs, facts, strict=True)
-        if files.run in ends and series.n_trs * tr_s < ends[files.run] - 1e-6
-    ]
-    if short:
-        raise BoldError(
-            f"{len(short)} series are shorter than their events: {'; '.join(short[:4])}",
-            where=runs[0].bold.parent,
-            likely="a cut file, a scan that was stopped, or events of another run",
-            hint="fetch the file again, or leave the run out of the folder",
-        )
-
-
-def common_voxels(masks: Sequence[Path], series: SeriesFacts) -> NDArray[np.int32]:
-    """Voxels inside every mask, along the Morton curve.
-
-    Parameters
-    ----------
-    masks
-        3-D images; voxels above 0.5 are inside.
-    series
-        Whose grid they must share.
-
-    Returns
-    -------
-    (n_voxels, 3) int32
-
-    Raises
-    ------
-    BoldError
-        If a mask lies on another grid, or nothing is inside all of them.
-    """
-    inside = np.ones(series.shape, bool)
-    for path in masks:
-        values, affine = read_volume(path)
-        if values.shape != series.shape or not np.allclose(affine, series.affine, atol=1e-3):
-            raise BoldError(
-                f"the mask's grid {values.shape} is not that of the series {series.shape}",
-                where=path,
-                hint="resample the mask to the series",
-            )
-        inside &= values > 0.5
-    if not inside.any():
-        raise BoldError(f"no voxel lies inside all {len(masks)} masks", where=masks[0], likely="an empty mask")
-    return ordered_voxels(inside)
 
 
 def _write_grid(out: Path, ijk: NDArray[np.int32]) -> None:

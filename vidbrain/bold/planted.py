@@ -69,7 +69,7 @@ def plant(
     noise_share
         Share of voxels that carry nothing.
     ceiling, ceiling_sd
-        Median and spread over planted voxels of the correlation between signal and data.
+        Median over the voxels of each kind, and spread, of the correlation between signal and data.
     seed
         Of the maps.
 
@@ -96,8 +96,10 @@ def plant(
             maps = np.stack([fields.draw()[voxels] for _ in columns], axis=1)
             weights[np.ix_(voxels, columns)] = _shares(maps, sharpness=2.0)
 
-    asked = np.clip(ceiling + ceiling_sd * fields.draw(), 0.1, 0.95)
-    asked += ceiling - np.median(asked[kind != NOISE]) if (kind != NOISE).any() else 0.0
+    asked = ceiling + ceiling_sd * fields.draw()
+    for code in _SHARES:
+        if (kind == code).any():
+            asked[kind == code] += ceiling - np.median(asked[kind == code])
     return PlantedBrain(kind=kind, weights=weights, ceiling=np.where(kind == NOISE, 0.0, np.clip(asked, 0.1, 0.95)))
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # it has no stubs
+from threadpoolctl import threadpool_limits
 
 import vidbrain
 from vidbrain.bold.bids import identity
@@ -67,8 +67,8 @@ class SimulateConfig:
     """At least so many boxes along each side of the frame, in which luminance is averaged before it is measured."""
     noise_share: float = 0.5
     """Share of voxels that carry no signal at all."""
-    ceiling: float = 0.65
-    """Median over planted voxels of the correlation between noise-free signal and data."""
+    ceiling: float = 0.67
+    """Median over the voxels of each planted kind of the correlation between noise-free signal and data."""
     ceiling_sd: float = 0.1
     """Spread of that correlation over planted voxels."""
     ar1: float = 0.3

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # it has no stubs
+from threadpoolctl import threadpool_limits
 
 from vidbrain.cluster import Client
 from vidbrain.config import fingerprint, to_mapping
@@ -29,6 +29,7 @@ from vidbrain.encoding.design import (
 )
 from vidbrain.encoding.folds import OuterFold, nested_folds
 from vidbrain.encoding.inference import benjamini_hochberg
+from vidbrain.encoding.nuisance import nuisance_columns
 from vidbrain.encoding.plan import Plan, gather_sets, is_planned, read_plan, write_plan
 from vidbrain.encoding.result import KIND, STORE, EncodingResult, make_dataset, open_result, summarise
 from vidbrain.encoding.score import TILE, score_block
@@ -48,6 +49,8 @@ class EncodeConfig:
 
     delays: tuple[int, ...] = (1, 2, 3, 4, 5)
     """TRs by which features are delayed (finite impulse response); never across runs."""
+    clean: bool = True
+    """Take out of the features what was taken out of the BOLD: the confounds that its store names, mean and trend."""
     n_alphas: int = 20
     """Ridge penalties that each voxel chooses from."""
     alpha_decades: float = 8.0
@@ -199,10 +202,14 @@ def prepare(
     runs = choose_runs(features.runs, bold.runs, shared_runs_only=config.shared_runs_only)
     settings, made_from = identity(features, bold, config, layers, runs)
     kept: dict[str, NDArray[np.bool_]] = {}
+    nuisance: dict[str, NDArray[np.float64]] = {}
     for run in runs:
         data = bold.open(run)
-        kept[run] = np.asarray(data["kept"].values, bool) if "kept" in data else np.ones(data.sizes["tr"], bool)
-    design = build_design(features, layers, kept, tr_s=bold.tr_s, delays=config.delays)
+        n_trs = data.sizes["tr"]
+        kept[run] = np.asarray(data["kept"].values, bool) if "kept" in data else np.ones(n_trs, bool)
+        if config.clean and "confounds" in data:
+            nuisance[run] = nuisance_columns(np.asarray(data["confounds"].values, np.float64))
+    design = build_design(features, layers, kept, tr_s=bold.tr_s, delays=config.delays, nuisance=nuisance)
     folds = nested_folds(design.run, design.tr, n_blocks=config.n_inner_blocks, purge_trs=config.purge_trs)
     n, p = design.X.shape
     form = gram.choose_form(n, max(len(f.train) for f in folds), p, bold.n_voxels, len(gather_sets(folds)))

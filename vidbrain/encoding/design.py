@@ -11,6 +11,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from vidbrain.config import did_you_mean
+from vidbrain.encoding.nuisance import partial_out
 from vidbrain.errors import AlignmentError, ConfigError, EncodingError, ModelError
 
 CONSTANT = 1e-6
@@ -245,6 +246,7 @@ def build_design(
     *,
     tr_s: float,
     delays: Sequence[int],
+    nuisance: Mapping[str, NDArray[np.float64]],
 ) -> Design:
     """Align features with BOLD by run and TR, delay them, and keep the rows that have video at every delay.
 
@@ -260,6 +262,9 @@ def build_design(
         Repetition time of the BOLD.
     delays
         In TRs; 0 is allowed.
+    nuisance
+        By run label, what was regressed out of the BOLD, (n_trs, c): it is taken out of the delayed features too, over
+        the rows that are used. Runs that are not named are left as they are.
 
     Raises
     ------
@@ -291,7 +296,8 @@ def build_design(
             )
         padded = np.zeros((n_bold, values.shape[1]), np.float32)
         padded[: len(values)] = values
-        pieces.append(delay(padded, delays)[rows])
+        delayed = delay(padded, delays)[rows]
+        pieces.append(partial_out(delayed, nuisance[run][rows]) if run in nuisance else delayed)
         run_of_row.append(np.full(len(rows), index, np.int64))
         tr_of_row.append(rows.astype(np.int64))
     X, n_constant, n_invalid = standardised_columns(np.concatenate(pieces))

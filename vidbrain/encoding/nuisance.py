@@ -46,5 +46,8 @@ def partial_out(X: NDArray[np.float32], nuisance: NDArray[np.float64]) -> NDArra
     basis, singular, _ = np.linalg.svd(nuisance / np.where(scale > 0, scale, 1), full_matrices=False)
     basis = basis[:, singular > 1e-10 * max(nuisance.shape) * singular[:1].max(initial=0.0)]
     values = X.astype(np.float64)
+    before = np.linalg.norm(values, axis=0)
     values -= basis @ (basis.T @ values)
+    # A constant column, or a confound itself, leaves rounding: make it exactly nothing, lest it be scaled up.
+    values[:, np.linalg.norm(values, axis=0) <= 1e-6 * before] = 0.0
     return values.astype(np.float32)

@@ -62,10 +62,12 @@ class Codebook(nn.Module):
     def __init__(self, n_codes: int, code_dim: int, *, decay: float = 0.99, restart_below: float = 1.0) -> None:
         super().__init__()
         self.n_codes, self.code_dim, self.decay, self.restart_below = n_codes, code_dim, decay, restart_below
+        # Twice the threshold gives a (re)started code ln 2 / (1 - decay) batches to find users.
+        self.fresh_count = max(2 * restart_below, 1e-3)
         start = torch.randn(n_codes, code_dim)
         self.register_buffer("embeddings", start)
-        self.register_buffer("z_avg", start.clone())
-        self.register_buffer("counts", torch.full((n_codes,), 2 * restart_below))
+        self.register_buffer("z_avg", start * self.fresh_count)
+        self.register_buffer("counts", torch.full((n_codes,), self.fresh_count))
         self.register_buffer("ready", torch.zeros((), dtype=torch.bool))
         # Kept with the weights, so that a resumed run logs the same numbers as one that was never killed.
         self.register_buffer("usage", torch.zeros(n_codes, dtype=torch.int64))
@@ -99,6 +101,7 @@ class Codebook(nn.Module):
 
     @torch.no_grad()
     def _start_from(self, flat: Tensor) -> None:
+        flat = from_all_ranks(flat)
         chosen = from_first_rank(lloyd(flat, spread_sample(flat, self.n_codes)))
         self.embeddings.copy_(chosen)
         self.z_avg.copy_(chosen * self.counts[:, None])
@@ -114,14 +117,14 @@ class Codebook(nn.Module):
         self.usage += new_counts.long()
         self.counts.lerp_(new_counts, 1 - self.decay)
         self.z_avg.lerp_(new_sums, 1 - self.decay)
-        self.embeddings.copy_(self.z_avg / self.counts.clamp_min(1e-7)[:, None])
+        known = (self.counts > 1e-6)[:, None]
+        self.embeddings.copy_(torch.where(known, self.z_avg / self.counts.clamp_min(1e-6)[:, None], self.embeddings))
         # Without a host synchronisation: candidates for all codes, taken where the code is dead.
         dead = self.counts < self.restart_below
         picks = from_first_rank(flat[torch.multinomial(distance.clamp_min(1e-9), self.n_codes, replacement=True)])
         self.embeddings.copy_(torch.where(dead[:, None], picks, self.embeddings))
-        # Twice the threshold gives a restarted code ln 2 / (1 - decay) batches to find users.
-        self.counts.masked_fill_(dead, 2 * self.restart_below)
-        self.z_avg.copy_(torch.where(dead[:, None], picks * (2 * self.restart_below), self.z_avg))
+        self.counts.masked_fill_(dead, self.fresh_count)
+        self.z_avg.copy_(torch.where(dead[:, None], picks * self.fresh_count, self.z_avg))
         self.restarts += dead.sum()
 
 
@@ -174,6 +177,15 @@ def perplexity(usage: Tensor) -> float:
     """Return exp of the entropy of code use: K when all codes are used equally, 1 when one is used alone."""
     p = usage.double() / usage.sum().clamp_min(1)
     return float(torch.exp(-(p[p > 0] * p[p > 0].log()).sum()))
+
+
+def from_all_ranks(values: Tensor) -> Tensor:
+    """Concatenate the values of all training processes, of equal shapes, along the first axis."""
+    if not dist.is_initialized():
+        return values
+    parts = [torch.empty_like(values) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, values.contiguous())
+    return torch.cat(parts)
 
 
 def from_first_rank(values: Tensor) -> Tensor:

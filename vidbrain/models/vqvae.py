@@ -15,7 +15,7 @@ from torch.nn import functional as F  # noqa: N812 -- as torch's own documents n
 
 from vidbrain.errors import ConfigError, ModelError
 from vidbrain.models.attention import AxialAttention, RMSNorm, head_width
-from vidbrain.models.codebook import Codebook, Quantized, from_first_rank
+from vidbrain.models.codebook import Codebook, Quantized, from_all_ranks, from_first_rank
 
 Triple = tuple[int, int, int]
 
@@ -162,6 +162,7 @@ class VQVAE(nn.Module):
 
     @torch.no_grad()
     def _start_from(self, pixels: Tensor) -> None:
+        pixels = from_all_ranks(pixels)
         mean = pixels.mean(dim=(0, 2, 3, 4))
         std = (pixels - mean[:, None, None, None]).square().mean().sqrt().clamp_min(1e-3)
         self.pixel_mean.copy_(from_first_rank(mean))
@@ -195,7 +196,8 @@ class Encoder(nn.Module):
         self.linear: nn.Conv3d | None = None
         if config.linear_start:
             self.linear = nn.Conv3d(_folded(config.downsample), config.code_dim, 1, bias=False)
-            nn.init.zeros_(self.out.weight)
+            for zero in self.out.parameters():
+                nn.init.zeros_(zero)
 
     def forward(self, video: Tensor) -> Tensor:
         """Encode standardised video."""
@@ -226,7 +228,8 @@ class Decoder(nn.Module):
         self.linear: nn.Conv3d | None = None
         if config.linear_start:
             self.linear = nn.Conv3d(config.code_dim, _folded(config.downsample), 1, bias=False)
-            nn.init.zeros_(self.out.weight)
+            for zero in self.out.parameters():
+                nn.init.zeros_(zero)
 
     def forward(self, z: Tensor) -> Tensor:
         """Decode code vectors to standardised video."""

@@ -74,6 +74,7 @@ class ToyBold:
 
     values: Mapping[str, NDArray[np.float32]]
     kept: Mapping[str, NDArray[np.bool_]] = field(default_factory=dict)
+    confounds: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
     tr_s: float = TR_S
 
     @property
@@ -110,6 +111,8 @@ class ToyBold:
             {"bold": (("tr", "voxel"), values)},
             coords={name: (("voxel",), axis.astype(np.int32)) for name, axis in zip("ijk", (i, j, k), strict=True)},
         )
+        if run in self.confounds:
+            data = data.assign(confounds=(("tr", "confound"), self.confounds[run]))
         return data.assign(kept=(("tr",), self.kept[run])) if run in self.kept else data
 
     def read(self, run: str, voxels: slice) -> NDArray[np.float32]:

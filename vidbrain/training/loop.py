@@ -34,7 +34,7 @@ from vidbrain.stream.loader import Loader
 from vidbrain.training import precision
 from vidbrain.training.checkpoint import Checkpoints, Metrics
 from vidbrain.training.optim import adamw, lr_factor
-from vidbrain.training.world import any_process, available_cores, joined, pick_device, wait_for_all
+from vidbrain.training.world import any_process, available_cores, joined, pick_device, reduced, wait_for_all
 
 PLAN, SUMMARY = "training.json", "summary.json"
 
@@ -213,6 +213,7 @@ class _Run:
                 raise ModelError(
                     f"the checkpoint lacks or mistypes {error}", where=self.checkpoints.root, hint="remove it"
                 ) from error
+        self.resumed_at = self.step
         if self.world.rank == 0:
             self.metrics.keep_until(self.step)
 
@@ -271,7 +272,9 @@ class _Run:
 
     def _check(self) -> None:
         """Stop at a loss that is not a number, before it reaches a checkpoint."""
-        first_bad = int(self.totals["first_bad"]) if "first_bad" in self.totals else 0
+        if "first_bad" not in self.totals:
+            return
+        first_bad = int(reduced(self.totals["first_bad"], self.world, how="max"))
         if first_bad:
             raise ModelError(
                 f"the loss is not a finite number since step {first_bad}",
@@ -284,7 +287,8 @@ class _Run:
         self._check()
         row: dict[str, Any] = {"step": self.step, "split": "train", "lr": self.optimizer.param_groups[0]["lr"]}
         # An overflow that the scaler skips leaves an infinite norm: null, not a number.
-        means = {k: float(v) / self.since for k, v in self.totals.items() if k != "first_bad"}
+        n = self.since * self.world.size
+        means = {k: float(reduced(v, self.world, how="sum")) / n for k, v in self.totals.items() if k != "first_bad"}
         row |= {k: v if abs(v) < float("inf") else None for k, v in means.items()}
         row |= self.task.interval()
         if self.scaler.is_enabled():
@@ -296,7 +300,8 @@ class _Run:
         shown: dict[str, float | str] = {"loss": float(row["loss"])}
         if "active" in row:
             shown["codes used"] = f"{row['active']:.0%}"
-        shown |= {"clips/s": round(stats["clips_per_s"] * self.world.size), "stall": f"{stats['stall_share']:.1%}"}
+        if self.step > self.resumed_at + 1:  # rates need two steps
+            shown |= {"clips/s": round(stats["clips_per_s"] * self.world.size), "stall": f"{stats['stall_share']:.1%}"}
         self.progress.advance(1, **shown)
 
     def _evaluate(self) -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
+from typing import Literal
 
 import torch
+from torch import Tensor
 from torch import distributed as dist
 
 from vidbrain.errors import ConfigError
@@ -58,9 +60,16 @@ def any_process(flag: bool, world: World) -> bool:
     """Whether the flag is set in any process; all processes must ask."""
     if world.size == 1:
         return flag
-    value = torch.tensor(float(flag), device="cuda" if dist.get_backend() == "nccl" else "cpu")
-    dist.all_reduce(value, op=dist.ReduceOp.MAX)
-    return bool(value)
+    on_gpu = dist.get_backend() == "nccl"
+    return bool(reduced(torch.tensor(float(flag), device="cuda" if on_gpu else "cpu"), world, how="max"))
+
+
+def reduced(value: Tensor, world: World, *, how: Literal["sum", "max"]) -> Tensor:
+    """Sum or maximum of a value over the processes; all must ask."""
+    if world.size > 1:
+        value = value.clone()
+        dist.all_reduce(value, op=dist.ReduceOp.SUM if how == "sum" else dist.ReduceOp.MAX)
+    return value
 
 
 def wait_for_all(world: World) -> None:

@@ -199,6 +199,7 @@ class Emulator:
         self._console: Any = self._environment.em
         self._data: Any = self._environment.data
         self._movie: Any = None
+        self._default_state: bytes | None = self._environment.initial_state
         self.game = game
         self.buttons: tuple[str, ...] = tuple(self._environment.buttons)
         self.variables: tuple[str, ...] = tuple(sorted(self._data.list_variables()))
@@ -220,9 +221,41 @@ class Emulator:
         self._environment.close()
         self._environment = None
 
-    def state(self) -> bytes:
-        """Return the console's present state, from which `reset` can start."""
-        return self._console.get_state()
+    def start_state(self, variable: str | None = None, value: int = 0) -> bytes:
+        """Return the game's default start state, with one RAM variable set as a cheat code does.
+
+        A state that the console saves also holds addresses and left-over memory of the process, so that no two runs
+        save the same bytes. The default state is therefore kept, and only the variable's byte is put into it.
+
+        Parameters
+        ----------
+        variable
+            Its name; None changes nothing.
+        value
+            0 to 255.
+
+        Raises
+        ------
+        VideoError
+            If the game has no default state, or the variable's place in it is not clear.
+        """
+        if self._default_state is None:
+            raise VideoError(f"{self.game!r} has no default start state")
+        self.reset(self._default_state)
+        if variable is None:
+            return self._default_state
+        tries = np.array([1, 6, 3, 9, 2], np.uint8)
+        saved = []
+        for trial in tries.tolist():
+            self._data.set_value(variable, trial)
+            saved.append(np.frombuffer(self._console.get_state(), np.uint8))
+        places = np.flatnonzero((np.stack(saved) == tries[:, None]).all(axis=0))
+        if len(places) != 1 or not 0 <= value <= 255:
+            raise VideoError(f"{variable!r} of {self.game!r} cannot be set to {value} in its start state")
+        state = bytearray(self._default_state)
+        state[places[0]] = value
+        self.load(bytes(state))
+        return bytes(state)
 
     def load(self, state: bytes) -> None:
         """Put the console into a state, which becomes the one that movies start from."""
@@ -287,10 +320,6 @@ class Emulator:
         """Return the RAM variables in the order of `variables`."""
         values = self._data.lookup_all()
         return tuple(int(values[name]) for name in self.variables)
-
-    def write_ram(self, variable: str, value: int) -> None:
-        """Set a RAM variable, as a cheat code does."""
-        self._data.set_value(variable, value)
 
     def is_over(self) -> bool:
         """Whether the game's own scenario says that the play has ended."""

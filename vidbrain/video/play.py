@@ -222,7 +222,8 @@ def _play_run(row: _RunRow) -> int:
     lines = ["\t".join(EVENTS_COLUMNS)]
     gamelogs = root / f"sub-{key.subject}" / f"ses-{key.session}" / "gamelogs"
     with Emulator(config.game, integration=row.integration) as console:
-        starts = {lives: _start_state(console, lives) for lives in range(max(1, config.lives - 2), config.lives + 1)}
+        variable = "lives" if "lives" in console.variables else None
+        starts = [console.start_state(variable, n) for n in range(max(1, config.lives - 2), config.lives + 1)]
         for number in itertools.count(1):
             left_s = config.run_s - onset_s - 0.1
             limit_s = float(rng.uniform(*config.repetition_s))
@@ -232,7 +233,7 @@ def _play_run(row: _RunRow) -> int:
             name = safe_name(f"{_stem(key)}_level-1_rep-{number:02d}")
             movie = gamelogs / f"{name}.bk2"
             player = Player(console.buttons, np.random.default_rng(rng.integers(2**63)), float(rng.uniform(0.3, 1)))
-            start = starts[int(rng.choice(list(starts)))]
+            start = starts[rng.integers(len(starts))]
             n_frames, facts = _play_repetition(console, start, movie, player, math.floor(limit_s * rate), is_first)
             total += n_frames
             duration_s = n_frames / rate - float(rng.uniform(0, 0.01)) - 0.02 * is_first
@@ -251,13 +252,6 @@ def _play_run(row: _RunRow) -> int:
                 break
     atomic.write_bytes(_events_path(root, key), ("\n".join(lines) + "\n").encode())
     return total
-
-
-def _start_state(console: Emulator, lives: int) -> bytes:
-    console.reset()
-    if "lives" in console.variables:
-        console.write_ram("lives", lives)
-    return console.state()
 
 
 def _play_repetition(

@@ -10,6 +10,8 @@ import av.error
 
 from vidbrain.errors import VideoError
 
+_SLACK_S = 0.25  # a container ends with its last frame or a piece of sound after it
+
 
 @dataclass(frozen=True)
 class VideoFacts:
@@ -64,7 +66,7 @@ def probe(path: str | Path) -> VideoFacts:
     if not n_frames or not height or not width or not rate:
         raise VideoError("the video holds no frame", where=path, likely="the recording was stopped before it began")
     # Some containers count their frames, the others state when they end.
-    if n_frames < promised or last_s < length_s - max(1.0, 0.02 * length_s):
+    if n_frames < promised or last_s < length_s - _SLACK_S:
         wanted = promised or round(length_s * float(rate))
         raise VideoError(
             f"the video holds {n_frames} of about {wanted} frames",

@@ -1,0 +1,226 @@
+import json
+import os
+import pickle
+import signal
+import socket
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import entropy
+from sklearn.metrics import log_loss
+
+from vidbrain.config import to_mapping
+from vidbrain.errors import ConfigError, ModelError, ResumeError, ShardError, StorageError
+from vidbrain.models.pretrained import load_vqvae
+from vidbrain.models.vqvae import VQVAEConfig
+from vidbrain.records import ClipSpec
+from vidbrain.sharding.manifest import open_manifest
+from vidbrain.storage.info import read_info
+from vidbrain.stream.loader import stream
+from vidbrain.training.gpt import GPTTrainConfig, train_gpt, unigram_nats
+from vidbrain.training.vqvae import VQVAETrainConfig, train_vqvae
+
+SCRIPT = """
+import os, signal, sys
+from pathlib import Path
+from vidbrain.config import from_mapping
+from vidbrain.training.vqvae import VQVAETrainConfig, train_vqvae
+import json
+data, out, config, at, name = sys.argv[1:]
+class Killer:
+    left = int(at)
+    def start(self, stage, total, unit, done=0): print("done", done, flush=True)
+    def advance(self, amount=1, **numbers):
+        self.left -= amount
+        if self.left == 0: os.kill(os.getpid(), getattr(signal, name))
+    def note(self, message): print(message, flush=True)
+    def finish(self): pass
+train_vqvae(Path(data), Path(out), from_mapping(VQVAETrainConfig, json.loads(config)), progress=Killer())
+"""
+
+
+def in_a_process(data, out, config, *, at=0, kill="SIGKILL", env=None):
+    return subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, str(data), str(out), json.dumps(to_mapping(config)), str(at), kill],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | (env or {}),
+    )
+
+
+def test_what_a_training_leaves(shards, vqvae, vqvae_config):
+    summary = json.loads((vqvae / "summary.json").read_text())
+    rows = [json.loads(line) for line in (vqvae / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if row["split"] == "train"] == [1, 4, 8, 12]
+    assert [row["step"] for row in rows if row["split"] == "val"] == [6, 12]
+    assert summary["loss_first"] == rows[0]["loss"]
+    assert summary["held_out"]["psnr"] == rows[-1]["psnr"]
+    assert 0 < summary["held_out"]["active"] <= 1
+    assert sorted(p.name for p in (vqvae / "checkpoints").iterdir()) == ["step-00000009", "step-00000012"]
+    assert summary["best"]["loss"] == min(row["loss"] for row in rows if row["split"] == "val")
+    load_vqvae(vqvae / "best")
+    info = read_info(vqvae, "vqvae")
+    assert info["made_from"] == {"shards": open_manifest(shards).fingerprint}
+    assert train_vqvae(shards, vqvae, vqvae_config) == summary  # nothing is done again
+
+
+def test_held_out_numbers_are_what_they_say(shards, vqvae):
+    model, squared, of_mean, used = load_vqvae(vqvae), [], [], set()
+    clip = ClipSpec(8, 2, 16)
+    for batch in stream(shards, clip=clip, batch_size=8, seed=0, split="val", tail="keep"):
+        video = batch.video / 255.0
+        with torch.no_grad():
+            codes = model.encode(torch.from_numpy(batch.video))
+            found, _ = model.reconstruct(torch.from_numpy(batch.video))
+        used |= set(codes.flatten().tolist())
+        squared.append(((found.numpy() + 0.5 - video) ** 2).ravel())
+        of_mean.append(((video.mean(1, keepdims=True) - video) ** 2).ravel())
+        if sum(len(s) for s in squared) >= 16 * video[0].size:
+            break
+    held_out = json.loads((vqvae / "summary.json").read_text())["held_out"]
+    assert held_out["psnr"] == pytest.approx(-10 * np.log10(np.concatenate(squared).mean()), abs=1e-3)
+    assert held_out["psnr_mean_frame"] == pytest.approx(-10 * np.log10(np.concatenate(of_mean).mean()), abs=1e-3)
+    assert held_out["active"] == pytest.approx(len(used) / 16)
+
+
+def test_killed_and_started_again_ends_with_the_same_bits(shards, vqvae, vqvae_config, tmp_path, weights):
+    # Step 8: two steps after a checkpoint and an evaluation, in the middle of an interval of the log.
+    killed = in_a_process(shards, tmp_path, vqvae_config, at=8)
+    killed.communicate()
+    assert killed.returncode == -signal.SIGKILL
+    assert not (tmp_path / "info.json").exists()
+    again = in_a_process(shards, tmp_path, vqvae_config)
+    out, err = again.communicate()
+    assert again.returncode == 0, err
+    assert "done 6" in out
+    weights(vqvae, tmp_path)
+    weights(vqvae / "best", tmp_path / "best")
+    assert (tmp_path / "metrics.jsonl").read_bytes() == (vqvae / "metrics.jsonl").read_bytes()
+    assert (tmp_path / "info.json").read_bytes() == (vqvae / "info.json").read_bytes()
+
+
+def test_a_signal_writes_a_checkpoint_and_leaves(shards, vqvae, vqvae_config, tmp_path, weights):
+    left = in_a_process(shards, tmp_path, vqvae_config, at=5, kill="SIGTERM")
+    out, err = left.communicate()
+    assert left.returncode == 128 + signal.SIGTERM, err
+    assert "stopped by a signal at step 5" in out
+    assert (tmp_path / "checkpoints" / "step-00000005").is_dir()
+    train_vqvae(shards, tmp_path, vqvae_config)
+    weights(vqvae, tmp_path)
+
+
+def test_two_processes_train_as_one(shards, vqvae_config, tmp_path):
+    # No restarts: their candidates come from the first process's share of the batch.
+    config = replace(vqvae_config, model=replace(vqvae_config.model, restart_below=0.0), steps=6, log_every=1)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    world = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "GLOO_SOCKET_IFNAME": "lo"}
+    both = [
+        in_a_process(shards, tmp_path / "two", config, env=world | {"RANK": str(r), "LOCAL_RANK": str(r)})
+        for r in range(2)
+    ]
+    errors = [process.communicate()[1] for process in both]
+    assert [process.returncode for process in both] == [0, 0], errors
+    one = train_vqvae(shards, tmp_path / "one", config)
+    two = json.loads((tmp_path / "two" / "summary.json").read_text())
+    assert two["processes"] == 2
+    rows = [
+        [row["loss"] for row in map(json.loads, (tmp_path / name / "metrics.jsonl").read_text().splitlines())]
+        for name in ("one", "two")
+    ]
+    np.testing.assert_allclose(rows[1], rows[0], rtol=2e-3)
+    assert two["held_out"]["psnr"] == pytest.approx(one["held_out"]["psnr"], abs=0.05)
+
+
+def test_gpt_resumes_exactly_and_beats_the_unigram(codes, gpt_config, tmp_path, weights, stop_at, stop):
+    whole = train_gpt(codes, tmp_path / "whole", gpt_config)
+    for steps in (5, 10, 9):
+        with pytest.raises(stop):
+            train_gpt(codes, tmp_path / "parts", gpt_config, progress=stop_at(steps))
+    parts = train_gpt(codes, tmp_path / "parts", gpt_config)
+    weights(tmp_path / "whole", tmp_path / "parts")
+    assert parts["held_out"] == whole["held_out"]
+    assert whole["held_out"]["loss"] < whole["unigram_loss"]
+    assert (
+        read_info(tmp_path / "whole", "gpt")["made_from"]["vqvae"]
+        == open_manifest(codes, kind="codes").info["made_from"]["vqvae"]
+    )
+
+
+def test_unigram_agrees_with_scipy_and_sklearn():
+    rng = np.random.default_rng(0)
+    train, held_out = (rng.choice(5, (40, 2, 2, 2), p=[0.5, 0.3, 0.1, 0.1, 0]).astype(np.uint16) for _ in range(2))
+    found = unigram_nats(train, held_out, 5)
+    counts = np.bincount(train.ravel(), minlength=5)
+    assert found["unigram_entropy"] == pytest.approx(entropy(counts))
+    p = (counts + 1) / (counts + 1).sum()
+    expected = log_loss(held_out.ravel(), np.tile(p, (held_out.size, 1)), labels=range(5))
+    assert found["unigram_loss"] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_sixteen_bits_train_as_well(shards, vqvae, vqvae_config, tmp_path, precision):
+    half = train_vqvae(shards, tmp_path, replace(vqvae_config, precision=precision, eval_every=12))
+    full = json.loads((vqvae / "summary.json").read_text())
+    assert half["precision"] == precision
+    assert half["loss_last"] == pytest.approx(full["loss_last"], rel=0.1)
+
+
+def test_other_settings_are_refused(shards, vqvae, vqvae_config, tmp_path, stop_at, stop):
+    with pytest.raises(ResumeError, match=r"lr was 0.001, is 0.002"):
+        train_vqvae(shards, vqvae, replace(vqvae_config, lr=2e-3))
+    with pytest.raises(stop):
+        train_vqvae(shards, tmp_path, vqvae_config, progress=stop_at(4))
+    with pytest.raises(ResumeError, match=r"seed was 0, is 1"):
+        train_vqvae(shards, tmp_path, replace(vqvae_config, seed=1))
+
+
+def test_a_loss_that_is_no_number_names_its_step(shards, vqvae_config, tmp_path):
+    hot = replace(vqvae_config, lr=1e30, clip_norm=0.0, warmup=0, checkpoint_every=100)
+    with pytest.raises(ModelError, match=r"not a finite number since step \d+") as caught:
+        train_vqvae(shards, tmp_path, hot)
+    assert "--lr" in caught.value.hint
+    assert not (tmp_path / "model.safetensors").exists()
+
+
+class Hostile:
+    def __reduce__(self):
+        return os.system, ("touch harm",)
+
+
+def test_a_checkpoint_that_runs_code_is_refused(shards, vqvae_config, tmp_path, monkeypatch, stop_at, stop):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(stop):
+        train_vqvae(shards, tmp_path / "run", vqvae_config, progress=stop_at(5))
+    path = tmp_path / "run" / "checkpoints" / "step-00000003" / "state.pt"
+    for write in (lambda: torch.save({"step": Hostile()}, path), lambda: path.write_bytes(pickle.dumps(Hostile()))):
+        write()
+        with pytest.raises(ModelError, match="training state is refused"):
+            train_vqvae(shards, tmp_path / "run", vqvae_config)
+    assert not (tmp_path / "harm").exists()
+
+
+def test_bad_settings_are_refused_before_work(shards, codes, tmp_path):
+    with pytest.raises(ModelError, match="8 x 32 x 32 are not multiples"):
+        train_vqvae(
+            shards, tmp_path, VQVAETrainConfig(model=VQVAEConfig(downsample=(4, 64, 8)), clip=ClipSpec(8, 2, 4))
+        )
+    with pytest.raises(ShardError, match="spans 61 frames"):
+        train_vqvae(shards, tmp_path, VQVAETrainConfig())
+    with pytest.raises(StorageError, match="expected a shards artefact"):
+        train_vqvae(codes, tmp_path, VQVAETrainConfig())
+    with pytest.raises(StorageError):
+        train_gpt(shards, tmp_path, GPTTrainConfig())
+    with pytest.raises(ConfigError, match="tf32"):
+        train_gpt(codes, tmp_path, GPTTrainConfig(precision="tf32"), device="cpu")
+    with pytest.raises(ConfigError, match="unknown device"):
+        train_gpt(codes, tmp_path, GPTTrainConfig(), device="abacus")
+    with pytest.raises(ConfigError, match="steps must be at least 1"):
+        GPTTrainConfig(steps=0)
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,55 @@
+import math
+
+import pytest
+import torch
+
+from vidbrain.training.checkpoint import Metrics
+from vidbrain.training.optim import adamw, lr_factor
+from vidbrain.training.precision import resolve
+from vidbrain.training.world import pick_device
+
+
+def test_schedule_agrees_with_torchs_cosine_after_the_warm_up():
+    assert [lr_factor(s, steps=50, warmup=4) for s in range(4)] == [0.25, 0.5, 0.75, 1.0]
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=46, eta_min=0.02)
+    for step in range(4, 50):
+        assert lr_factor(step, steps=50, warmup=4) == pytest.approx(schedule.get_last_lr()[0])
+        optimizer.step()
+        schedule.step()
+    assert lr_factor(0, steps=1, warmup=0) == 1
+
+
+def test_only_matrices_decay():
+    model = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.LayerNorm(3))
+    groups = adamw(model, lr=1.0, weight_decay=0.1, betas=(0.9, 0.99)).param_groups
+    assert [(len(g["params"]), g["weight_decay"]) for g in groups] == [(1, 0.1), (3, 0.0)]
+
+
+def test_precision_runs_products_as_named_and_gives_settings_back():
+    x = torch.randn(4, 4)
+    before = torch.get_float32_matmul_precision()
+    for name, dtype in (("auto", torch.float32), ("fp32", torch.float32), ("bf16", torch.bfloat16)):
+        arm = resolve(name, torch.device("cpu"))
+        with arm.autocast():
+            assert (x @ x).dtype == dtype
+        assert not arm.scaler().is_enabled()
+    assert resolve("fp16", torch.device("cpu")).scaler().is_enabled()
+    assert torch.get_float32_matmul_precision() == before
+
+
+def test_metrics_forget_what_a_kill_cut_and_what_will_come_again(tmp_path):
+    metrics = Metrics(tmp_path)
+    for step in (1, 2, 3):
+        metrics.append({"step": step, "loss": 1 / step})
+    with metrics.path.open("a") as handle:
+        handle.write('{"step": 4, "lo')
+    assert [row["step"] for row in metrics.rows()] == [1, 2, 3]
+    metrics.keep_until(2)
+    assert metrics.path.read_text() == '{"step": 1, "loss": 1.0}\n{"step": 2, "loss": 0.5}\n'
+    assert math.isclose(metrics.rows()[1]["loss"], 0.5)
+
+
+def test_device():
+    assert pick_device("cpu") == torch.device("cpu")
+    assert pick_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")

@@ -1,0 +1,97 @@
+import io
+import json
+import tarfile
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from vidbrain.errors import ModelError, ResumeError, StorageError
+from vidbrain.models.pretrained import load_vqvae
+from vidbrain.sharding.manifest import open_manifest
+from vidbrain.stream.codes import load_codes
+from vidbrain.stream.sequential import frames_of
+from vidbrain.training.gpt import train_gpt
+from vidbrain.training.samples import SamplesConfig, write_samples
+from vidbrain.training.tokenize import TokenizeConfig, tokenize
+
+
+def test_codes_are_those_of_the_frames(shards, vqvae, codes):
+    manifest, model, table = open_manifest(shards), load_vqvae(vqvae), load_codes(codes)
+    frames = {key: np.concatenate([f for _, f in frames_of(manifest, key)]) for key in manifest.recordings.index}
+    expected = {(key, s) for key, f in frames.items() for s in range(0, len(f) - 14, 4)}
+    assert set(zip(table.recording, table.start_frame.tolist(), strict=True)) == expected
+    assert len(table) == len(expected)
+    for i in range(0, len(table), 11):
+        start = table.start_frame[i]
+        clip = frames[table.recording[i]][start : start + 15 : 2]
+        with torch.no_grad():
+            own = model.encode(torch.from_numpy(clip[None].copy()))[0]
+        # A batch of another size may round another way and tip a code on a border.
+        assert (own.numpy() == table.codes[i]).mean() > 0.98
+    assert table.info["n_codes"] == 16
+    assert table.info["config"]["clip"] == {"n_frames": 8, "step": 2, "stride": 4}
+
+
+def test_any_tar_and_numpy_read_them(shards, codes):
+    names, n = [], 0
+    for path in sorted((codes / "shards").glob("*.tar")):
+        with tarfile.open(path) as tar:
+            for member in tar:
+                names.append(member.name)
+                array = np.load(io.BytesIO(tar.extractfile(member).read()), allow_pickle=False)
+                assert array.dtype == np.uint16
+                assert array.shape[1:] == (4, 4, 4)
+                n += len(array)
+    assert names == [f"{key}.codes.npy" for key in open_manifest(shards).segments["key"]]
+    assert n == len(load_codes(codes))
+
+
+def test_killed_and_started_again_gives_the_same_bytes(shards, vqvae, codes, tmp_path, stop_at, stop):
+    config = TokenizeConfig(stride=4, batch_size=16)
+    with pytest.raises(stop):
+        tokenize(shards, vqvae, tmp_path / "codes", config, progress=stop_at(6))
+    assert not (tmp_path / "codes" / "dataset.json").exists()
+    tokenize(shards, vqvae, tmp_path / "codes", config)
+    files = sorted(p.relative_to(codes) for p in codes.rglob("*") if p.is_file())
+    assert files == sorted(p.relative_to(tmp_path / "codes") for p in (tmp_path / "codes").rglob("*") if p.is_file())
+    for name in files:
+        assert (codes / name).read_bytes() == (tmp_path / "codes" / name).read_bytes(), name
+
+
+def test_what_does_not_fit_is_refused(shards, vqvae, codes, tmp_path):
+    with pytest.raises(StorageError):
+        tokenize(shards, tmp_path / "nothing", tmp_path / "codes")
+    with pytest.raises(ResumeError, match="stride"):
+        tokenize(shards, vqvae, codes, TokenizeConfig(stride=8))
+    with pytest.raises(ValueError, match="at least 1"):
+        TokenizeConfig(stride=0)
+
+
+def test_samples(shards, vqvae, codes, gpt_config, tmp_path):
+    train_gpt(codes, tmp_path / "gpt", replace(gpt_config, steps=3))
+    for name in ("a", "b"):
+        write_samples(vqvae, tmp_path / "gpt", shards, tmp_path / name, SamplesConfig(n_clips=3))
+    with np.load(tmp_path / "a" / "samples.npz", allow_pickle=False) as arrays:
+        found = dict(arrays)
+    for name in ("original", "reconstruction", "true", "sampled"):
+        assert found[name].shape == (3, 8, 32, 32, 3)
+        assert found[name].dtype == np.uint8
+    np.testing.assert_array_equal(found["true"], found["reconstruction"])
+    assert found["prompt_frames"] == 4
+    manifest = open_manifest(shards)
+    held_out = manifest.recordings.index[manifest.recordings["split"] == "val"]
+    frames = [np.concatenate([f for _, f in frames_of(manifest, key)]) for key in held_out]
+    for clip, start in zip(found["original"], found["start_frame"], strict=True):
+        assert any(np.array_equal(clip, f[start : start + 15 : 2]) for f in frames)
+    assert (tmp_path / "a" / "samples.npz").read_bytes() == (tmp_path / "b" / "samples.npz").read_bytes()
+
+
+def test_samples_of_models_that_do_not_belong_together(shards, vqvae, codes, gpt_config, tmp_path):
+    train_gpt(codes, tmp_path / "gpt", replace(gpt_config, steps=2))
+    record = json.loads((tmp_path / "gpt" / "info.json").read_text())
+    record["made_from"]["vqvae"] = "another"
+    (tmp_path / "gpt" / "info.json").write_text(json.dumps(record))
+    with pytest.raises(ModelError, match="VQ-VAE another"):
+        write_samples(vqvae, tmp_path / "gpt", shards, tmp_path / "out")
