@@ -18,6 +18,18 @@ Row = TypeVar("Row")
 Result = TypeVar("Result")
 
 
+WORKER_ENVIRONMENT = {
+    # Dask tells malloc to give memory back at every chance; video frames and matrices are then page-faulted in anew
+    # each time, which doubled the cost of replaying a frame.
+    "MALLOC_TRIM_THRESHOLD_": 1 << 28,
+    "MALLOC_MMAP_THRESHOLD_": 1 << 28,
+    # Workers share the cores, so each has one thread.
+    "OMP_NUM_THREADS": 1,
+    "MKL_NUM_THREADS": 1,
+    "OPENBLAS_NUM_THREADS": 1,
+}
+
+
 @dataclass(frozen=True)
 class Client:
     """Runs a function over rows. `n_workers` 0 means: in this process, in order."""
@@ -117,6 +129,7 @@ def client(scheduler: str = "local", n_workers: int | None = None) -> Iterator[C
         "distributed.worker.daemon": False,  # a row may start processes of its own
         "distributed.admin.log-format": "%(levelname)s %(message)s",
         "logging.distributed": "error",
+        "distributed.nanny.pre-spawn-environ": WORKER_ENVIRONMENT,
     }
     with contextlib.ExitStack() as stack:
         stack.enter_context(dask.config.set(settings))

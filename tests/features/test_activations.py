@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import shutil
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 from vidbrain.cli.app import run
+from vidbrain.cluster import client as open_client
 from vidbrain.errors import ConfigError, ModelError, StorageError
 from vidbrain.features.activations import ModelSource, finest_grid, open_model, weights_fingerprint
 from vidbrain.features.extract import ExtractConfig, extract
@@ -95,6 +97,26 @@ def test_a_batch_is_its_clips(runs, rng):
         assert rows[layer.name].shape == (19, 4, layer.n_features)
         one = source.rows(video[17:18])[layer.name]
         np.testing.assert_allclose(rows[layer.name][17:18], one, rtol=1e-4, atol=1e-5)
+
+
+def test_networks_travel_to_workers_by_name(world, runs, tmp_path):
+    folders = {"vqvae": runs / "vqvae", "gpt": runs / "gpt", "frame_size": (32, 32)}
+    source = open_model("untrained", seed=7, layers=("gpt.block_1",), pooling=Pooling(grid=2), **folders)
+    message = pickle.dumps(source)
+    assert len(message) < 2000
+    again = pickle.loads(message)
+    assert (again.made_from, again.layers, again.settings) == (source.made_from, source.layers, source.settings)
+    assert not source.in_process
+    extract(source, world.data, tmp_path / "alone", ExtractConfig())
+    with open_client("local", 2) as client:
+        extract(source, world.data, tmp_path / "shared", ExtractConfig(), client=client)
+    for label in world.clocks:
+        alone, shared = (open_features(tmp_path / name).read("gpt.block_1", label) for name in ("alone", "shared"))
+        np.testing.assert_allclose(shared["features"], alone["features"], rtol=1e-4, atol=1e-5)
+    kept = ModelSource("model", *tiny_networks(), **CLIP)
+    assert kept.in_process
+    with pytest.raises(TypeError, match="stay in their process"):
+        pickle.dumps(kept)
 
 
 def test_untrained_has_the_same_shape_other_weights_and_one_answer_a_seed(runs, rng):

@@ -89,7 +89,7 @@ def test_training_reduces_the_loss_and_autocast_agrees():
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        losses.append(float(loss))
+        losses.append(loss.item())
     assert losses[-1] < 0.9 * losses[0]
     model.eval()
     with torch.no_grad():

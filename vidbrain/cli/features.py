@@ -57,8 +57,8 @@ def features(
     clock
         Of the scanner.
     workers
-        Processes that share the runs of pixels and motion; 0 for none but this one, which is faster up to some hours of
-        video. Values do not depend on it.
+        Processes that share the runs; 0 for none but this one, which is faster up to some hours of video. Values do not
+        depend on it, but for the last digits of networks. With a GPU a network stays in this process.
     scheduler
         local, inline, slurm, or the address of a Dask scheduler.
     dry_run

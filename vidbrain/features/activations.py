@@ -67,8 +67,6 @@ class ModelSource:
         For an unknown layer, networks that do not fit the frames or each other, or a grid finer than the tokens.
     """
 
-    in_process = True
-
     def __init__(
         self,
         name: str,
@@ -94,6 +92,7 @@ class ModelSource:
         self._blocks = [layer for layer in chosen if layer != ENCODER_LAYER]
         device = pick_device("auto")
         self._arm = precision.resolve("fp32", device)
+        self._opened: dict[str, Any] | None = None
         self._vqvae = vqvae.eval().to(device)
         self._gpt = gpt.eval().to(device) if gpt is not None and self._blocks else None
 
@@ -108,6 +107,17 @@ class ModelSource:
         self.settings: dict[str, Any] = {"pooling": {k: to_mapping(v) for k, v in self._poolings.items()}}
         networks = {"vqvae": self._vqvae, "gpt": self._gpt}
         self.made_from = {k: weights_fingerprint(network) for k, network in networks.items() if network is not None}
+
+    @property
+    def in_process(self) -> bool:
+        """On a GPU, which one process holds, and where there are no files that a worker could open."""
+        return self._opened is None or self._vqvae.pixel_mean.is_cuda
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A worker opens the files itself: names travel, weights do not.
+        if self._opened is None:
+            raise TypeError("networks that were not opened from files stay in their process")
+        return _reopen, (self._opened,)
 
     def tokens(self, video: Tensor) -> dict[str, Tensor]:
         """Activations of the layers: uint8 (B, T, H, W, 3) -> float (B, t, h, w, C), on the device of the networks."""
@@ -177,10 +187,19 @@ def open_model(
     assert isinstance(codec, VQVAE)
     assert prior is None or isinstance(prior, GPT)
     clip = from_mapping(ClipSpec, trained["config"]["clip"], vqvae)
-    return ModelSource(
+    source = ModelSource(
         name, codec, prior, clip_frames=clip.n_frames, clip_step=clip.step, frame_size=frame_size, layer_names=layers,
         pooling=pooling, stride=stride,
     )  # fmt: skip
+    source._opened = {
+        "name": name, "vqvae": vqvae, "gpt": gpt, "frame_size": frame_size, "layers": layers, "pooling": pooling,
+        "stride": stride, "seed": seed,
+    }  # fmt: skip
+    return source
+
+
+def _reopen(arguments: dict[str, Any]) -> ModelSource:
+    return open_model(**arguments)
 
 
 def finest_grid(n_channels: int, height: int, width: int) -> Pooling:

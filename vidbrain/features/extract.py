@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # it has no stubs
+from threadpoolctl import threadpool_limits
 
 from vidbrain.cluster import Client
 from vidbrain.config import to_mapping
@@ -224,7 +224,8 @@ def extract(
     total = sum(run.n_frames for run in runs)
     progress.start(source.name, total, "frames", total - sum(work.run.n_frames for work in pending))
     if source.in_process or client.n_workers == 0:
-        # Small matrix products gain nothing from threads, and lose much where other processes want the cores.
+        # Small matrix products gain nothing from threads, and lose much where other processes want the cores. The
+        # networks' own threads are not of this library.
         with contextlib.nullcontext() if source.in_process else threadpool_limits(1, user_api="blas"):
             for work in pending:
                 _extract_run(work, manifest, progress.advance)

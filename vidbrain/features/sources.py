@@ -81,7 +81,7 @@ class FeatureSource(Protocol):
 
     @property
     def in_process(self) -> bool:
-        """Whether it must stay in this process (it holds a model that uses all cores or a GPU)."""
+        """Whether it must stay in this process, as what holds a GPU must. Others are pickled to workers."""
 
     def rows(self, video: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
         """Rows of each layer: (B, n_input, H, W, 3) -> (B, n_slices, n_features), pooled before transfer."""

@@ -121,7 +121,7 @@ class Codebook(nn.Module):
         self.embeddings.copy_(torch.where(known, self.z_avg / self.counts.clamp_min(1e-6)[:, None], self.embeddings))
         # Without a host synchronisation: candidates for all codes, taken where the code is dead.
         dead = self.counts < self.restart_below
-        picks = from_first_rank(flat[torch.multinomial(distance.clamp_min(1e-9), self.n_codes, replacement=True)])
+        picks = from_first_rank(flat[_by_weight(distance, self.n_codes)])
         self.embeddings.copy_(torch.where(dead[:, None], picks, self.embeddings))
         self.counts.masked_fill_(dead, self.fresh_count)
         self.z_avg.copy_(torch.where(dead[:, None], picks * self.fresh_count, self.z_avg))
@@ -158,9 +158,13 @@ def spread_sample(flat: Tensor, n: int, *, rounds: int = 8) -> Tensor:
         want = 1 + (n - 1) * (k + 1) // rounds - len(chosen)
         if want > 0:
             _, distance = nearest(flat, chosen)
-            picks = torch.multinomial(distance.clamp_min(1e-9), want, replacement=want > len(flat))
-            chosen = torch.cat([chosen, flat[picks]])
+            chosen = torch.cat([chosen, flat[_by_weight(distance, want)]])
     return chosen
+
+
+def _by_weight(weights: Tensor, n: int) -> Tensor:
+    # Where training has gone wrong, its own check of the loss says so; drawing must not be the first to fail.
+    return torch.multinomial(weights.nan_to_num(0.0, posinf=0.0) + 1e-9, n, replacement=True)
 
 
 def lloyd(flat: Tensor, centres: Tensor, *, rounds: int = 8) -> Tensor:

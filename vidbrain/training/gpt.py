@@ -19,6 +19,7 @@ from vidbrain.sharding.manifest import open_manifest
 from vidbrain.stream.codes import CodesBatch, codes_stream, load_codes
 from vidbrain.stream.loader import Loader
 from vidbrain.training.loop import LoopConfig, train
+from vidbrain.training.precision import PrecisionName  # noqa: F401 -- named by an inherited setting
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -34,6 +34,7 @@ from vidbrain.stream.loader import Loader
 from vidbrain.training import precision
 from vidbrain.training.checkpoint import Checkpoints, Metrics
 from vidbrain.training.optim import adamw, lr_factor
+from vidbrain.training.precision import PrecisionName
 from vidbrain.training.world import any_process, available_cores, joined, pick_device, reduced, wait_for_all
 
 PLAN, SUMMARY = "training.json", "summary.json"
@@ -59,7 +60,7 @@ class LoopConfig:
     """Longest gradient; 0 for no limit."""
     seed: int = 0
     """Of weights, order and chance."""
-    precision: precision.PrecisionName = "auto"
+    precision: PrecisionName = "auto"
     """auto: bf16 on a GPU, fp32 on a CPU."""
     log_every: int = 20
     """Steps between rows of training numbers."""

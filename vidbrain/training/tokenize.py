@@ -23,6 +23,7 @@ from vidbrain.storage.info import read_info
 from vidbrain.stream.clips import clip_table
 from vidbrain.stream.reader import SegmentReader
 from vidbrain.training import precision
+from vidbrain.training.precision import PrecisionName
 from vidbrain.training.world import available_cores, pick_device
 
 
@@ -35,7 +36,7 @@ class TokenizeConfig:
     in one clip. Each offset needs codes of its own: half the stride, twice the codes."""
     batch_size: int = 32
     """Clips encoded at a time."""
-    precision: precision.PrecisionName = "fp32"
+    precision: PrecisionName = "fp32"
     """Of the encoder; the search for the nearest code is fp32 always. Codes are cached once, so accuracy wins."""
 
     def __post_init__(self) -> None:

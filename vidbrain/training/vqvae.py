@@ -17,6 +17,7 @@ from vidbrain.records import ClipSpec, World
 from vidbrain.sharding.manifest import open_manifest
 from vidbrain.stream.loader import ClipBatch, Loader, stream
 from vidbrain.training.loop import LoopConfig, train
+from vidbrain.training.precision import PrecisionName  # noqa: F401 -- named by an inherited setting
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -134,7 +134,7 @@ class Player:
         target = np.convolve(((red > 100) & (green < 90)).sum(axis=0), np.ones(7), mode="same") > 16
         shot = (green > 100) & (red < 120)
         rock = (red > 100) & (green > 100) & (blue > 100)
-        body = ((red > 100) & ((green < 90) == target) & (target | rock)).astype(np.float32)
+        body = (((red > 100) & (green < 90) & target) | rock).astype(np.float32)
         # What is near the ship's row hurts soonest; what is high on the screen can wait.
         near = np.linspace(0.1, 1, body.shape[0], dtype=np.float32) ** 2
         danger = np.convolve(near @ (body + 4 * shot), np.ones(_REACH), mode="same") / 8
