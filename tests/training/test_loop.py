@@ -1,6 +1,7 @@
 import json
 import os
 import pickle
+import shutil
 import signal
 import socket
 import subprocess
@@ -102,6 +103,16 @@ def test_killed_and_started_again_ends_with_the_same_bits(shards, vqvae, vqvae_c
     weights(vqvae / "best", tmp_path / "best")
     assert (tmp_path / "metrics.jsonl").read_bytes() == (vqvae / "metrics.jsonl").read_bytes()
     assert (tmp_path / "info.json").read_bytes() == (vqvae / "info.json").read_bytes()
+
+
+def test_killed_between_the_last_step_and_the_record(vqvae, shards, vqvae_config, tmp_path, weights):
+    shutil.copytree(vqvae, tmp_path / "run")
+    for name in ("info.json", "summary.json", "model.safetensors"):
+        (tmp_path / "run" / name).unlink()
+    summary = train_vqvae(shards, tmp_path / "run", vqvae_config)
+    weights(vqvae, tmp_path / "run")
+    before = json.loads((vqvae / "summary.json").read_text())
+    assert {k for k in before if before[k] != summary[k]} <= {"clips_per_s", "stall_share"}
 
 
 def test_a_signal_writes_a_checkpoint_and_leaves(shards, vqvae, vqvae_config, tmp_path, weights):

@@ -19,7 +19,7 @@ from vidbrain.sharding.manifest import open_manifest
 from vidbrain.storage.atomic import check_writable, replacing
 from vidbrain.storage.info import is_done, read_info, write_info
 from vidbrain.stream.loader import stream
-from vidbrain.training.world import pick_device
+from vidbrain.training.world import one_thread, pick_device
 
 SAMPLES = "samples.npz"
 
@@ -106,7 +106,10 @@ def write_samples(
             gpt = load_gpt(gpt_root, device=place)
             given = int(config.prompt * codes.shape[1])
             chance = torch.Generator(place).manual_seed(config.seed)
-            sampled = gpt.sample(codes[:, :given], generator=chance, temperature=config.temperature, top_k=config.top_k)
+            with one_thread():
+                sampled = gpt.sample(
+                    codes[:, :given], generator=chance, temperature=config.temperature, top_k=config.top_k
+                )
             arrays["true"] = model.decode(codes).cpu().numpy()
             arrays["sampled"] = model.decode(sampled).cpu().numpy()
             arrays["prompt_frames"] = np.int64(given * model.config.downsample[0])

@@ -56,6 +56,17 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Run many tiny operations on one core: threads that wait for each other at every one of them only lose time."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def any_process(flag: bool, world: World) -> bool:
     """Whether the flag is set in any process; all processes must ask."""
     if world.size == 1:
