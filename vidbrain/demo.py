@@ -7,6 +7,7 @@ and goes on where it was stopped. This module only says in which order, and gath
 from __future__ import annotations
 
 import contextlib
+import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -116,7 +117,7 @@ def run_demo(
     client, root = client or Client(), Path(root)
     check_writable(root, 0 if (root / "summary.json").is_file() else N_BYTES)
     clock = _Clock(root / "stages.json")
-    at = _Layout(root)
+    at = Layout(root)
 
     def stage(name: str, work: Callable[[], Any]) -> None:
         with clock.measure(name):
@@ -142,19 +143,42 @@ def run_demo(
 
 
 @dataclass(frozen=True)
-class _Layout:
+class Layout:
     """Where things lie below the root."""
 
     root: Path
 
-    game = property(lambda self: self.root / "game")
-    simulated = property(lambda self: self.game / "derivatives" / "simulated-fmriprep")
-    data = property(lambda self: self.root / "data")
-    bold = property(lambda self: self.root / "bold")
-    vqvae = property(lambda self: self.root / "runs" / "vqvae")
-    gpt = property(lambda self: self.root / "runs" / "gpt")
-    samples = property(lambda self: self.root / "runs" / "samples")
-    codes = property(lambda self: self.root / "codes")
+    @property
+    def game(self) -> Path:
+        return self.root / "game"
+
+    @property
+    def simulated(self) -> Path:
+        return self.game / "derivatives" / "simulated-fmriprep"
+
+    @property
+    def data(self) -> Path:
+        return self.root / "data"
+
+    @property
+    def bold(self) -> Path:
+        return self.root / "bold"
+
+    @property
+    def vqvae(self) -> Path:
+        return self.root / "runs" / "vqvae"
+
+    @property
+    def gpt(self) -> Path:
+        return self.root / "runs" / "gpt"
+
+    @property
+    def samples(self) -> Path:
+        return self.root / "runs" / "samples"
+
+    @property
+    def codes(self) -> Path:
+        return self.root / "codes"
 
     def features(self, name: str) -> Path:
         return self.root / "features" / name
@@ -163,7 +187,7 @@ class _Layout:
         return self.root / "results" / name
 
 
-def _features(at: _Layout, recipe: Recipe, client: Client, progress: Progress) -> None:
+def _features(at: Layout, recipe: Recipe, client: Client, progress: Progress) -> None:
     settings = recipe.features
     extract_drivers(at.simulated, at.features("drivers"), progress=progress)
     models: tuple[tuple[str, SourceName, SourceConfig], ...] = (
@@ -178,13 +202,14 @@ def _features(at: _Layout, recipe: Recipe, client: Client, progress: Progress) -
         extract(made, at.data, at.features(name), settings.clock, client=workers, progress=progress)
 
 
-def _encode(at: _Layout, recipe: Recipe, client: Client, progress: Progress) -> None:
+def _encode(at: Layout, recipe: Recipe, client: Client, progress: Progress) -> None:
     bold = open_bold(at.bold)
     for name in SETS:
         # The planted drivers have been through the haemodynamic response already: no delays of their own.
         config = replace(recipe.encode, delays=(0,)) if name == "drivers" else recipe.encode
+        features = open_features(at.features(name))
         result = fit_encoding(
-            open_features(at.features(name)), bold, config, at.results(name), client=client, progress=progress
+            features, bold, config, at.results(name), layer=features.layers, client=client, progress=progress
         )
         write_maps(result, at.results(name) / "maps", desc=name)
 
@@ -199,8 +224,9 @@ def summarise(root: str | Path, wall_s: dict[str, float]) -> dict[str, Any]:
     wall_s
         Wall seconds by stage.
     """
-    at = _Layout(Path(root))
+    at = Layout(Path(root))
     data, codes = read_info(at.data, "shards", name=DATASET), read_info(at.codes, "codes", name=DATASET)
+    vqvae, gpt = read_json(at.vqvae / "summary.json"), read_json(at.gpt / "summary.json")
     return {
         "vidbrain": __version__,
         "bold": "simulated",
@@ -210,14 +236,40 @@ def summarise(root: str | Path, wall_s: dict[str, float]) -> dict[str, Any]:
         "segments": data["n_segments"],
         "shard_bytes": data["n_bytes"],
         "clips": codes["n_clips"],
-        "vqvae": read_json(at.vqvae / "summary.json"),
-        "gpt": read_json(at.gpt / "summary.json"),
+        "vqvae": {
+            "parameters": vqvae["n_parameters"],
+            "steps": vqvae["steps"],
+            "loss": _first_and_last(at.vqvae / "metrics.jsonl"),
+            "psnr_db": vqvae["held_out"]["psnr"],
+            "psnr_mean_frame_db": vqvae["held_out"]["psnr_mean_frame"],
+            "psnr_gain_db": vqvae["held_out"]["psnr_gain"],
+            "codes": vqvae["n_codes"],
+            "codes_used": vqvae["held_out"]["active"],
+            "perplexity": vqvae["held_out"]["perplexity"],
+        },
+        "gpt": {
+            "parameters": gpt["n_parameters"],
+            "steps": gpt["steps"],
+            "loss": _first_and_last(at.gpt / "metrics.jsonl"),
+            "unigram_entropy": gpt["unigram_entropy"],
+            "unigram_loss": gpt["unigram_loss"],
+        },
         "r": median_correlations(at),
-        "wall_s": wall_s,
+        "wall_s": dict(wall_s),
     }
 
 
-def median_correlations(at: _Layout) -> dict[str, Any]:
+def _first_and_last(metrics: Path) -> dict[str, dict[str, float | None]]:
+    """Losses after the first step and after the last, on training batches and on held-out recordings."""
+    rows = [json.loads(line) for line in metrics.read_text().splitlines()]
+    losses = {split: [row["loss"] for row in rows if row["split"] == split] for split in ("train", "val")}
+    return {
+        name: {"first": found[0] if found else None, "last": found[-1] if found else None}
+        for name, found in (("train", losses["train"]), ("held_out", losses["val"]))
+    }
+
+
+def median_correlations(at: Layout) -> dict[str, Any]:
     """Median r on held-out runs by feature set and planted kind of voxel, beside the noise ceiling.
 
     Returns

@@ -25,11 +25,13 @@ small = ShardConfig(segment_frames=32, shard_frames=128, clip_frames=4, clip_ste
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.lists(st.integers(1, 300), min_size=1, max_size=12), st.integers(0, 3), st.sampled_from(["balanced", "recording"]))
+@given(
+    st.lists(st.integers(1, 300), min_size=1, max_size=12),
+    st.integers(0, 3),
+    st.sampled_from(["balanced", "recording"]),
+)
 def test_every_frame_is_owned_once_and_every_clip_start_is_whole(lengths, seed, order):
-    config = ShardConfig(
-        segment_frames=32, shard_frames=128, clip_frames=4, clip_step=2, seed=seed, order=order
-    )
+    config = ShardConfig(segment_frames=32, shard_frames=128, clip_frames=4, clip_step=2, seed=seed, order=order)
     plan = make_plan(listing(lengths), config)
     owned = Counter()
     for s in plan.segments:
@@ -78,7 +80,9 @@ def test_whole_recordings_are_held_out():
     assert Counter(make_plan(listing([100]), ShardConfig()).split.values()) == {"train": 1}
 
 
-@pytest.mark.parametrize(("text", "frames"), [("10k", 10_000), ("6M", 6_000_000), ("1_500", 1500), ("all", None), ("1.5k", 1500)])
+@pytest.mark.parametrize(
+    ("text", "frames"), [("10k", 10_000), ("6M", 6_000_000), ("1_500", 1500), ("all", None), ("1.5k", 1500)]
+)
 def test_sizes(text, frames):
     assert parse_size(text) == frames
 

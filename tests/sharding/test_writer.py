@@ -57,7 +57,9 @@ def test_a_foreign_reader_needs_only_tar_zstd_and_numpy(videos, config, tmp_path
         print(json.dumps(seen))
     """)
     shards = sorted(map(str, (tmp_path / "d" / "shards").glob("*.tar")))
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", script, *shards], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", script, *shards], capture_output=True, text=True, check=True
+    )
     manifest = open_manifest(tmp_path / "d")
     assert set(json.loads(done.stdout)) == set(manifest.segments["key"])
     with tarfile.open(shards[0]) as tar:

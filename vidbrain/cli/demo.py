@@ -49,13 +49,25 @@ def demo(
         return
     console.print_rows(rows(summary), title="Median r on held-out runs, simulated BOLD")
     total = sum(summary["wall_s"].values())
-    console.note(
-        f"{summary['frames']:,} frames, {summary['clips']:,} clips, "
-        f"reconstruction {summary['vqvae']['psnr_db']:.1f} dB, {duration(total)}"
+    vqvae, gpt = summary["vqvae"], summary["gpt"]
+    console.print_result(
+        {
+            "data": f"{summary['frames']:,} frames in {summary['shards']} shards, {summary['clips']:,} clips",
+            "VQ-VAE": f"{vqvae['psnr_db']:.1f} dB on held-out recordings, {vqvae['psnr_gain_db']:+.1f} dB over the mean "
+            f"frame; {vqvae['codes_used']:.0%} of {vqvae['codes']} codes in use",
+            "GPT": f"{gpt['loss']['held_out']['last']:.2f} nats a code on held-out recordings; "
+            f"guessing by frequency {gpt['unigram_loss']:.2f}",
+            "time": f"{duration(total)}, the slowest stage {max(summary['wall_s'], key=summary['wall_s'].__getitem__)}",
+            "summary": root / "summary.json",
+            "page": root / "report.html",
+        }
     )
-    console.print_result({"summary": str(root / "summary.json"), "page": str(root / "report.html")})
 
 
 def rows(summary: dict[str, Any]) -> list[dict[str, Any]]:
     """One row a kind of voxel."""
-    return [{"voxels": kind, **values} for kind, values in summary["r"].items()]
+    scores = {
+        kind: {k: round(v, 3) if isinstance(v, float) else v for k, v in row.items()}
+        for kind, row in summary["r"].items()
+    }
+    return [{"voxels": kind, **row} for kind, row in scores.items()]

@@ -65,7 +65,7 @@ class LoopConfig:
     log_every: int = 20
     """Steps between rows of training numbers."""
     eval_every: int = 1000
-    """Steps between evaluations on held-out recordings; there is always one at the end."""
+    """Steps between evaluations on held-out recordings; there is always one at the first and at the last step."""
     eval_clips: int = 512
     """Held-out clips of an evaluation, at most."""
     checkpoint_every: int = 500
@@ -234,7 +234,9 @@ class _Run:
                 self._log()
             else:
                 self.progress.advance(1)
-            if self.step % config.eval_every == 0 or last:
+            # Once at the start, for the end to be compared with: the first batch's own loss flatters, for the linear
+            # start and the codebook are fitted to that batch.
+            if self.step == 1 or self.step % config.eval_every == 0 or last:
                 self._evaluate()
             stop = any_process(signals.received is not None, self.world)
             if self.step % config.checkpoint_every == 0 or last or stop:
