@@ -1,4 +1,4 @@
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import pytest
@@ -13,7 +13,7 @@ class Toy:
     rate: float = 0.1
     n_layers: int = 2
     fit: Literal["squash", "crop"] = "squash"
-    clip: ClipSpec = ClipSpec()
+    clip: ClipSpec = field(default_factory=ClipSpec)
     sizes: tuple[int, ...] = (1, 2)
     name: str | None = None
 

@@ -150,40 +150,50 @@ class Layout:
 
     @property
     def game(self) -> Path:
+        """BIDS tree of game play."""
         return self.root / "game"
 
     @property
     def simulated(self) -> Path:
+        """What a scanner and fMRIPrep would have written."""
         return self.game / "derivatives" / "simulated-fmriprep"
 
     @property
     def data(self) -> Path:
+        """Shards."""
         return self.root / "data"
 
     @property
     def bold(self) -> Path:
+        """BOLD store."""
         return self.root / "bold"
 
     @property
     def vqvae(self) -> Path:
+        """Training of the VQ-VAE."""
         return self.root / "runs" / "vqvae"
 
     @property
     def gpt(self) -> Path:
+        """Training of the GPT."""
         return self.root / "runs" / "gpt"
 
     @property
     def samples(self) -> Path:
+        """Reconstructions and continuations."""
         return self.root / "runs" / "samples"
 
     @property
     def codes(self) -> Path:
+        """Codes, in the layout of the shards."""
         return self.root / "codes"
 
     def features(self, name: str) -> Path:
+        """A feature set."""
         return self.root / "features" / name
 
     def results(self, name: str) -> Path:
+        """The encoding result of a feature set."""
         return self.root / "results" / name
 
 

@@ -50,7 +50,8 @@ def test_a_foreign_reader_needs_only_tar_zstd_and_numpy(videos, config, tmp_path
         shards = sys.argv[1:]
         for sample in wds.WebDataset(shards, shardshuffle=False, empty_check=False):
             facts = json.loads(sample["json"])
-            raw = zstandard.ZstdDecompressor().stream_reader(io.BytesIO(sample["frames.zst"]), read_across_frames=True).read()
+            packed = io.BytesIO(sample["frames.zst"])
+            raw = zstandard.ZstdDecompressor().stream_reader(packed, read_across_frames=True).read()
             frames = np.frombuffer(raw, np.uint8).reshape(facts["shape"])
             assert sample["__key__"] not in seen
             seen[sample["__key__"]] = int(frames.sum())

@@ -16,9 +16,14 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path):
         part.write_bytes(b"new")
         assert not target.exists()
     assert target.read_bytes() == b"new"
-    with pytest.raises(ZeroDivisionError), atomic.replacing(target) as part:
-        part.write_bytes(b"half")
-        raise ZeroDivisionError
+
+    def fail():
+        with atomic.replacing(target) as part:
+            part.write_bytes(b"half")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
     assert target.read_bytes() == b"new"
     assert [p.name for p in target.parent.iterdir()] == ["x.bin"]
 
@@ -49,16 +54,21 @@ def test_kill_leaves_only_a_part_that_sweep_removes(tmp_path):
 
 def test_a_full_disk_is_one_clear_error_and_leaves_nothing(tmp_path):
     target = tmp_path / "x"
-    with pytest.raises(StorageError, match="the disk is full") as caught, atomic.replacing(target) as part:
-        part.write_bytes(b"some")
-        Path("/dev/full").write_bytes(b"the kernel's own refusal")
+
+    def fill():
+        with atomic.replacing(target) as part:
+            part.write_bytes(b"some")
+            Path("/dev/full").write_bytes(b"the kernel's own refusal")
+
+    with pytest.raises(StorageError, match="the disk is full") as caught:
+        fill()
     assert caught.value.hint
     assert not list(tmp_path.iterdir())
 
 
 def test_a_place_that_cannot_be_written_is_refused_before_work(tmp_path):
     (tmp_path / "file").write_text("not a folder")
-    with pytest.raises(StorageError, match="a file, not a folder|File exists"):
+    with pytest.raises(StorageError, match=r"a file, not a folder|File exists"):
         atomic.check_writable(tmp_path / "file" / "below")
     with pytest.raises(StorageError, match="needs about"):
         atomic.check_writable(tmp_path, n_bytes=10**18)

@@ -62,8 +62,9 @@ def test_resume_continues_exactly_for_any_world(data, stop, size):
         again = stream(data, clip=CLIP, batch_size=8, seed=1, split="train", world=World(rank, size))
         again.load_state_dict(state)
         parts.append((indices(again), indices(again)))
-    rest = [sum((part[0][b] for part in parts), []) for b in range(len(parts[0][0]))]
-    following = [sum((part[1][b] for part in parts), []) for b in range(len(parts[0][1]))]
+    rest, following = (
+        [[i for part in parts for i in part[epoch][b]] for b in range(len(parts[0][epoch]))] for epoch in (0, 1)
+    )
     assert taken + rest == first_epoch
     assert following == second_epoch
     assert first_epoch != second_epoch

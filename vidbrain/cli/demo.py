@@ -53,8 +53,8 @@ def demo(
     console.print_result(
         {
             "data": f"{summary['frames']:,} frames in {summary['shards']} shards, {summary['clips']:,} clips",
-            "VQ-VAE": f"{vqvae['psnr_db']:.1f} dB on held-out recordings, {vqvae['psnr_gain_db']:+.1f} dB over the mean "
-            f"frame; {vqvae['codes_used']:.0%} of {vqvae['codes']} codes in use",
+            "VQ-VAE": f"{vqvae['psnr_db']:.1f} dB on held-out recordings, {vqvae['psnr_gain_db']:+.1f} dB over the "
+            f"mean frame; {vqvae['codes_used']:.0%} of {vqvae['codes']} codes in use",
             "GPT": f"{gpt['loss']['held_out']['last']:.2f} nats a code on held-out recordings; "
             f"guessing by frequency {gpt['unigram_loss']:.2f}",
             "time": f"{duration(total)}, the slowest stage {max(summary['wall_s'], key=summary['wall_s'].__getitem__)}",
@@ -66,8 +66,8 @@ def demo(
 
 def rows(summary: dict[str, Any]) -> list[dict[str, Any]]:
     """One row a kind of voxel."""
-    scores = {
-        kind: {k: round(v, 3) if isinstance(v, float) else v for k, v in row.items()}
-        for kind, row in summary["r"].items()
-    }
-    return [{"voxels": kind, **row} for kind, row in scores.items()]
+    table = []
+    for kind, values in summary["r"].items():
+        shown = {name: f"{value:.3f}" if isinstance(value, float) else value for name, value in values.items()}
+        table.append({"voxels": kind, **shown})
+    return table
