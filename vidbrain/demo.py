@@ -116,28 +116,28 @@ def run_demo(
     """
     client, root = client or Client(), Path(root)
     check_writable(root, 0 if (root / "summary.json").is_file() else N_BYTES)
-    clock = _Clock(root / "stages.json")
-    at = Layout(root)
-
-    def stage(name: str, work: Callable[[], Any]) -> None:
+    clock, at = _Clock(root / "stages.json"), Layout(root)
+    report = ReportInputs.of(root)
+    stages: dict[str, Callable[[], Any]] = {
+        "play": lambda: play(at.game, recipe.play, client=client, progress=progress),
+        "replay": lambda: replay(at.game, None, recipe.replay, client=client, progress=progress),
+        "shard": lambda: write_shards(at.game, at.data, recipe.shard, client=client, progress=progress),
+        "simulate": lambda: simulate(at.game, at.simulated, recipe.simulate, client=client, progress=progress),
+        "ingest": lambda: ingest(at.simulated, at.bold, recipe.ingest, client=client, progress=progress),
+        "vqvae": lambda: train_vqvae(at.data, at.vqvae, recipe.vqvae, progress=progress),
+        "tokenize": lambda: tokenize(at.data, at.vqvae, at.codes, recipe.tokenize, progress=progress),
+        "gpt": lambda: train_gpt(at.codes, at.gpt, recipe.gpt, progress=progress),
+        "samples": lambda: write_samples(at.vqvae, at.gpt, at.data, at.samples, recipe.samples, progress=progress),
+        "features": lambda: _features(at, recipe, client, progress),
+        "encode": lambda: _encode(at, recipe, client, progress),
+        "summary": lambda: write_json(root / "summary.json", summarise(root, clock.seconds)),
+        "report": lambda: write_report(report, root / "report.html", progress=progress),
+    }
+    for number, (name, work) in enumerate(stages.items(), start=1):
+        progress.note(f"[{number}/{len(stages)}] {name}")
         with clock.measure(name):
             work()
-
-    stage("play", lambda: play(at.game, recipe.play, client=client, progress=progress))
-    stage("replay", lambda: replay(at.game, None, recipe.replay, client=client, progress=progress))
-    stage("shard", lambda: write_shards(at.game, at.data, recipe.shard, client=client, progress=progress))
-    stage("simulate", lambda: simulate(at.game, at.simulated, recipe.simulate, client=client, progress=progress))
-    stage("ingest", lambda: ingest(at.simulated, at.bold, recipe.ingest, client=client, progress=progress))
-    stage("vqvae", lambda: train_vqvae(at.data, at.vqvae, recipe.vqvae, progress=progress))
-    stage("tokenize", lambda: tokenize(at.data, at.vqvae, at.codes, recipe.tokenize, progress=progress))
-    stage("gpt", lambda: train_gpt(at.codes, at.gpt, recipe.gpt, progress=progress))
-    stage("samples", lambda: write_samples(at.vqvae, at.gpt, at.data, at.samples, recipe.samples, progress=progress))
-    stage("features", lambda: _features(at, recipe, client, progress))
-    stage("encode", lambda: _encode(at, recipe, client, progress))
     summary = summarise(root, clock.seconds)
-    write_json(root / "summary.json", summary)
-    stage("report", lambda: write_report(ReportInputs.of(root), root / "report.html", progress=progress))
-    summary["wall_s"] = clock.seconds
     write_json(root / "summary.json", summary)
     return summary
 

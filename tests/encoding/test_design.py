@@ -64,6 +64,13 @@ def test_columns_that_never_change_or_are_not_finite_are_left_out():
     np.testing.assert_allclose(kept[:, 0], (X[:, 0] - X[:, 0].mean()) / X[:, 0].std(), atol=1e-5)
 
 
+def test_a_run_that_confounds_would_use_up_is_refused():
+    runs = {"a": np.random.default_rng(0).standard_normal((40, 2)).astype(np.float32)}
+    features = ToyFeatures({"x": runs})
+    with pytest.raises(EncodingError, match=r"39 of 40 TRs with video; 30 confounds"):
+        build_design(features, ("x",), all_kept({"a": 40}), tr_s=TR_S, delays=(1,), nuisance={"a": np.ones((40, 30))})
+
+
 def test_layers_are_concatenated_and_checked():
     rng = np.random.default_rng(0)
     runs = {"a": rng.standard_normal((40, 2)).astype(np.float32), "b": rng.standard_normal((40, 2)).astype(np.float32)}

@@ -125,7 +125,6 @@ def build() -> App:
         print_error=False,
         result_action="return_value",
         suppress_keyboard_interrupt=False,
-        default_parameter=Parameter(negative=()),
     )
     for position, (title, commands) in enumerate(_COMMANDS.items()):
         group = Group(title, sort_key=position)

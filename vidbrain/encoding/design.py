@@ -294,6 +294,13 @@ def build_design(
                 likely="almost no video was seen in this run",
                 hint="leave the run out of the features, and use --shared-runs-only",
             )
+        n_nuisance = nuisance[run].shape[1] if run in nuisance else 0
+        if len(rows) < n_nuisance + MIN_TRS:
+            raise EncodingError(
+                f"{run} keeps {len(rows)} of {n_bold} TRs with video; {n_nuisance} confounds leave too little of them",
+                likely="the run is short, or little video was seen in it",
+                hint="leave the run out, clean the BOLD with fewer confounds, or encode with --no-clean",
+            )
         padded = np.zeros((n_bold, values.shape[1]), np.float32)
         padded[: len(values)] = values
         delayed = delay(padded, delays)[rows]
