@@ -7,7 +7,10 @@ again, which is harmless because every row writes under a temporary name and ren
 from __future__ import annotations
 
 import contextlib
+import logging
+import logging
 import os
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -27,6 +30,8 @@ WORKER_ENVIRONMENT = {
     "OMP_NUM_THREADS": 1,
     "MKL_NUM_THREADS": 1,
     "OPENBLAS_NUM_THREADS": 1,
+    # A worker reads this when it imports Dask; what fails in a row comes home as an error, once, not as a log.
+    "DASK_LOGGING__DISTRIBUTED": "critical",
 }
 
 
@@ -65,19 +70,45 @@ class Client:
 
         # pure=False: a row that must run again because its file is gone is not answered from Dask's memory.
         futures = {
-            self._distributed.submit(function, rows[position], pure=False, retries=0): position for position in order
+            self._distributed.submit(_call, function, rows[position], pure=False, retries=0): position
+            for position in order
         }
         try:
             for future in as_completed(list(futures), loop=self._distributed.loop):
                 if future.status == "error":
                     error = future.exception()
-                    if isinstance(error, VidbrainError):
-                        raise error
                     raise _worker_error(error) from error
-                yield futures[future], future.result()
+                result = future.result()
+                if isinstance(result, _Failure):
+                    raise result.error from _RemoteError(result.trace)
+                yield futures[future], result
                 future.release()
         finally:
             self._distributed.cancel(list(futures))
+
+
+@dataclass(frozen=True)
+class _Failure:
+    """What a row raised: home as a value, for not every exception survives the way as one (PyAV's do not)."""
+
+    error: VidbrainError
+    trace: str
+
+
+class _RemoteError(Exception):
+    """Shows the traceback of a worker under ``--debug``."""
+
+    def __str__(self) -> str:
+        return f"in the worker:\n{self.args[0]}"
+
+
+def _call(function: Callable[[Row], Result], row: Row) -> Result | _Failure:
+    try:
+        return function(row)
+    except VidbrainError as error:
+        return _Failure(error.with_traceback(None), traceback.format_exc())
+    except Exception as error:  # noqa: BLE001 -- it is raised again at home
+        return _Failure(_worker_error(error), traceback.format_exc())
 
 
 def _worker_error(error: BaseException) -> VidbrainError:
@@ -128,9 +159,10 @@ def client(scheduler: str = "local", n_workers: int | None = None) -> Iterator[C
         "distributed.comm.timeouts.connect": "60s",
         "distributed.worker.daemon": False,  # a row may start processes of its own
         "distributed.admin.log-format": "%(levelname)s %(message)s",
-        "logging.distributed": "error",
         "distributed.nanny.pre-spawn-environ": WORKER_ENVIRONMENT,
     }
+    # Dask's configuration of its logs is read at its import, which is over.
+    logging.getLogger("distributed").setLevel(logging.CRITICAL)
     with contextlib.ExitStack() as stack:
         stack.enter_context(dask.config.set(settings))
         if scheduler == "local":
@@ -142,6 +174,7 @@ def client(scheduler: str = "local", n_workers: int | None = None) -> Iterator[C
                     dashboard_address="127.0.0.1:0",
                     memory_limit=0,
                     host="127.0.0.1",
+                    silence_logs=logging.ERROR,  # a worker that is slow to leave is nobody's concern
                 )
             )
             address = cluster

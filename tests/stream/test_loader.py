@@ -40,6 +40,21 @@ def test_every_clip_of_an_epoch_is_the_right_frames_once(data, videos):
     assert loader.stats()["clips_per_s"] > 0
 
 
+def test_stats_hold_from_the_first_batch_on(data):
+    import time
+
+    loader = stream(data, clip=CLIP, batch_size=8)
+    assert loader.stats() == {"clips_per_s": 0.0, "mb_per_s": 0.0, "stall_share": 0.0}
+    for n, _ in enumerate(loader):
+        stats = loader.stats()
+        assert 0 < stats["stall_share"] <= 1
+        assert 0 < stats["clips_per_s"] < 1e6
+        if n == 3:
+            break
+        time.sleep(0.05)
+    assert loader.stats()["stall_share"] < 1
+
+
 def indices(loader, n=None):
     out = []
     for batch in loader:

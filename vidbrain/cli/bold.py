@@ -18,7 +18,7 @@ app = App(name="bold", help="Simulate, ingest and list fMRI data.")
 
 @app.command
 def simulate(
-    bids: Path,
+    bids: Path | None = None,
     /,
     *,
     out: Path | None = None,
@@ -34,7 +34,7 @@ def simulate(
     Parameters
     ----------
     bids
-        BIDS tree with events and replays.
+        BIDS tree with events and replays; default game in the data root.
     out
         Folder of the derivatives; default `BIDS/derivatives/simulated-fmriprep`.
     config
@@ -42,7 +42,7 @@ def simulate(
     workers
         Processes; default one per core.
     scheduler
-        `local`, `inline`, `slurm`, or the address of a Dask scheduler.
+        local, inline, slurm, or the address of a Dask scheduler.
     json
         Print JSON.
     """
@@ -50,13 +50,13 @@ def simulate(
 
     console = Console(json=json)
     with cluster.client(scheduler, workers) as client:
-        facts = stage.simulate(bids, out, config, client=client, progress=console.progress())
+        facts = stage.simulate(bids or data_root() / "game", out, config, client=client, progress=console.progress())
     console.print_result(facts, title="Simulated fMRI")
 
 
 @app.command
 def ingest(
-    derivatives: Path,
+    derivatives: Path | None = None,
     /,
     *,
     out: Path | None = None,
@@ -74,9 +74,10 @@ def ingest(
     Parameters
     ----------
     derivatives
-        Folder that fMRIPrep (or `vidbrain bold simulate`) wrote.
+        Folder that fMRIPrep (or `vidbrain bold simulate`) wrote; default
+        game/derivatives/simulated-fmriprep in the data root.
     out
-        Folder of the store; default `bold` below the data root.
+        Folder of the store; default `bold` in the data root.
     mask
         3-D image of the voxels to keep; default those inside every run's brain mask.
     events
@@ -86,13 +87,14 @@ def ingest(
     workers
         Processes; default one per core.
     scheduler
-        `local`, `inline`, `slurm`, or the address of a Dask scheduler.
+        local, inline, slurm, or the address of a Dask scheduler.
     json
         Print JSON.
     """
     from vidbrain.bold import ingest as stage
 
     console = Console(json=json)
+    derivatives = derivatives or data_root() / "game" / "derivatives" / "simulated-fmriprep"
     target = out or data_root() / "bold"
     with cluster.client(scheduler, workers) as client:
         facts = stage.ingest(
@@ -110,7 +112,7 @@ def list_runs(store: Path | None = None, /, *, verify: bool = False, json: bool 
     Parameters
     ----------
     store
-        Folder of the store; default `bold` below the data root.
+        Folder of the store; default `bold` in the data root.
     verify
         Read everything and compare checksums.
     json

@@ -14,6 +14,8 @@ from rich.table import Table
 from rich.text import Text
 
 PLAIN_EVERY_S = 30.0
+PLAIN_WIDTH = 10_000
+"""Columns of a file or a pipe: rows are whole there, for other programs and for logs."""
 
 
 class Console:
@@ -28,6 +30,8 @@ class Console:
     def __init__(self, *, json: bool = False) -> None:
         self.json = json
         self._out = RichConsole(highlight=False, soft_wrap=True)
+        if not self._out.is_terminal:
+            self._out.width = PLAIN_WIDTH
         self._err = RichConsole(stderr=True, highlight=False, soft_wrap=True)
 
     def progress(self) -> ConsoleProgress:
@@ -45,8 +49,10 @@ class Console:
             sys.stdout.flush()
             return
         table = Table(title=title, title_justify="left", show_header=False, box=None, pad_edge=False)
+        table.add_column(no_wrap=True)
+        table.add_column(overflow="fold")
         for name, value in flatten(values):
-            table.add_row(Text(name.replace("_", " "), style="bold"), Text(say(value)))
+            table.add_row(Text(label(name), style="bold"), Text(say(value)))
         self._out.print(table)
 
     def print_rows(self, rows: list[dict[str, Any]], *, title: str | None = None) -> None:
@@ -57,7 +63,7 @@ class Console:
         names = list(dict.fromkeys(name for row in rows for name in row))
         table = Table(title=title, title_justify="left", box=None, pad_edge=False)
         for name in names:
-            table.add_column(name.replace("_", " "))
+            table.add_column(label(name), overflow="fold")
         for row in rows:
             table.add_row(*(Text(say(row.get(name))) for name in names))
         self._out.print(table)
@@ -74,6 +80,11 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]
     return rows
 
 
+def label(name: str) -> str:
+    """Write a name for people; one with a dot stays as it is, for it may be a layer's, to be copied."""
+    return name if "." in name else name.replace("_", " ")
+
+
 def say(value: object) -> str:
     """Write a value for people: thousands apart, four significant digits, a dash for what is missing."""
     if value is None:
@@ -85,7 +96,7 @@ def say(value: object) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
     if isinstance(value, list | tuple):
-        return ", ".join(say(item) for item in value)
+        return ", ".join(say(item) for item in value) or say(None)
     return str(value)
 
 
@@ -142,7 +153,7 @@ class ConsoleProgress:
         parts = [f"{self._stage:<9}", f"{say(self._done)}/{say(self._total)} {self._unit}"]
         parts += [f"{name.replace('_', ' ')} {say(value)}" for name, value in self._numbers.items()]
         if rate > 0:
-            parts.append(f"{say(float(rate))} {self._unit}/s")
+            parts.append(f"{say(round(rate)) if rate >= 100 else f'{rate:.2g}'} {self._unit}/s")
         if rate > 0 and self._done < self._total:
             parts.append(f"eta {duration((self._total - self._done) / rate)}")
         else:

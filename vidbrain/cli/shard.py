@@ -30,7 +30,7 @@ def shard(
 ) -> None:
     """Write video as WebDataset shards with an index.
 
-    Example: `vidbrain shard shards/demo/game --size 10k --frame-size 64`
+    Example: `vidbrain shard shards/demo/game --out shards/demo/data --size 10k`
 
     Parameters
     ----------

@@ -242,7 +242,7 @@ def _spool_recordings(
     n_bytes = 0
     for position, written in client.run(_spool_one, todo, weight=lambda item: item.listed.n_frames):
         n_bytes += written
-        progress.advance(todo[position].listed.n_frames, mb=n_bytes / 1e6)
+        progress.advance(todo[position].listed.n_frames, MB=n_bytes / 1e6)
     progress.finish()
 
 

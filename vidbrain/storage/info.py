@@ -15,6 +15,17 @@ from vidbrain.storage.atomic import read_json, write_json
 
 FORMAT_VERSION = 1
 INFO = "info.json"
+MADE_BY = {
+    "shards": "vidbrain shard",
+    "codes": "vidbrain tokenize",
+    "truth": "vidbrain bold simulate",
+    "bold": "vidbrain bold ingest",
+    "vqvae": "vidbrain train vqvae",
+    "gpt": "vidbrain train gpt",
+    "features": "vidbrain features",
+    "encoding": "vidbrain encode",
+}
+"""The command that makes an artefact of a kind."""
 
 
 def write_info(
@@ -73,9 +84,13 @@ def read_info(root: str | Path, kind: str, *, name: str = INFO) -> dict[str, Any
     """
     path = Path(root) / name
     if not path.is_file():
-        state = "is unfinished: it has no root record" if Path(root).exists() else "does not exist"
+        exists = Path(root).exists()
+        state = "is unfinished: it has no root record" if exists else "does not exist"
+        command = f"`{MADE_BY[kind]}`" if kind in MADE_BY else "the command that makes it"
         raise StorageError(
-            f"the {kind} artefact {state}", where=path, hint="give the command that makes it again; it goes on"
+            f"the {kind} artefact {state}",
+            where=path,
+            hint=f"give {command} again; it goes on" if exists else f"check the path, or make it with {command}",
         )
     record = read_json(path)
     if not isinstance(record, dict) or record.get("vidbrain") != kind:
@@ -115,10 +130,18 @@ def is_done(
 def difference(record: Mapping[str, Any], config: Mapping[str, Any], made_from: Mapping[str, str]) -> str:
     """Say which settings or inputs differ, old and new."""
     found = []
-    for old, new in ((record.get("config", {}), config), (record.get("made_from", {}), made_from)):
+    pairs = ((_flat(record.get("config", {})), _flat(config)), (record.get("made_from", {}), made_from))
+    for old, new in pairs:
         found += [
             f"{key} was {old.get(key)!r}, is {new.get(key)!r}"
             for key in dict.fromkeys([*old, *new])
             if fingerprint(old.get(key)) != fingerprint(new.get(key))
         ]
     return "; ".join(found[:4]) + ("; …" if len(found) > 4 else "") or "the format version"
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) and value else {f"{prefix}{key}": value}
+    return flat

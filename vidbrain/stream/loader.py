@@ -103,7 +103,7 @@ class Loader(Generic[Batch]):
             raise ShardError(f"{self.n_clips} clips do not fill a batch of {batch_size}", hint="use smaller batches")
         self.epoch = 0
         self._received = 0
-        self._clips_seen, self._busy_s, self._stalled_s = 0, 0.0, 0.0
+        self._clips_seen, self._elapsed_s, self._stalled_s = 0, 0.0, 0.0
 
     def __len__(self) -> int:
         """Batches in an epoch."""
@@ -120,15 +120,17 @@ class Loader(Generic[Batch]):
                 clips = batch_of(order, number, self._batch_size, self._world)
                 yield len(clips), self._source.read(clips)
 
-        began = time.perf_counter()
+        asked = time.perf_counter()
         for n_clips, batch in _ahead(produce, PREFETCH):
-            self._stalled_s += time.perf_counter() - began
+            received = time.perf_counter()
+            self._stalled_s += received - asked
+            self._elapsed_s += received - asked
             # Counted here, where the trainer receives it: what was only prefetched is read again after a resume.
             self._received += 1
             self._clips_seen += n_clips
             yield batch
-            now = time.perf_counter()
-            self._busy_s, began = self._busy_s + now - began, now
+            asked = time.perf_counter()
+            self._elapsed_s += asked - received
 
     def state_dict(self) -> dict[str, Any]:
         """Where the stream stands, as plain values; see `StreamState`."""
@@ -162,11 +164,12 @@ class Loader(Generic[Batch]):
 
     def stats(self) -> dict[str, float]:
         """Rates since the loader was made: clips/s and MB/s of stored bytes, and the share of time spent waiting."""
-        elapsed = self._busy_s or 1e-9
+        if not self._elapsed_s:
+            return {"clips_per_s": 0.0, "mb_per_s": 0.0, "stall_share": 0.0}
         return {
-            "clips_per_s": self._clips_seen / elapsed,
-            "mb_per_s": self._source.n_bytes / 1e6 / elapsed,
-            "stall_share": min(1.0, self._stalled_s / elapsed),
+            "clips_per_s": self._clips_seen / self._elapsed_s,
+            "mb_per_s": self._source.n_bytes / 1e6 / self._elapsed_s,
+            "stall_share": self._stalled_s / self._elapsed_s,
         }
 
 

@@ -104,7 +104,11 @@ def survey(source: str | Path, *, video_root: str | Path | None = None, first_sk
             return _survey_bids(source, replays, first_skip)
         return _survey_files(_walk(source), source, replays)
     if not source.exists() and not source.is_symlink():
-        raise VideoError("there is no such file or folder", where=source)
+        raise VideoError(
+            "there is no such file or folder",
+            where=source,
+            hint="give a BIDS tree, a folder of recordings or one file; `vidbrain play` records game play",
+        )
     if source.suffix.lower() not in (*VIDEO_SUFFIXES, MOVIE_SUFFIX):
         raise VideoError(f"{source.suffix or 'a file without suffix'} is no video that is read here", where=source)
     return _survey_files([source], source.parent, Path(video_root) if video_root else source.parent / REPLAY)

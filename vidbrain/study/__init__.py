@@ -1,1 +1,0 @@
-"""Scaling studies: plan, run, fit, suggest."""
