@@ -35,7 +35,7 @@ class ExtractConfig:
     """How rows become volumes."""
 
     tr_s: float = 1.49
-    """repetition time of the BOLD series in seconds"""
+    """Repetition time of the BOLD series in seconds."""
 
     def __post_init__(self) -> None:
         if not 0.05 <= self.tr_s <= 60:

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from vidbrain.errors import ResumeError
 from vidbrain.progress import SILENT, Progress
 from vidbrain.sharding.manifest import DATASET, SHARDS, Manifest, marker_path, shard_path, write_index
-from vidbrain.sharding.writer import PLAN, write_shard
+from vidbrain.sharding.tars import Sample, write_shard
+from vidbrain.sharding.writer import PLAN
 from vidbrain.storage.atomic import check_writable, read_json, sweep, write_json
 from vidbrain.storage.info import difference, is_done, read_info, write_info
 
@@ -102,7 +103,7 @@ def _samples(
     table: Any,  # noqa: ANN401 -- a pandas frame
     coded: Iterable[tuple[int, NDArray[np.uint16]]],
     progress: Progress,
-) -> Iterator[tuple[str, str, bytes, list[int], dict[str, Any]]]:
+) -> Iterator[Sample]:
     for position, codes in coded:
         row = table.iloc[position]
         buffer = io.BytesIO()

@@ -38,7 +38,7 @@ class ShardConfig:
     segment_frames: int = 256
     """Frames that a segment owns; shorter segments give more diverse small prefixes."""
     clip_frames: int = 16
-    """Frames of the longest clip that must be reachable everywhere; with clip_step it sets the margin."""
+    """Frames of the longest clip that must be reachable everywhere; with --clip-step it sets the margin."""
     clip_step: int = 4
     """Source frames between the frames of that clip."""
     shard_frames: int = 65_536

@@ -7,16 +7,11 @@ goes. The same command goes on wherever it was stopped, and the bytes do not dep
 
 from __future__ import annotations
 
-import hashlib
-import io
-import json
 import math
-import tarfile
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
@@ -28,6 +23,7 @@ from vidbrain.records import Recording, SegmentRef
 from vidbrain.sharding.codecs import get_codec
 from vidbrain.sharding.manifest import DATASET, SHARDS, marker_path, shard_path, write_index
 from vidbrain.sharding.plan import Listed, Plan, ShardConfig, make_plan
+from vidbrain.sharding.tars import write_shard
 from vidbrain.storage.atomic import check_writable, read_json, remove, replacing, sweep, write_json
 from vidbrain.storage.info import difference, is_done, read_info, write_info
 from vidbrain.storage.roots import safe_name
@@ -353,62 +349,3 @@ def _tar_one(work: _Tarred) -> None:
             for segment, path, offset, parts in samples
         ),
     )
-
-
-def write_shard(root: str | Path, shard: int, samples: Any) -> None:  # noqa: ANN401 -- any iterable of samples
-    """Write one tar, then its commit marker.
-
-    Parameters
-    ----------
-    root
-        Folder of the data set.
-    shard
-        Its number.
-    samples
-        Iterable of ``(key, extension, data, parts, facts)``: two members each, ``key.extension`` with the data and
-        ``key.json`` with the facts that a foreign reader needs.
-    """
-    path = shard_path(root, shard)
-    places: list[dict[str, Any]] = []
-    keys: list[str] = []
-    with replacing(path) as part:
-        with part.open("wb") as handle:
-            hashed = _Hashed(handle)
-            with tarfile.open(fileobj=hashed, mode="w|", format=tarfile.GNU_FORMAT, bufsize=tarfile.BLOCKSIZE) as tar:
-                for key, extension, data, parts, facts in samples:
-                    tar.addfile(_member(f"{safe_name(key)}.{extension}", len(data)), io.BytesIO(data))
-                    # The stream stands behind the padded data: the member's bytes began this far before.
-                    padded = math.ceil(len(data) / tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
-                    offset = tar.offset - padded
-                    note = json.dumps(facts, separators=(",", ":")).encode()
-                    tar.addfile(_member(f"{key}.json", len(note)), io.BytesIO(note))
-                    keys.append(key)
-                    places.append(
-                        {"offset": offset, "n_bytes": len(data), "parts": list(parts), "crc32": zlib.crc32(data)}
-                    )
-        n_bytes, digest = hashed.n_bytes, hashed.sha256.hexdigest()
-    marker = {"shard": shard, "n_bytes": n_bytes, "sha256": digest, "keys": keys, "segments": places}
-    with replacing(marker_path(root, shard)) as part:
-        part.write_text(json.dumps(marker, separators=(",", ":")) + "\n")
-
-
-def _member(name: str, n_bytes: int) -> tarfile.TarInfo:
-    # Equal content gives equal bytes: no time, no owner.
-    member = tarfile.TarInfo(name)
-    member.size, member.mtime, member.mode, member.uid, member.gid = n_bytes, 0, 0o644, 0, 0
-    return member
-
-
-class _Hashed(io.RawIOBase):
-    """A file that counts and hashes what passes through."""
-
-    def __init__(self, handle: BinaryIO) -> None:
-        self._handle, self.sha256, self.n_bytes = handle, hashlib.sha256(), 0
-
-    def write(self, data: Any) -> int:  # noqa: ANN401 -- any buffer
-        self.sha256.update(data)
-        self.n_bytes += len(data)
-        return self._handle.write(data)
-
-    def writable(self) -> bool:
-        return True

@@ -1,0 +1,79 @@
+"""One shard: a plain tar of deterministic bytes, and the commit marker that says it is whole."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import math
+import tarfile
+import zlib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from vidbrain.sharding.manifest import marker_path, shard_path
+from vidbrain.storage.atomic import replacing
+from vidbrain.storage.roots import safe_name
+
+Sample = tuple[str, str, bytes, list[int], dict[str, Any]]
+"""Key, extension of the data member, data, lengths of its parts, facts for the member ``key.json``."""
+
+
+def write_shard(root: str | Path, shard: int, samples: Iterable[Sample]) -> None:
+    """Write one tar, then its commit marker.
+
+    Parameters
+    ----------
+    root
+        Folder of the data set.
+    shard
+        Its number.
+    samples
+        Iterable of ``(key, extension, data, parts, facts)``: two members each, ``key.extension`` with the data and
+        ``key.json`` with the facts that a foreign reader needs.
+    """
+    path = shard_path(root, shard)
+    places: list[dict[str, Any]] = []
+    keys: list[str] = []
+    with replacing(path) as part:
+        with part.open("wb") as handle:
+            hashed = _Hashed(handle)
+            with tarfile.open(fileobj=hashed, mode="w|", format=tarfile.GNU_FORMAT, bufsize=tarfile.BLOCKSIZE) as tar:
+                for key, extension, data, parts, facts in samples:
+                    tar.addfile(_member(f"{safe_name(key)}.{extension}", len(data)), io.BytesIO(data))
+                    # The stream stands behind the padded data: the member's bytes began this far before.
+                    padded = math.ceil(len(data) / tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+                    offset = tar.offset - padded
+                    note = json.dumps(facts, separators=(",", ":")).encode()
+                    tar.addfile(_member(f"{key}.json", len(note)), io.BytesIO(note))
+                    keys.append(key)
+                    places.append(
+                        {"offset": offset, "n_bytes": len(data), "parts": list(parts), "crc32": zlib.crc32(data)}
+                    )
+        n_bytes, digest = hashed.n_bytes, hashed.sha256.hexdigest()
+    marker = {"shard": shard, "n_bytes": n_bytes, "sha256": digest, "keys": keys, "segments": places}
+    with replacing(marker_path(root, shard)) as part:
+        part.write_text(json.dumps(marker, separators=(",", ":")) + "\n")
+
+
+def _member(name: str, n_bytes: int) -> tarfile.TarInfo:
+    # Equal content gives equal bytes: no time, no owner.
+    member = tarfile.TarInfo(name)
+    member.size, member.mtime, member.mode, member.uid, member.gid = n_bytes, 0, 0o644, 0, 0
+    return member
+
+
+class _Hashed(io.RawIOBase):
+    """A file that counts and hashes what passes through."""
+
+    def __init__(self, handle: BinaryIO) -> None:
+        self._handle, self.sha256, self.n_bytes = handle, hashlib.sha256(), 0
+
+    def write(self, data: Any) -> int:  # noqa: ANN401 -- any buffer
+        self.sha256.update(data)
+        self.n_bytes += len(data)
+        return self._handle.write(data)
+
+    def writable(self) -> bool:
+        return True
