@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import logging
 import os
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -174,7 +173,7 @@ def client(scheduler: str = "local", n_workers: int | None = None) -> Iterator[C
                     dashboard_address="127.0.0.1:0",
                     memory_limit=0,
                     host="127.0.0.1",
-                    silence_logs=logging.ERROR,  # a worker that is slow to leave is nobody's concern
+                    silence_logs=logging.CRITICAL,  # its own default is WARNING: "still alive, killing"
                 )
             )
             address = cluster

@@ -6,8 +6,8 @@ import sys
 import pytest
 
 import vidbrain
-from vidbrain.cli.app import _COMMANDS, build, run
-from vidbrain.cli.console import duration, say
+from vidbrain.cli.app import _COMMANDS, _by_command, build, run
+from vidbrain.cli.console import Console, duration, say
 from vidbrain.testing.videos import toy_frames, write_video
 
 COMMANDS = [row for rows in _COMMANDS.values() for row in rows]
@@ -73,7 +73,8 @@ def test_public_names():
         (["shard", "--fit", "sqash"], 2, "squash"),
         (["shard", "--config", "/no/such/file.toml"], 1, "no such settings file"),
         (["shard", "/no/such/folder", "--workers", "0"], 1, "/no/such/folder"),
-        (["verify", "/no/such/folder"], 1, "does not exist"),
+        (["verify", "/no/such/folder"], 1, "make it with `vidbrain shard`"),
+        (["bold", "simulat"], 2, "vidbrain bold --help"),
     ],
 )
 def test_errors_are_one_screen_with_the_right_status(arguments, status, message, capsys):
@@ -101,6 +102,50 @@ def test_a_settings_file_is_used_a_flag_beats_it_and_a_typo_is_refused(video, tm
     settings.write_text("frame_siz = 16\n")
     assert run(base) == 2
     assert "frame_siz" in capsys.readouterr().err
+
+
+def test_a_recipe_gives_each_command_its_own_table():
+    values = {"play": {}, "simulate": {"grid": 2}, "gpt": {"steps": 3}, "vqvae": {"steps": 2}}
+    features = {"clock": {"tr_s": 2.0}, "model": {"grid": 4}, "pixels": {"layers": ["pixels.rgb"]}}
+    named = _by_command({**values, "features": features}, ("features", "untrained"))
+    assert named["bold"] == {"simulate": {"grid": 2}}
+    assert named["train"] == {"gpt": {"steps": 3}, "vqvae": {"steps": 2}}
+    assert named["features"] == {"tr_s": 2.0, "grid": 4}
+    assert _by_command({"features": features}, ("features", "pixels"))["features"]["layers"] == ["pixels.rgb"]
+    assert features["clock"] == {"tr_s": 2.0}
+
+
+def test_a_recipe_reaches_a_subcommand(tmp_path, capsys):
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text("[vqvae]\nsteps = -1\n")
+    assert run(["train", "vqvae", str(tmp_path / "none"), "--out", str(tmp_path / "out"), "--config", str(recipe)]) != 0
+    assert "-1" in capsys.readouterr().err
+
+
+def test_help_shows_defaults_as_they_are_typed(capsys):
+    assert run(["encode", "--help"]) == 0
+    shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "[default: 1 2 3 4 5]" in shown
+    assert "--no-clean" in shown
+    for noise in ("[default: ()]", "[default: False]", "[default: None]", "--empty-", "--no-json"):
+        assert noise not in shown
+
+
+def test_rows_are_whole_in_a_pipe_and_layers_keep_their_names(capsys):
+    console = Console()
+    path = "/a" * 200
+    console.print_result({"n_rows": 3, "features": {"gpt.block_1": 512}, "maps": [path], "notes": []})
+    assert capsys.readouterr().out.split() == [
+        "n",
+        "rows",
+        "3",
+        "features.gpt.block_1",
+        "512",
+        "maps",
+        path,
+        "notes",
+        "\u2013",
+    ]
 
 
 def test_shard_and_verify_end_to_end(video, tmp_path, capsys):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import traceback
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from cyclopts import App, CycloptsError, Group, Parameter
 from cyclopts import config as cyclopts_config
@@ -15,6 +15,7 @@ from rich.markup import escape
 import vidbrain
 from vidbrain.config import did_you_mean, read_toml
 from vidbrain.errors import VidbrainError
+from vidbrain.storage.atomic import as_storage_error
 
 DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 
@@ -109,7 +110,11 @@ _COMMANDS = {
     ],
 }
 
-_NESTED = ("bold", "train")
+_NESTED = {"bold": ("simulate", "ingest", "ls"), "train": ("vqvae", "gpt")}
+_SHORT = {"simulate": "bold", "ingest": "bold", "vqvae": "train", "gpt": "train"}
+"""Tables of a recipe that are settings of a subcommand, and the command it belongs to."""
+_SOURCES = ("model", "pixels", "motion")
+"""Tables of a recipe below ``features``."""
 _EVERYWHERE = Group("Everywhere", sort_key=99)
 
 
@@ -125,6 +130,7 @@ def build() -> App:
         print_error=False,
         result_action="return_value",
         suppress_keyboard_interrupt=False,
+        default_parameter=Parameter(negative_iterable=(), show_default=_default),
     )
     for position, (title, commands) in enumerate(_COMMANDS.items()):
         group = Group(title, sort_key=position)
@@ -132,6 +138,13 @@ def build() -> App:
             app.command(target, name=name, help=f"{purpose}\n\nExample: `{example}`", group=group)
     app["--help"].group = app["--version"].group = _EVERYWHERE
     return app
+
+
+def _default(value: object) -> str | None:
+    """Write a default as it is typed, and nothing for what is absent, off or empty."""
+    if value is None or value is False or value == ():
+        return None
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def run(tokens: list[str] | None = None) -> int:
@@ -151,7 +164,7 @@ def run(tokens: list[str] | None = None) -> int:
     def launch(
         *command: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)],
         config: Annotated[Path | None, Parameter(group=_EVERYWHERE)] = None,
-        debug: Annotated[bool, Parameter(group=_EVERYWHERE)] = False,
+        debug: Annotated[bool, Parameter(group=_EVERYWHERE, negative=())] = False,
     ) -> None:
         """Run one command.
 
@@ -165,7 +178,8 @@ def run(tokens: list[str] | None = None) -> int:
         if config is not None:
             values = read_toml(config)
             # A table for each command, or the settings of the one that is called.
-            tables = any(name in values for name in known)
+            tables = any(name in values for name in (*known, *_SHORT))
+            values = _by_command(values, command) if tables else values
             source = cyclopts_config.Dict(values, source=str(config), use_commands_as_keys=tables)
             app.config = (source,)
         app(command, exit_on_error=False, print_error=False)
@@ -191,15 +205,50 @@ def run(tokens: list[str] | None = None) -> int:
     except BrokenPipeError:
         # The reader of our output left, for instance `| head`.
         return DONE
+    except Exception as error:  # noqa: BLE001 -- the last line of defence: nobody is shown a traceback unasked
+        if debug:
+            traceback.print_exc()
+        _say(errors, str(_unforeseen(error)))
+        return FAILED
     return DONE
+
+
+def _unforeseen(error: Exception) -> VidbrainError:
+    if isinstance(error, OSError):
+        return as_storage_error(error, error.filename or Path.cwd())
+    if isinstance(error, MemoryError):
+        return VidbrainError(
+            f"memory ran out{f': {error}' if str(error) else ''}", hint="use fewer --workers, or a machine with more"
+        )
+    first = (str(error).strip().splitlines() or [""])[0]
+    return VidbrainError(
+        f"{type(error).__name__}: {first}",
+        likely="an input that vidbrain does not foresee, or a fault of vidbrain",
+        hint="give the command again with --debug to see where",
+    )
+
+
+def _by_command(values: dict[str, Any], command: tuple[str, ...]) -> dict[str, Any]:
+    """Name a recipe's tables as the parser does: ``[vqvae]`` is ``train vqvae``, ``[features.model]`` one source's."""
+    values = dict(values)
+    for name, parent in _SHORT.items():
+        if name in values:
+            values[parent] = {**values.get(parent, {}), name: values.pop(name)}
+    if command[:1] == ("features",) and isinstance(values.get("features"), dict):
+        tables = values["features"]
+        plain = {key: value for key, value in tables.items() if key not in ("clock", *_SOURCES)}
+        # Fresh weights differ from the trained ones in nothing else.
+        source = next(("model" if word == "untrained" else word for word in command[1:2]), "")
+        values["features"] = {**plain, **tables.get("clock", {}), **tables.get(source, {})}
+    return values
 
 
 def _words(arguments: list[str], known: list[str]) -> list[str]:
     """The command, and its subcommand where it has some: what --help can be asked about."""
     for position, argument in enumerate(arguments):
         if argument in known:
-            following = arguments[position + 1 : position + 2] if argument in _NESTED else []
-            return [argument, *(word for word in following if not word.startswith("-"))]
+            following = arguments[position + 1 : position + 2]
+            return [argument, *(word for word in following if word in _NESTED.get(argument, ()))]
     return []
 
 

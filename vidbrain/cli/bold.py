@@ -10,7 +10,7 @@ from cyclopts import App, Parameter
 from vidbrain import cluster
 from vidbrain.bold.ingest import IngestConfig
 from vidbrain.bold.simulate import SimulateConfig
-from vidbrain.cli.console import Console
+from vidbrain.cli.console import Console, Flag
 from vidbrain.storage.roots import data_root
 
 app = App(name="bold", help="Simulate, ingest and list fMRI data.")
@@ -25,7 +25,7 @@ def simulate(
     config: Annotated[SimulateConfig, Parameter(name="*")] = SimulateConfig(),  # noqa: B008 -- frozen
     workers: int | None = None,
     scheduler: str = "local",
-    json: bool = False,
+    json: Flag = False,
 ) -> None:
     """Write simulated fMRIPrep derivatives, with a planted truth, for every run of a replayed BIDS tree.
 
@@ -65,7 +65,7 @@ def ingest(
     config: Annotated[IngestConfig, Parameter(name="*")] = IngestConfig(),  # noqa: B008 -- frozen
     workers: int | None = None,
     scheduler: str = "local",
-    json: bool = False,
+    json: Flag = False,
 ) -> None:
     """Turn fMRIPrep derivatives into a BOLD store: cleaned, chunked, lazily readable.
 
@@ -104,7 +104,7 @@ def ingest(
 
 
 @app.command(name="ls")
-def list_runs(store: Path | None = None, /, *, verify: bool = False, json: bool = False) -> None:
+def list_runs(store: Path | None = None, /, *, verify: Flag = False, json: Flag = False) -> None:
     """List the runs of a BOLD store.
 
     Example: `vidbrain bold ls shards/demo/bold --verify`

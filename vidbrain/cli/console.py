@@ -6,12 +6,16 @@ import json as json_module
 import sys
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
+from cyclopts import Parameter
 from rich.console import Console as RichConsole
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
+
+Flag = Annotated[bool, Parameter(negative=())]
+"""Something that is asked for or not: its help shows no --no- form."""
 
 PLAIN_EVERY_S = 30.0
 PLAIN_WIDTH = 10_000

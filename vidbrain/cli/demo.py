@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from vidbrain import cluster
-from vidbrain.cli.console import Console, duration
+from vidbrain.cli.console import Console, Flag, duration
 from vidbrain.demo import read_recipe, run_demo
 from vidbrain.storage.roots import data_root
 
@@ -18,7 +18,7 @@ def demo(
     recipe: Path | None = None,
     workers: int | None = None,
     scheduler: str = "local",
-    json: bool = False,
+    json: Flag = False,
 ) -> None:
     """Run the whole path on real game play, from nothing to a brain map.
 

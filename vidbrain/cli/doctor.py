@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from vidbrain.cli.console import Console
+from vidbrain.cli.console import Console, Flag
 from vidbrain.storage.roots import data_root
 
 GAME = "Airstriker-Genesis-v0"
@@ -19,7 +19,7 @@ DEMO_BYTES = 2 * 10**9
 DEMO_MEMORY = 4 * 10**9
 
 
-def doctor(*, data: Path | None = None, json: bool = False) -> None:
+def doctor(*, data: Path | None = None, json: Flag = False) -> None:
     """Say what this machine has, and what would fail on it.
 
     Example: `vidbrain doctor --json`

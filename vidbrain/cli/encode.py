@@ -9,7 +9,7 @@ from cyclopts import Parameter
 
 from vidbrain import cluster
 from vidbrain.bold.store import open_bold
-from vidbrain.cli.console import Console
+from vidbrain.cli.console import Console, Flag
 from vidbrain.encoding.blocks import EncodeConfig, estimate, fit_encoding, prepare
 from vidbrain.encoding.maps import write_maps
 from vidbrain.encoding.result import EncodingResult
@@ -31,8 +31,8 @@ def encode(
     config: Annotated[EncodeConfig, Parameter(name="*", consume_multiple=True)] = EncodeConfig(),  # noqa: B008 -- frozen
     workers: int | None = None,
     scheduler: str = "local",
-    dry_run: bool = False,
-    json: bool = False,
+    dry_run: Flag = False,
+    json: Flag = False,
 ) -> None:
     """Predict every voxel from features, on held-out runs.
 

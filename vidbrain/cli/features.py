@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from vidbrain import cluster
-from vidbrain.cli.console import Console
+from vidbrain.cli.console import Console, Flag
 from vidbrain.errors import ConfigError
 from vidbrain.features.catalog import SourceConfig, SourceName, make_source
 from vidbrain.features.drivers import extract_drivers, list_drivers
@@ -30,8 +30,8 @@ def features(
     clock: Annotated[ExtractConfig, Parameter(name="*")] = ExtractConfig(),  # noqa: B008 -- frozen
     workers: int = 0,
     scheduler: str = "local",
-    dry_run: bool = False,
-    json: bool = False,
+    dry_run: Flag = False,
+    json: Flag = False,
 ) -> None:
     """Write activations and controls, one row for each TR.
 

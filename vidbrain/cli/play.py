@@ -8,7 +8,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from vidbrain import cluster
-from vidbrain.cli.console import Console
+from vidbrain.cli.console import Console, Flag
 from vidbrain.storage.roots import data_root
 from vidbrain.video.play import PlayConfig, plan_play
 from vidbrain.video.play import play as record_play
@@ -22,8 +22,8 @@ def play(
     integration: Path | None = None,
     workers: int | None = None,
     scheduler: str = "local",
-    dry_run: bool = False,
-    json: bool = False,
+    dry_run: Flag = False,
+    json: Flag = False,
 ) -> None:
     """Record real game play as .bk2 files in a BIDS tree.
 

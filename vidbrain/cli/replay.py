@@ -8,7 +8,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from vidbrain import cluster
-from vidbrain.cli.console import Console
+from vidbrain.cli.console import Console, Flag
 from vidbrain.storage.roots import data_root
 from vidbrain.video.replay import ReplayConfig, plan_replay
 from vidbrain.video.replay import replay as replay_source
@@ -24,8 +24,8 @@ def replay(
     integration: Path | None = None,
     workers: int | None = None,
     scheduler: str = "local",
-    dry_run: bool = False,
-    json: bool = False,
+    dry_run: Flag = False,
+    json: Flag = False,
 ) -> None:
     """Turn recorded game play into video and a table of each frame.
 

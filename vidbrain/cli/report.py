@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from vidbrain.cli.console import Console
+from vidbrain.cli.console import Console, Flag
 from vidbrain.storage.roots import data_root
 
 
-def report(root: Path | None = None, /, *, out: Path | None = None, json: bool = False) -> None:
+def report(root: Path | None = None, /, *, out: Path | None = None, json: Flag = False) -> None:
     """Write one self-contained HTML page with maps, curves and numbers.
 
     Example: `vidbrain report shards/demo`

@@ -8,7 +8,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from vidbrain import cluster
-from vidbrain.cli.console import Console
+from vidbrain.cli.console import Console, Flag
 from vidbrain.errors import ShardError
 from vidbrain.sharding.manifest import marker_path, open_manifest
 from vidbrain.sharding.plan import ShardConfig, make_plan
@@ -25,8 +25,8 @@ def shard(
     config: Annotated[ShardConfig, Parameter(name="*")] = ShardConfig(),  # noqa: B008 -- frozen
     workers: int | None = None,
     scheduler: str = "local",
-    dry_run: bool = False,
-    json: bool = False,
+    dry_run: Flag = False,
+    json: Flag = False,
 ) -> None:
     """Write video as WebDataset shards with an index.
 
@@ -72,7 +72,7 @@ def shard(
     console.print_result({"root": str(out), **{name: record[name] for name in names}})
 
 
-def verify(root: Path | None = None, /, *, workers: int | None = None, json: bool = False) -> None:
+def verify(root: Path | None = None, /, *, workers: int | None = None, json: Flag = False) -> None:
     """Check every byte of a data set of shards.
 
     Example: `vidbrain verify shards/demo/data`

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from vidbrain.cli.console import Console
+from vidbrain.cli.console import Console, Flag
 from vidbrain.storage.roots import data_root
 from vidbrain.training.tokenize import TokenizeConfig
 from vidbrain.training.tokenize import tokenize as tokenize_clips
@@ -21,7 +21,7 @@ def tokenize(
     out: Path | None = None,
     config: Annotated[TokenizeConfig, Parameter(name="*")] = TokenizeConfig(),  # noqa: B008 -- frozen
     device: str = "auto",
-    json: bool = False,
+    json: Flag = False,
 ) -> None:
     """Turn clips into codes with a trained VQ-VAE, in the layout of the shards.
 

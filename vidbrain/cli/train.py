@@ -7,7 +7,7 @@ from typing import Annotated
 
 from cyclopts import App, Parameter
 
-from vidbrain.cli.console import Console
+from vidbrain.cli.console import Console, Flag
 from vidbrain.storage.roots import data_root
 from vidbrain.training.gpt import GPTTrainConfig, train_gpt
 from vidbrain.training.vqvae import VQVAETrainConfig, train_vqvae
@@ -23,7 +23,7 @@ def vqvae(
     out: Path | None = None,
     config: Annotated[VQVAETrainConfig, Parameter(name="*")] = VQVAETrainConfig(),  # noqa: B008 -- frozen
     device: str = "auto",
-    json: bool = False,
+    json: Flag = False,
 ) -> None:
     """Train a VQ-VAE on clips, or finish a training that was stopped.
 
@@ -61,7 +61,7 @@ def gpt(
     out: Path | None = None,
     config: Annotated[GPTTrainConfig, Parameter(name="*")] = GPTTrainConfig(),  # noqa: B008 -- frozen
     device: str = "auto",
-    json: bool = False,
+    json: Flag = False,
 ) -> None:
     """Train a GPT on codes, or finish a training that was stopped.
 

@@ -175,7 +175,7 @@ def fit_encoding(
     todo = [row for row in rows if not Path(row.out).is_file()]
     progress.start("encode", bold.n_voxels, "voxels", done=bold.n_voxels - sum(row.stop - row.start for row in todo))
     for position, median in client.run(run_block, todo):
-        progress.advance(todo[position].stop - todo[position].start, median_r=median)
+        progress.advance(todo[position].stop - todo[position].start, block_median_r=median)
     progress.finish()
     return assemble(out, rows, plan, bold, settings, made_from)
 

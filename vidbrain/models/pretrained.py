@@ -8,14 +8,14 @@ from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import nn
 
 from vidbrain.config import from_mapping, to_mapping
 from vidbrain.errors import ModelError
 from vidbrain.models.gpt import GPT, GPTConfig
 from vidbrain.models.vqvae import VQVAE, VQVAEConfig
-from vidbrain.storage.atomic import read_json, replacing, write_json
+from vidbrain.storage.atomic import read_json, write_bytes, write_json
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 
@@ -24,8 +24,8 @@ def save_pretrained(model: VQVAE | GPT, folder: str | Path) -> None:
     """Write a model's weights and its shape; the configuration last."""
     folder = Path(folder)
     tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
-    with replacing(folder / WEIGHTS) as part:
-        save_file(tensors, part)
+    # As bytes: a full disk is then an error of the system, not of the library.
+    write_bytes(folder / WEIGHTS, save(tensors))
     record: dict[str, Any] = {"model": "vqvae" if isinstance(model, VQVAE) else "gpt", **to_mapping(model.config)}
     if isinstance(model, GPT):
         record |= {"n_codes": model.n_codes, "grid": list(model.grid)}

@@ -98,10 +98,14 @@ def check_writable(folder: str | Path, n_bytes: int = 0) -> None:
     free = shutil.disk_usage(folder).free
     if free < n_bytes:
         raise StorageError(
-            f"needs about {n_bytes / 1e9:.2f} GB, the disk has {free / 1e9:.2f} GB free",
+            f"needs about {_size(n_bytes)}, the disk has {_size(free)} free",
             where=folder,
             hint="free some space, or give another root with --data",
         )
+
+
+def _size(n_bytes: int) -> str:
+    return f"{n_bytes / 1e9:.2f} GB" if n_bytes >= 1e9 else f"{n_bytes / 1e6:.2f} MB"
 
 
 def sweep(folder: str | Path) -> int:

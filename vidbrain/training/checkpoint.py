@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import pickle
 import re
@@ -17,7 +18,7 @@ from vidbrain.errors import ModelError
 from vidbrain.models.gpt import GPT
 from vidbrain.models.pretrained import WEIGHTS, load_weights, save_pretrained
 from vidbrain.models.vqvae import VQVAE
-from vidbrain.storage.atomic import remove, replacing, sweep, write_bytes
+from vidbrain.storage.atomic import as_storage_error, remove, replacing, sweep, write_bytes
 
 FOLDER, BEST, STATE, METRICS = "checkpoints", "best", "state.pt", "metrics.jsonl"
 KEEP = 2
@@ -34,7 +35,10 @@ class Checkpoints:
         with replacing(self._path(step)) as part:
             part.mkdir(parents=True)
             save_pretrained(model, part)
-            torch.save({"step": step, **state}, part / STATE)
+            # As bytes: a full disk is then an error of the system, not of the library.
+            buffer = io.BytesIO()
+            torch.save({"step": step, **state}, buffer)
+            (part / STATE).write_bytes(buffer.getbuffer())
         for old in self.steps()[:-KEEP]:
             remove(self._path(old))
 
@@ -113,8 +117,11 @@ class Metrics:
 
     def append(self, row: Mapping[str, Any]) -> None:
         """Add a row."""
-        with self.path.open("a", encoding="utf-8") as handle:
-            handle.write(json.dumps(row, allow_nan=False) + "\n")
+        try:
+            with self.path.open("a", encoding="utf-8") as handle:
+                handle.write(json.dumps(row, allow_nan=False) + "\n")
+        except OSError as error:
+            raise as_storage_error(error, self.path) from error
 
     def keep_until(self, step: int) -> None:
         """Drop, atomically, the rows beyond a step: a resumed run writes them again."""
