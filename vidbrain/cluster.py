@@ -9,9 +9,11 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from typing import Any, TypeVar
 
 from vidbrain.errors import ConfigError, MissingExtraError, VidbrainError
@@ -106,7 +108,7 @@ def _call(function: Callable[[Row], Result], row: Row) -> Result | _Failure:
         return function(row)
     except VidbrainError as error:
         return _Failure(error.with_traceback(None), traceback.format_exc())
-    except Exception as error:  # noqa: BLE001 -- it is raised again at home
+    except Exception as error:
         return _Failure(_worker_error(error), traceback.format_exc())
 
 
@@ -165,17 +167,18 @@ def client(scheduler: str = "local", n_workers: int | None = None) -> Iterator[C
     with contextlib.ExitStack() as stack:
         stack.enter_context(dask.config.set(settings))
         if scheduler == "local":
-            cluster = stack.enter_context(
-                distributed.LocalCluster(
-                    n_workers=count,
-                    threads_per_worker=1,
-                    processes=True,
-                    dashboard_address="127.0.0.1:0",
-                    memory_limit=0,
-                    host="127.0.0.1",
-                    silence_logs=logging.CRITICAL,  # its own default is WARNING: "still alive, killing"
+            with _interrupts_held():
+                cluster = stack.enter_context(
+                    distributed.LocalCluster(
+                        n_workers=count,
+                        threads_per_worker=1,
+                        processes=True,
+                        dashboard_address="127.0.0.1:0",
+                        memory_limit=0,
+                        host="127.0.0.1",
+                        silence_logs=logging.CRITICAL,  # its own default is WARNING: "still alive, killing"
+                    )
                 )
-            )
             address = cluster
         elif scheduler == "slurm":
             try:
@@ -189,3 +192,19 @@ def client(scheduler: str = "local", n_workers: int | None = None) -> Iterator[C
         else:
             address = scheduler
         yield Client(count, stack.enter_context(distributed.Client(address, set_as_default=False)))
+
+
+@contextlib.contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Block Ctrl-C in every thread and process started inside; one that comes meanwhile is delivered at the end.
+
+    A terminal sends it to the whole group. Only this process may answer it: it ends the workers, which would each print
+    a traceback. They inherit the mask from the threads that start them, also when they replace a dead one.
+    """
+    # Started now, because its start unblocks the signal in the thread that causes it.
+    resource_tracker.ensure_running()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

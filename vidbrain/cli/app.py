@@ -99,7 +99,7 @@ _COMMANDS = {
             "encode",
             "vidbrain.cli.encode:encode",
             "Predict every voxel from features, on held-out runs.",
-            "vidbrain encode shards/demo/features/pixels shards/demo/bold",
+            "vidbrain encode shards/demo/features/pixels shards/demo/bold --out shards/demo/results/pixels",
         ),
         (
             "report",
@@ -205,7 +205,7 @@ def run(tokens: list[str] | None = None) -> int:
     except BrokenPipeError:
         # The reader of our output left, for instance `| head`.
         return DONE
-    except Exception as error:  # noqa: BLE001 -- the last line of defence: nobody is shown a traceback unasked
+    except Exception as error:
         if debug:
             traceback.print_exc()
         _say(errors, str(_unforeseen(error)))

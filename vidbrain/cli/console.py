@@ -20,6 +20,8 @@ Flag = Annotated[bool, Parameter(negative=())]
 PLAIN_EVERY_S = 30.0
 PLAIN_WIDTH = 10_000
 """Columns of a file or a pipe: rows are whole there, for other programs and for logs."""
+LIST_WIDTH = 60
+"""Characters above which the texts of a list stand below each other."""
 
 
 class Console:
@@ -56,8 +58,10 @@ class Console:
         table.add_column(no_wrap=True)
         table.add_column(overflow="fold")
         for name, value in flatten(values):
-            table.add_row(Text(label(name), style="bold"), Text(say(value)))
-        self._out.print(table)
+            listed = isinstance(value, list | tuple) and all(isinstance(item, str) for item in value)
+            shown = "\n".join(value) if listed and sum(map(len, value)) > LIST_WIDTH else say(value)
+            table.add_row(Text(label(name), style="bold"), Text(shown))
+        self._print(table)
 
     def print_rows(self, rows: list[dict[str, Any]], *, title: str | None = None) -> None:
         """Print a list of records: a table with a column a name, or a JSON list."""
@@ -70,7 +74,16 @@ class Console:
             table.add_column(label(name), overflow="fold")
         for row in rows:
             table.add_row(*(Text(say(row.get(name))) for name in names))
-        self._out.print(table)
+        self._print(table)
+
+    def _print(self, table: Table) -> None:
+        if self._out.is_terminal:
+            self._out.print(table)
+            return
+        with self._out.capture() as shown:
+            self._out.print(table)
+        sys.stdout.write("".join(f"{line.rstrip()}\n" for line in shown.get().splitlines()))
+        sys.stdout.flush()
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:

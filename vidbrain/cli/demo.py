@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from vidbrain import cluster
-from vidbrain.cli.console import Console, Flag, duration
+from vidbrain.cli.console import Console, Flag, duration, say
 from vidbrain.demo import read_recipe, run_demo
 from vidbrain.storage.roots import data_root
 
@@ -52,7 +52,7 @@ def demo(
     vqvae, gpt = summary["vqvae"], summary["gpt"]
     console.print_result(
         {
-            "data": f"{summary['frames']:,} frames in {summary['shards']} shards, {summary['clips']:,} clips",
+            "data": f"{say(summary['frames'])} frames in {summary['shards']} shards, {say(summary['clips'])} clips",
             "VQ-VAE": f"{vqvae['psnr_db']:.1f} dB on held-out recordings, {vqvae['psnr_gain_db']:+.1f} dB over the "
             f"mean frame; {vqvae['codes_used']:.0%} of {vqvae['codes']} codes in use",
             "GPT": f"{gpt['loss']['held_out']['last']:.2f} nats a code on held-out recordings; "

@@ -36,7 +36,7 @@ def encode(
 ) -> None:
     """Predict every voxel from features, on held-out runs.
 
-    Example: `vidbrain encode shards/demo/features/trained shards/demo/bold --layer gpt.block_2`
+    Example: `vidbrain encode shards/demo/features/pixels shards/demo/bold --out shards/demo/results/pixels`
 
     Parameters
     ----------

@@ -9,6 +9,7 @@ run is as close to the undisturbed one as two undisturbed ones are to each other
 from __future__ import annotations
 
 import contextlib
+import math
 import signal
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
@@ -279,12 +280,15 @@ class _Run:
             return
         first_bad = int(reduced(self.totals["first_bad"], self.world, how="max"))
         if first_bad:
-            raise ModelError(
-                f"the loss is not a finite number since step {first_bad}",
-                where=self.checkpoints.root,
-                likely=f"a learning rate of {self.config.lr:g} is too high, or {self.arm.name} too coarse",
-                hint="train afresh with a lower --lr, or with --precision fp32",
-            )
+            raise self._diverged(first_bad)
+
+    def _diverged(self, step: int) -> ModelError:
+        return ModelError(
+            f"the loss is not a finite number since step {step}",
+            where=self.checkpoints.root,
+            likely=f"a learning rate of {self.config.lr:g} is too high, or {self.arm.name} too coarse",
+            hint="train afresh with a lower --lr, or with --precision fp32",
+        )
 
     def _log(self) -> None:
         self._check()
@@ -314,6 +318,8 @@ class _Run:
                 found = self.task.evaluate()
             self.task.model.train()
             if found is not None:
+                if not math.isfinite(found["loss"]):  # the weights after this step, before a training batch tells
+                    raise self._diverged(self.step + 1)
                 self.metrics.append({"step": self.step, "split": "val", **found})
                 if self.best is None or found["loss"] < self.best["loss"]:
                     self.best = {"step": self.step, "loss": found["loss"]}
