@@ -173,6 +173,13 @@ def test_voxels_without_signal_are_zeros_and_flagged(mine, tmp_path, store_root)
     assert [run["n_dead"] for run in store.info["runs"]] == [0, 2]
 
 
+def test_a_run_without_any_signal_is_refused(mine, tmp_path):
+    rewrite(bold_of(mine, 2), lambda values, affine, header: (values * 0 + 5, affine))
+    with pytest.raises(BoldError, match="every voxel of the series is constant"):
+        ingest(mine, tmp_path / "b")
+    assert not (tmp_path / "b" / "info.json").exists()
+
+
 def test_a_series_shorter_than_its_events_is_refused_before_work(derivatives, tree, tmp_path, mine):
     rewrite(bold_of(mine, 2), lambda values, affine, header: (values[..., :90], affine))
     with pytest.raises(BoldError, match="shorter than their events") as caught:

@@ -173,3 +173,24 @@ def test_numbers_are_written_for_people():
     assert say(1234567) == "1\u202f234\u202f567"
     assert say([1, 2.34567]) == "1, 2.346"
     assert [duration(s) for s in (3.21, 42, 200, 3725)] == ["3.2 s", "42 s", "3 min 20 s", "1 h 02 min"]
+
+
+@pytest.mark.parametrize(
+    ("raised", "status", "said"),
+    [
+        (KeyboardInterrupt(), 130, "interrupted: what is finished stays"),
+        (OSError(28, "No space left on device", "/a/place"), 1, "the disk is full"),
+        (MemoryError(), 1, "memory ran out"),
+        (RuntimeError("a library's own\nlong story"), 1, "RuntimeError: a library's own"),
+    ],
+)
+def test_whatever_happens_is_said_in_a_few_lines(monkeypatch, capsys, tmp_path, raised, status, said):
+    def fails(*_, **__):
+        raise raised
+
+    monkeypatch.setattr("vidbrain.cli.shard.write_shards", fails)
+    assert run(["shard", str(tmp_path), "--out", str(tmp_path / "out"), "--workers", "1"]) == status
+    captured = capsys.readouterr()
+    assert said in captured.err
+    assert "Traceback" not in captured.err
+    assert len(captured.err.splitlines()) <= 4

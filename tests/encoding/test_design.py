@@ -133,3 +133,11 @@ def test_toy_bold_without_kept_uses_every_volume():
     features, bold = toy_world((60, 50, 55))
     assert isinstance(bold, ToyBold)
     assert prepare(features, bold, EncodeConfig(delays=(0,))).design.X.shape == (165, 12)
+
+
+def test_runs_with_other_numbers_of_features_are_refused():
+    rng = np.random.default_rng(0)
+    values = {"a": rng.standard_normal((30, 4), np.float32), "b": rng.standard_normal((30, 3), np.float32)}
+    features = ToyFeatures({"x": values}, {run: np.ones(30, bool) for run in values})
+    with pytest.raises(AlignmentError, match="b has 3 features, the runs before it 4"):
+        build_design(features, ("x",), all_kept({"a": 30, "b": 30}), tr_s=TR_S, delays=(1, 2), nuisance={})

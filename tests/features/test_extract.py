@@ -16,7 +16,7 @@ from vidbrain.features import extract as extract_module
 from vidbrain.features.extract import ExtractConfig, extract, frame_rate, plan_runs
 from vidbrain.features.motion import MotionConfig
 from vidbrain.features.sources import MotionSource, PixelSource
-from vidbrain.features.store import open_features
+from vidbrain.features.store import open_features, store_path
 from vidbrain.features.windows import cut
 from vidbrain.sharding.manifest import open_manifest
 from vidbrain.sharding.plan import ShardConfig
@@ -184,3 +184,19 @@ def test_damaged_and_missing_inputs(world, tmp_path):
     (tmp_path / "out").write_text("a file where the folder should be")
     with pytest.raises(StorageError):
         extract(PIXELS, tmp_path / "data", tmp_path / "out", TR)
+
+
+def test_a_damaged_store_is_one_clear_error(world, tmp_path):
+    extract(PIXELS, world.data, tmp_path / "out", TR)
+    store = open_features(tmp_path / "out")
+    path = store_path(store.root, store.layers[0], store.runs[0])
+    chunk = next(path for path in (path / "features" / "c").rglob("*") if path.is_file())
+    chunk.write_bytes(chunk.read_bytes()[:9])
+    with pytest.raises(StorageError, match="whole chunks"):
+        store.read(store.layers[0], store.runs[0])
+    shutil.rmtree(path)
+    xr.Dataset({"features": (("tr", "feature"), np.zeros((3, 2), np.float32))}).to_zarr(
+        path, zarr_format=3, consolidated=False
+    )
+    with pytest.raises(StorageError, match="without valid, time_s"):
+        store.read(store.layers[0], store.runs[0])

@@ -1,5 +1,6 @@
 import io
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,12 +10,15 @@ import time
 from dataclasses import replace
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from vidbrain import cluster
 from vidbrain.errors import ResumeError, ShardError, StorageError, VideoError
 from vidbrain.sharding.codecs import Zstd
 from vidbrain.sharding.manifest import open_manifest
+from vidbrain.sharding.plan import ShardConfig
 from vidbrain.sharding.verify import verify
 from vidbrain.sharding.writer import write_shards
 from vidbrain.testing.videos import toy_frames, write_video
@@ -175,3 +179,77 @@ def test_a_read_only_output_is_one_clear_error(videos, config, tmp_path):
     (tmp_path / "d").write_bytes(io.BytesIO(b"a file is in the way").getvalue())
     with pytest.raises(StorageError):
         write_shards(videos, tmp_path / "d", config)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, videos):
+    root = tmp_path_factory.mktemp("whole") / "d"
+    write_shards(videos, root, ShardConfig(frame_size=16, segment_frames=32))
+    return root
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        ("offset", -5),
+        ("shard", -1),
+        ("n_stored", 1 << 40),
+        ("n_frames", 1 << 40),
+        ("n_bytes", 1 << 44),
+        ("start_frame", 2**62),
+    ],
+)
+def test_an_impossible_index_is_refused_when_it_is_opened(whole, tmp_path, column, value):
+    shutil.copytree(whole, tmp_path / "d")
+    table = pq.read_table(tmp_path / "d" / "index.parquet")
+    values = table[column].to_pylist()
+    values[-1] = value
+    position = table.schema.get_field_index(column)
+    changed = table.set_column(position, table.schema.field(column), pa.array(values, table.schema.field(column).type))
+    pq.write_table(changed, tmp_path / "d" / "index.parquet")
+    with pytest.raises(ShardError, match="the index is damaged"):
+        open_manifest(tmp_path / "d")
+
+
+@pytest.mark.parametrize("parts", [[-7, 7], [2**61], [], [1]])
+def test_impossible_parts_are_refused_when_the_index_is_opened(whole, tmp_path, parts):
+    shutil.copytree(whole, tmp_path / "d")
+    table = pq.read_table(tmp_path / "d" / "index.parquet")
+    values = [*table["parts"].to_pylist()[:-1], parts]
+    position = table.schema.get_field_index("parts")
+    pq.write_table(
+        table.set_column(position, table.schema.field("parts"), pa.array(values, pa.list_(pa.int64()))),
+        tmp_path / "d" / "index.parquet",
+    )
+    with pytest.raises(ShardError, match="do not add up"):
+        open_manifest(tmp_path / "d")
+
+
+def test_a_column_of_another_type_is_refused(whole, tmp_path):
+    shutil.copytree(whole, tmp_path / "d")
+    table = pq.read_table(tmp_path / "d" / "index.parquet")
+    position = table.schema.get_field_index("offset")
+    pq.write_table(
+        table.set_column(position, "offset", table["offset"].cast(pa.string())), tmp_path / "d" / "index.parquet"
+    )
+    with pytest.raises(ShardError, match="another type: offset"):
+        open_manifest(tmp_path / "d")
+
+
+@pytest.mark.parametrize(("name", "value"), [("n_segments", "many"), ("height", None), ("width", 0), ("margin", -1)])
+def test_a_root_record_without_its_numbers_is_refused(whole, tmp_path, name, value):
+    shutil.copytree(whole, tmp_path / "d")
+    path = tmp_path / "d" / "dataset.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), name: value}))
+    with pytest.raises(ShardError, match=f"root record is damaged: {name}"):
+        open_manifest(tmp_path / "d")
+
+
+def test_a_kill_just_after_the_root_record_leaves_no_spool(videos, config, tmp_path):
+    write_shards(videos, tmp_path / "d", config)
+    before = files_of(tmp_path / "d")
+    (tmp_path / "d" / "spool").mkdir()
+    (tmp_path / "d" / "spool" / "play-0.bin").write_bytes(b"left behind")
+    write_shards(videos, tmp_path / "d", config)
+    assert files_of(tmp_path / "d") == before
+    assert not (tmp_path / "d" / "spool").exists()

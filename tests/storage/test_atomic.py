@@ -99,3 +99,25 @@ def test_data_root_prefers_what_was_given(monkeypatch):
     assert str(roots.data_root()) == "/elsewhere"
     monkeypatch.delenv(roots.ENVIRONMENT)
     assert str(roots.data_root()) == "shards"
+
+
+@pytest.mark.parametrize(
+    "damage", [{"config": None}, {"made_from": []}, {"format_version": "two"}, {"fingerprint": None}]
+)
+def test_a_damaged_root_record_is_one_clear_error(tmp_path, damage):
+    record = info.write_info(tmp_path, "bold", config={}, made_from={})
+    atomic.write_json(tmp_path / "info.json", {**record, **damage})
+    with pytest.raises(StorageError, match="root record is damaged"):
+        info.read_info(tmp_path, "bold")
+
+
+def test_an_unfinished_file_that_another_command_sweeps_is_named(tmp_path):
+    def write():
+        with atomic.replacing(tmp_path / "a") as part:
+            part.write_bytes(b"some")
+            assert atomic.sweep(tmp_path) == 1
+
+    with pytest.raises(StorageError, match="removed while it was written") as caught:
+        write()
+    assert "second time" in caught.value.likely
+    assert not list(tmp_path.iterdir())

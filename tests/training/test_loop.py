@@ -214,6 +214,9 @@ def test_a_checkpoint_that_runs_code_is_refused(shards, vqvae_config, tmp_path, 
         write()
         with pytest.raises(ModelError, match="training state is refused"):
             train_vqvae(shards, tmp_path / "run", vqvae_config)
+    torch.save({"step": 3, "optimizer": 3, "scaler": {}, "stream": {}}, path)
+    with pytest.raises(ModelError, match="lacks or mistypes"):
+        train_vqvae(shards, tmp_path / "run", vqvae_config)
     assert not (tmp_path / "harm").exists()
 
 

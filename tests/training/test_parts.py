@@ -1,9 +1,13 @@
 import math
+import resource
+from functools import partial
 
 import pytest
 import torch
 
-from vidbrain.training.checkpoint import Metrics
+from vidbrain.errors import StorageError
+from vidbrain.models.gpt import GPT, GPTConfig
+from vidbrain.training.checkpoint import Checkpoints, Metrics
 from vidbrain.training.optim import adamw, lr_factor
 from vidbrain.training.precision import resolve
 from vidbrain.training.world import pick_device
@@ -53,3 +57,22 @@ def test_metrics_forget_what_a_kill_cut_and_what_will_come_again(tmp_path):
 def test_device():
     assert pick_device("cpu") == torch.device("cpu")
     assert pick_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.mark.parametrize("what", ["weights", "state", "metrics"])
+def test_a_disk_that_takes_no_more_is_one_clear_error(tmp_path, what):
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(hidden=16, n_layers=1, n_heads=2), n_codes=8, grid=(1, 2, 2))
+    if what == "metrics":
+        write = partial(Metrics(tmp_path).append, {"step": 1, "text": "x" * 200})
+    else:
+        write = partial(Checkpoints(tmp_path).save, 1, model, {"big": torch.zeros(1 << 19)})
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 19 if what == "state" else 100, limits[1]))
+    try:
+        with pytest.raises(StorageError, match="File too large"):
+            write()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert Checkpoints(tmp_path).steps() == []
+    assert not list(tmp_path.rglob("*.part-*"))

@@ -38,7 +38,7 @@ from vidbrain.bold.store import KIND, array_sha256
 from vidbrain.bold.voxels import flat_index
 from vidbrain.cluster import Client
 from vidbrain.config import fingerprint, to_mapping
-from vidbrain.errors import StorageError
+from vidbrain.errors import BoldError, StorageError
 from vidbrain.progress import SILENT, Progress
 from vidbrain.storage.atomic import check_writable, replacing, sweep
 from vidbrain.storage.info import is_done, read_info, write_info
@@ -229,6 +229,13 @@ def ingest_run(row: IngestRow) -> str:
         raw = read_voxels(row.facts, flat_index(ijk, row.facts.shape))
         bold, dead = clean_run(raw, row.facts, confounds, row.clean, row.tr_s)
         del raw
+    if dead.all():
+        raise BoldError(
+            "every voxel of the series is constant or not finite",
+            where=row.files.bold,
+            likely="a damaged file, or a mask that does not fit",
+            hint="fetch the file again, or leave the run out of the folder",
+        )
     _write_run(row, _run_dataset(row, ijk, bold, dead, confounds))
     return row.files.run.label
 

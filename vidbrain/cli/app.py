@@ -185,6 +185,7 @@ def run(tokens: list[str] | None = None) -> int:
         app(command, exit_on_error=False, print_error=False)
 
     app.meta.default(launch)
+    app.meta.suppress_keyboard_interrupt = False  # not inherited: it would leave without our line
     # Asked for by name here: the parser would load every command, and torch with them, to look for a near one.
     if arguments and not arguments[0].startswith("-") and arguments[0] not in known:
         _say(errors, f"there is no command {arguments[0]!r}{did_you_mean(arguments[0], known)}", "vidbrain --help")

@@ -273,7 +273,8 @@ def build_design(
     EncodingError
         If a run keeps fewer than `MIN_TRS` rows, or no column is left.
     """
-    pieces, run_of_row, tr_of_row = [], [], []
+    pieces: list[NDArray[np.float32]] = []
+    run_of_row, tr_of_row = [], []
     for index, (run, kept_trs) in enumerate(kept.items()):
         n_bold = len(kept_trs)
         values, valid, feature_tr_s = read_run(features, layers, run)
@@ -286,6 +287,12 @@ def build_design(
             raise AlignmentError(
                 f"{run} has {len(values)} TRs of features but {n_bold} of BOLD (TR {tr_s:g} s)",
                 likely="the BOLD series was cut, or the features belong to another run",
+            )
+        if pieces and values.shape[1] * len(delays) != pieces[0].shape[1]:
+            raise AlignmentError(
+                f"{run} has {values.shape[1]} features, the runs before it {pieces[0].shape[1] // len(delays)}",
+                likely="the features were made by two settings",
+                hint="remove them and give `vidbrain features` again",
             )
         rows = np.flatnonzero(usable(valid, delays, n_bold) & kept_trs)
         if len(rows) < MIN_TRS:

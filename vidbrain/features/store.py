@@ -12,7 +12,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from vidbrain.config import did_you_mean
-from vidbrain.errors import AlignmentError, ModelError
+from vidbrain.errors import AlignmentError, ModelError, StorageError
 from vidbrain.storage.info import read_info
 from vidbrain.storage.roots import safe_name
 from vidbrain.storage.zarrs import open_dataset, write_dataset
@@ -85,7 +85,21 @@ class FeatureStore:
                 where=self.root,
                 hint="runs are those of the shards that the features were made from",
             )
-        return open_dataset(store_path(self.root, layer, run)).load()
+        path = store_path(self.root, layer, run)
+        dataset = open_dataset(path)
+        lacking = [name for name in ("features", "valid", "time_s") if name not in dataset.variables]
+        try:
+            loaded = dataset.load()
+        except (RuntimeError, ValueError, KeyError, OSError) as error:
+            lacking = [f"whole chunks ({error})"]
+        if lacking or loaded["features"].shape != (*loaded["valid"].shape, loaded.sizes.get("feature")):
+            what = f"without {', '.join(lacking)}" if lacking else "of another shape"
+            raise StorageError(
+                f"the features are damaged: {what}",
+                where=path,
+                hint="remove this folder and info.json, and give `vidbrain features` again",
+            )
+        return loaded
 
 
 def open_features(root: str | Path) -> FeatureStore:

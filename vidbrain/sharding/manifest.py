@@ -159,19 +159,56 @@ def open_manifest(root: str | Path, *, kind: str = "shards") -> Manifest:
     """
     root = Path(root)
     info = read_info(root, kind, name=DATASET)
+    _check_record(info, kind, root / DATASET)
     try:
-        segments = pq.read_table(root / INDEX).to_pandas()
+        table = pq.read_table(root / INDEX)
     except (OSError, pa.ArrowException) as error:
         raise StorageError(f"the index cannot be read: {error}", where=root / INDEX) from error
-    lacking = [name for name in COLUMNS if name not in segments.columns]
-    if lacking or len(segments) != info["n_segments"]:
+    lacking = [name for name in COLUMNS if name not in table.column_names]
+    if lacking or len(table) != info["n_segments"]:
         raise ShardError(
-            f"the index holds {len(segments)} segments, the root record says {info['n_segments']}"
+            f"the index holds {len(table)} segments, the root record says {info['n_segments']}"
             + (f"; it lacks the columns {', '.join(lacking)}" if lacking else ""),
             where=root / INDEX,
             hint="run `vidbrain shard` again with the same settings",
+        )
+    # Other writers of Parquet have long strings.
+    held = {name: table.schema.field(name).type for name in COLUMNS}
+    held = {name: pa.string() if pa.types.is_large_string(found) else found for name, found in held.items()}
+    odd = [name for name, dtype in COLUMNS.items() if held[name] != dtype]
+    segments = table.to_pandas()
+    fault = f"columns of another type: {', '.join(odd)}" if odd else _fault(segments)
+    if fault:
+        raise ShardError(
+            f"the index is damaged: {fault}", where=root / INDEX, hint="remove the data set and make it again"
         )
     excess = int(segments["n_frames"].sum()) - int(info["n_frames"])
     if excess > 0:
         segments.loc[segments.index[-1], "n_frames"] -= excess
     return Manifest(root, info, segments)
+
+
+def _check_record(info: dict[str, Any], kind: str, path: Path) -> None:
+    """Refuse a root record whose numbers are none: they size what is allocated and read."""
+    names = ["n_segments", "n_frames", *(("height", "width", "margin") if kind == "shards" else ())]
+    odd = [name for name in names if type(info.get(name)) is not int or info[name] < (name != "margin")]
+    if odd or not isinstance(info.get("config"), dict) or not isinstance(info.get("fingerprint"), str):
+        what = ", ".join(f"{name} is {info.get(name)!r}" for name in odd) or "its settings or fingerprint are missing"
+        raise ShardError(f"the root record is damaged: {what}", where=path, hint="make the data set again")
+
+
+def _fault(segments: pd.DataFrame) -> str | None:
+    """Say what is impossible in the index, before any of its numbers becomes a seek or an allocation."""
+    counts = segments[["start_frame", "n_frames", "n_stored", "shard", "offset", "n_bytes", "n_clips"]]
+    if (counts < 0).to_numpy().any():
+        return "a negative position or length"
+    # In floating point: absurd numbers must not wrap around.
+    begins = segments["start_frame"].astype(float)
+    if ((begins + segments["n_stored"].astype(float)) > segments["recording_frames"]).any():
+        return "a segment beyond the end of its recording"
+    if (segments["n_frames"] > segments["n_stored"]).any():
+        return "a segment that owns more frames than it stores"
+    sums = [sum(parts.tolist()) if len(parts) and parts.min() >= 0 else -1 for parts in segments["parts"]]
+    if any(found != n_bytes for found, n_bytes in zip(sums, segments["n_bytes"].tolist(), strict=True)):
+        return "parts that do not add up to their member"
+    return None

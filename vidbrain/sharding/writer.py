@@ -133,6 +133,8 @@ def write_shards(
     content = _content_settings(config)
     made_from = {"plan": plan.fingerprint, "source": source_fingerprint(listing)}
     if is_done(root, "shards", config=content, made_from=made_from, name=DATASET):
+        if (root / SPOOL).is_dir():  # killed just after the root record
+            remove(root / SPOOL)
         return read_info(root, "shards", name=DATASET)
     check_writable(root, estimate_bytes(plan, config))
     _claim(root, plan, content, made_from)

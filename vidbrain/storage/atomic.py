@@ -44,6 +44,15 @@ def replacing(path: str | Path) -> Iterator[Path]:
         else:
             part.replace(path)
         _fsync(path.parent)
+    except FileNotFoundError as error:
+        if PART not in str(error.filename):
+            raise as_storage_error(error, path) from error
+        raise StorageError(
+            "an unfinished file was removed while it was written",
+            where=path,
+            likely="the same command runs a second time on this folder",
+            hint="wait until the other one has ended, then give the command again",
+        ) from error
     except OSError as error:
         raise as_storage_error(error, path) from error
     finally:

@@ -96,7 +96,14 @@ def read_info(root: str | Path, kind: str, *, name: str = INFO) -> dict[str, Any
     if not isinstance(record, dict) or record.get("vidbrain") != kind:
         found = record.get("vidbrain") if isinstance(record, dict) else type(record).__name__
         raise StorageError(f"expected a {kind} artefact, found {found!r}", where=path)
-    if record.get("format_version", 0) > FORMAT_VERSION:
+    shaped = isinstance(record.get("config"), dict) and isinstance(record.get("made_from"), dict)
+    if not (shaped and type(record.get("format_version")) is int and isinstance(record.get("fingerprint"), str)):
+        raise StorageError(
+            "the root record is damaged: it lacks version, settings, inputs or fingerprint",
+            where=path,
+            hint="remove the artefact and make it again",
+        )
+    if record["format_version"] > FORMAT_VERSION:
         raise StorageError(
             f"written by a newer version (format {record['format_version']}, this one reads {FORMAT_VERSION})",
             where=path,

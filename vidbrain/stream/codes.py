@@ -79,9 +79,12 @@ def load_codes(root: str | Path, *, split: Literal["train", "val"] | None = None
         path = shard_path(root, int(shard))
         try:
             with path.open("rb") as handle:
+                n_held = path.stat().st_size
                 for row in members.itertuples():
                     handle.seek(row.offset)
-                    blocks.append(np.load(io.BytesIO(handle.read(row.n_bytes)), allow_pickle=False))
+                    # No more than there is: an absurd length in an index must not be allocated.
+                    data = handle.read(min(row.n_bytes, n_held))
+                    blocks.append(np.load(io.BytesIO(data), allow_pickle=False))
         except OSError as error:
             raise as_storage_error(error, path) from error
         except ValueError as error:

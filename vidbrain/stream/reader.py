@@ -87,10 +87,12 @@ class SegmentReader:
             if len(self._files) > OPEN_SHARDS:
                 os.close(self._files.popitem(last=False)[1])
         self._files.move_to_end(shard)
-        data = os.pread(self._files[shard], n_bytes, offset)
+        # Asked before reading: an absurd length in an index must not be allocated.
+        lacking = offset + n_bytes - os.fstat(self._files[shard]).st_size
+        data = b"" if lacking > 0 else os.pread(self._files[shard], n_bytes, offset)
         if len(data) != n_bytes:
             raise ShardError(
-                f"the shard ends {n_bytes - len(data)} bytes too early",
+                f"the shard ends {max(lacking, n_bytes - len(data))} bytes too early",
                 where=shard_path(self._root, shard),
                 hint="run `vidbrain verify` on the data set",
             )

@@ -87,9 +87,12 @@ def load_state(path: Path) -> dict[str, Any]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # about pickles of other writers, which are refused anyway
             state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+    except Exception as error:
+        # A hostile pickle can raise anything. The library's own text advises to load such a file all the same.
         raise ModelError(
-            f"the training state is refused: {str(error).splitlines()[0] if str(error) else type(error).__name__}",
+            "the training state is refused: it holds more than plain values and tensors"
+            if isinstance(error, pickle.UnpicklingError)
+            else f"the training state cannot be read: {type(error).__name__}",
             where=path,
             likely="the file is damaged, or was not written by this program",
             hint=f"remove {path.parent.name} to go on from the checkpoint before it",

@@ -211,7 +211,7 @@ class _Run:
                 self.step, self.seconds, self.best = int(state["step"]), float(state["seconds"]), state["best"]
                 self.totals = {name: value.to(self.device) for name, value in state["totals"].items()}
                 self.since, self.threads = int(state["since"]), int(state["threads"])
-            except (KeyError, TypeError, ValueError) as error:
+            except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
                 raise ModelError(
                     f"the checkpoint lacks or mistypes {error}", where=self.checkpoints.root, hint="remove it"
                 ) from error
