@@ -194,3 +194,9 @@ def test_whatever_happens_is_said_in_a_few_lines(monkeypatch, capsys, tmp_path, 
     assert said in captured.err
     assert "Traceback" not in captured.err
     assert len(captured.err.splitlines()) <= 4
+
+
+def test_a_root_record_that_is_no_record_is_one_clear_error(tmp_path, capsys):
+    (tmp_path / "dataset.json").write_text("[]")
+    assert run(["verify", str(tmp_path)]) == 1
+    assert "expected a shards artefact" in capsys.readouterr().err

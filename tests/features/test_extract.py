@@ -21,6 +21,7 @@ from vidbrain.features.windows import cut
 from vidbrain.sharding.manifest import open_manifest
 from vidbrain.sharding.plan import ShardConfig
 from vidbrain.sharding.writer import write_shards
+from vidbrain.storage.zarrs import write_dataset
 from vidbrain.stream.sequential import frames_of
 from vidbrain.testing.videos import toy_frames, write_video
 
@@ -194,9 +195,6 @@ def test_a_damaged_store_is_one_clear_error(world, tmp_path):
     chunk.write_bytes(chunk.read_bytes()[:9])
     with pytest.raises(StorageError, match="whole chunks"):
         store.read(store.layers[0], store.runs[0])
-    shutil.rmtree(path)
-    xr.Dataset({"features": (("tr", "feature"), np.zeros((3, 2), np.float32))}).to_zarr(
-        path, zarr_format=3, consolidated=False
-    )
+    write_dataset(path, xr.Dataset({"features": (("tr", "feature"), np.zeros((3, 2), np.float32))}))
     with pytest.raises(StorageError, match="without valid, time_s"):
         store.read(store.layers[0], store.runs[0])

@@ -108,4 +108,5 @@ def _is_codes(root: Path) -> bool:
     from vidbrain.storage.atomic import read_json
 
     path = root / DATASET
-    return path.is_file() and read_json(path).get("vidbrain") == "codes"
+    record = read_json(path) if path.is_file() else None
+    return isinstance(record, dict) and record.get("vidbrain") == "codes"
