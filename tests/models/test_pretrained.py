@@ -72,3 +72,16 @@ def test_damaged_weights_are_refused(vqvae):
     path.write_bytes(path.read_bytes()[:-10])
     with pytest.raises(ModelError, match="cannot be read"):
         load_vqvae(vqvae[1])
+
+
+@pytest.mark.parametrize("setting", ["n_hidden", "n_res_layers", "code_dim"])
+def test_a_config_of_absurd_size_is_refused_before_anything_is_built(vqvae, setting):
+    path = vqvae[1] / "config.json"
+    record = json.loads(path.read_text())
+    holder = record if setting in record else next(v for v in record.values() if isinstance(v, dict) and setting in v)
+    holder[setting] = 10**7
+    path.write_text(json.dumps(record))
+    with pytest.raises(ConfigError, match="beyond 256 layers"):
+        load_vqvae(vqvae[1])
+    with pytest.raises(ConfigError, match="beyond 1024 layers"):
+        GPTConfig(n_layers=10**7)

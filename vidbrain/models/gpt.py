@@ -22,6 +22,10 @@ from vidbrain.models.attention import Cache, CausalSelfAttention, RMSNorm, head_
 Triple = tuple[int, int, int]
 
 
+MOST_HIDDEN, MOST_LAYERS = 16_384, 1_024
+"""Far beyond what one GPU trains: a file that asks for more is damaged, and would fill the memory before it failed."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class GPTConfig:
     """Shape of the GPT. The study's baseline: 576 hidden, 8 layers, 4 heads.
@@ -41,6 +45,12 @@ class GPTConfig:
     def __post_init__(self) -> None:
         if self.hidden < 1 or self.n_layers < 1:
             raise ConfigError(f"a GPT needs positive hidden and n_layers, not {self.hidden} and {self.n_layers}")
+        if self.hidden > MOST_HIDDEN or self.n_layers > MOST_LAYERS:
+            raise ConfigError(
+                f"{self.n_layers} layers of {self.hidden} are beyond {MOST_LAYERS} layers of {MOST_HIDDEN}",
+                where="model",
+                likely="a damaged config.json",
+            )
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"dropout is a share below 1, not {self.dropout}", where="dropout")
         head_width(self.hidden, self.n_heads)

@@ -20,6 +20,10 @@ from vidbrain.models.codebook import Codebook, Quantized, from_all_ranks, from_f
 Triple = tuple[int, int, int]
 
 
+MOST_CHANNELS, MOST_LAYERS = 16_384, 256
+"""Far beyond any tokenizer: a file that asks for more is damaged, and would fill the memory before it failed."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class VQVAEConfig:
     """Shape of the tokenizer. The study's own: 240 hidden, 4 residual layers, (4, 16, 16), 1,024 codes x 128."""
@@ -59,6 +63,13 @@ class VQVAEConfig:
             raise ConfigError(f"patch {self.patch} must divide downsample {self.downsample}", where="patch")
         if min(self.n_hidden, self.n_codes, self.code_dim) < 1 or self.n_res_layers < 0:
             raise ConfigError("n_hidden, n_codes and code_dim must be positive", where="model")
+        if max(self.n_hidden, self.code_dim) > MOST_CHANNELS or self.n_res_layers > MOST_LAYERS:
+            raise ConfigError(
+                f"{self.n_res_layers} layers of {self.n_hidden} channels with codes of {self.code_dim} are beyond "
+                f"{MOST_LAYERS} layers of {MOST_CHANNELS}",
+                where="model",
+                likely="a damaged config.json",
+            )
         if self.n_codes > 65_536:
             raise ConfigError(f"{self.n_codes} codes do not fit uint16", where="n_codes")
         if not 0 <= self.l1 <= 1:
