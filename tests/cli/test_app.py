@@ -200,3 +200,11 @@ def test_a_root_record_that_is_no_record_is_one_clear_error(tmp_path, capsys):
     (tmp_path / "dataset.json").write_text("[]")
     assert run(["verify", str(tmp_path)]) == 1
     assert "expected a shards artefact" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [["report"], ["play", "--game", "NoSuchGame-Genesis"]])
+def test_what_cannot_begin_leaves_no_folder(command, tmp_path, capsys):
+    root = tmp_path / "nowhere"
+    assert run([command[0], str(root), *command[1:]]) == 1
+    assert "error:" in capsys.readouterr().err
+    assert not root.exists()

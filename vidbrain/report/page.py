@@ -49,9 +49,9 @@ def write_report(inputs: ReportInputs, out: Path, *, progress: Progress = SILENT
     EncodingError
         If no voxel has a score.
     """
-    check_writable(out.parent, 16 * 2**20)
     progress.start("report", 6, "parts")
-    evidence = gather(inputs)
+    evidence = gather(inputs)  # first: where there is nothing to report on, no folder is made either
+    check_writable(out.parent, 16 * 2**20)
     progress.advance()
     page = render(evidence, progress=progress).encode()
     write_bytes(out, page)

@@ -121,10 +121,10 @@ def play(
     client = client or Client()
     out = Path(out)
     keys, todo = _plan(out, config)
-    atomic.check_writable(out, _BYTES_A_RUN * len(todo))
     if todo:
         with Emulator(config.game, integration=integration):
             pass  # a missing ROM is found before anything is written
+    atomic.check_writable(out, _BYTES_A_RUN * len(todo))
     _describe(out, config)
     for folder in {_events_path(out, key).parent.parent for key in todo}:
         atomic.sweep(folder / "func")
