@@ -68,5 +68,4 @@ def test_ctrl_c_ends_in_one_interrupt_and_no_traceback_of_a_worker(tmp_path):
     time.sleep(0.5)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: the whole group
     out, errors = process.communicate(timeout=60)
-    assert out == "interrupted\n"
-    assert errors == ""
+    assert (out, errors) == ("interrupted\n", "")

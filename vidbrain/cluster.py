@@ -85,7 +85,9 @@ class Client:
                 yield futures[future], result
                 future.release()
         finally:
-            self._distributed.cancel(list(futures))
+            # A scheduler that answers late must not put its own error in the place of an interrupt or of a row's.
+            with contextlib.suppress(TimeoutError, OSError):
+                self._distributed.cancel(list(futures))
 
 
 @dataclass(frozen=True)
