@@ -260,7 +260,7 @@ def test_a_state_that_does_not_fit_leaves_nothing_behind(tmp_path, write_bk2):
 def test_a_missing_rom_is_refused_before_the_tree_is_made(tmp_path):
     with pytest.raises(VideoError, match="no ROM"):
         play(tmp_path / "game", PlayConfig(game="SonicTheHedgehog-Genesis-v0"))
-    assert not list((tmp_path / "game").iterdir())
+    assert not (tmp_path / "game").exists()
 
 
 def test_another_data_set_is_not_overwritten(tmp_path):
