@@ -76,3 +76,13 @@ def test_a_disk_that_takes_no_more_is_one_clear_error(tmp_path, what):
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert Checkpoints(tmp_path).steps() == []
     assert not list(tmp_path.rglob("*.part-*"))
+
+
+def test_a_second_process_that_resumes_leaves_what_the_first_is_writing(tmp_path):
+    writing = tmp_path / "metrics.jsonl.part-0123456789ab"
+    writing.touch()
+    checkpoints = Checkpoints(tmp_path)
+    assert checkpoints.load_last(GPT(GPTConfig(hidden=8, n_layers=1, n_heads=1), n_codes=8, grid=(1, 2, 2))) is None
+    assert writing.exists()
+    checkpoints.sweep()
+    assert not writing.exists()

@@ -30,6 +30,11 @@ class Checkpoints:
 
     root: Path
 
+    def sweep(self) -> None:
+        """Remove what a killed run left half-written. One process calls it, before any of them writes."""
+        sweep(self.root)
+        sweep(self.root / FOLDER)
+
     def save(self, step: int, model: VQVAE | GPT, state: Mapping[str, Any]) -> None:
         """Write the checkpoint of a step, then remove all but the last two."""
         with replacing(self._path(step)) as part:
@@ -62,8 +67,6 @@ class Checkpoints:
         ModelError
             If the state is damaged or holds anything but plain values and tensors.
         """
-        sweep(self.root)
-        sweep(self.root / FOLDER)
         steps = self.steps()
         if not steps:
             return None

@@ -154,6 +154,8 @@ def _claim(out: Path, claim: dict[str, Any], world: World) -> None:
     """Refuse a folder that holds another unfinished training."""
     if world.rank == 0:
         check_writable(out)
+        # Here and not where each process resumes: the others would remove what the first is writing by then.
+        Checkpoints(out).sweep()
     wait_for_all(world)
     path = out / PLAN
     if path.is_file():
