@@ -1,12 +1,14 @@
 from collections import Counter
+from dataclasses import replace
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vidbrain.errors import ConfigError, ShardError
 from vidbrain.records import Recording, RunKey
-from vidbrain.sharding.plan import Listed, ShardConfig, make_plan, parse_size
+from vidbrain.sharding.plan import LANDMARKS, Listed, ShardConfig, make_plan, parse_size
 
 
 def listing(lengths, n_subjects=2, n_levels=2):
@@ -28,7 +30,7 @@ small = ShardConfig(segment_frames=32, shard_frames=128, clip_frames=4, clip_ste
 @given(
     st.lists(st.integers(1, 300), min_size=1, max_size=12),
     st.integers(0, 3),
-    st.sampled_from(["balanced", "recording"]),
+    st.sampled_from(["balanced", "recording", "paper"]),
 )
 def test_every_frame_is_owned_once_and_every_clip_start_is_whole(lengths, seed, order):
     config = ShardConfig(segment_frames=32, shard_frames=128, clip_frames=4, clip_step=2, seed=seed, order=order)
@@ -64,14 +66,143 @@ def test_named_sizes_share_whole_shards():
         assert part.shards == big.shards[: len(part.shards)]
 
 
-def test_every_prefix_is_balanced():
-    source = listing([1024] * 16, n_subjects=4, n_levels=2)
-    plan = make_plan(source, ShardConfig(segment_frames=32, shard_frames=1024))
-    subject = {item.recording.key: item.recording.run.subject for item in source}
-    for n in (32, 64, 128):
-        shares = Counter(subject[s.recording] for s in plan.segments[:n])
-        assert len(shares) == 4
-        assert all(abs(count - n / 4) <= 3 for count in shares.values()), shares
+def study(n_frames, seed=0):
+    """Four people, three levels and a dozen sessions in unequal shares, in recordings of unequal length."""
+    rng = np.random.default_rng(seed)
+    items, total = [], 0
+    while total < n_frames:
+        subject, level = rng.choice(4, p=[0.26, 0.27, 0.24, 0.23]), rng.choice(3, p=[0.42, 0.32, 0.26])
+        run = RunKey(f"{subject:02d}", f"{rng.integers(1, 13):03d}", "x", len(items))
+        n = int(rng.uniform(1500, 22000))
+        items.append(Listed(Recording(key=f"{run.label}_{len(items)}", run=run, level=f"{level}-0"), n))
+        total += n
+    return items
+
+
+def shares(rows):
+    """Share of frames of each subject and each level; rows are (recording, frames)."""
+    frames = Counter()
+    for recording, n in rows:
+        frames.update({recording.run.subject: n, recording.level: n, "all": n})
+    return {name: n / frames["all"] for name, n in frames.items() if name != "all"}
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_each_named_prefix_holds_every_subject_and_level_within_a_tenth_of_its_share(seed):
+    source = study(2_000_000, seed)
+    recording = {item.recording.key: item.recording for item in source}
+    expected = shares((item.recording, item.n_frames) for item in source)
+    for size in ("10k", "100k", "1M"):
+        plan = make_plan(source, ShardConfig(size=size, seed=seed))
+        found = shares((recording[s.recording], s.n_frames) for s in plan.segments)
+        assert found.keys() == expected.keys()
+        assert all(abs(found[name] / share - 1) < 0.1 for name, share in expected.items()), (size, found)
+
+
+def test_no_prefix_is_far_from_its_shares():
+    """At every position, not only at landmarks, nobody leads or lacks more than two segments."""
+    source = study(500_000)
+    recording = {item.recording.key: item.recording for item in source}
+    plan = make_plan(source, ShardConfig())
+    for name, share in shares((item.recording, item.n_frames) for item in source).items():
+        mine = np.array(
+            [name in (recording[s.recording].run.subject, recording[s.recording].level) for s in plan.segments]
+        )
+        frames = plan.segments.n_frames
+        lead = np.cumsum(frames * mine) - share * np.cumsum(frames)
+        assert np.abs(lead).max() < 2 * 256, name
+
+
+def test_sessions_take_turns():
+    """Of twelve equal sessions of a subject and level, any twelve neighbours in its order come from most of them."""
+    source = [
+        Listed(Recording(key=f"rec-{i}", run=RunKey("01", f"{i % 12:03d}", "x", i), level="1"), 2560) for i in range(36)
+    ]
+    session = {item.recording.key: item.recording.run.session for item in source}
+    order = [session[s.recording] for s in make_plan(source, ShardConfig()).segments]
+    assert set(order[:12]) == set(session.values())
+    assert max(Counter(order[:120]).values()) - min(Counter(order[:120]).values()) <= 1
+
+
+def test_a_million_segments_are_planned_exactly():
+    source = [Listed(item.recording, item.n_frames * 4) for item in study(16_000_000)]
+    total = sum(item.n_frames for item in source)
+    plan = make_plan(source, ShardConfig(segment_frames=64))
+    assert len(plan.segments) > 1_000_000
+    assert plan.segments.n_frames.sum() == plan.n_frames == total
+    places = plan.segments.recording.astype(np.int64) << 32 | plan.segments.start_frame
+    assert len(np.unique(places)) == len(places)
+    ends = np.cumsum(plan.segments.n_frames)
+    stops = {past for _, past in plan.shards}
+    assert all(int(np.searchsorted(ends, mark)) + 1 in stops for mark in LANDMARKS if mark < total)
+
+
+def test_paper_order_takes_whole_recordings_by_subject_level_and_session():
+    """By the study's rule, written here a second time: sort, then cut at the last that does not exceed the size."""
+    source = study(300_000, seed=3)
+    rows = sorted(
+        source, key=lambda i: (i.recording.run.subject, i.recording.level, i.recording.run.session, i.recording.key)
+    )
+    for size in (50_000, 100_000, 250_000):
+        expected, total = [], 0
+        for item in rows:
+            if total + item.n_frames > size:
+                break
+            expected.append(item.recording.key)
+            total += item.n_frames
+        plan = make_plan(source, ShardConfig(order="paper", size=str(size)))
+        assert list(dict.fromkeys(s.recording for s in plan.segments)) == expected
+        assert plan.n_frames == plan.segments.n_frames.sum() == total
+    whole = make_plan(source, ShardConfig(order="paper"))
+    part = make_plan(source, ShardConfig(order="paper", size="100k"))
+    assert part.shards == whole.shards[: len(part.shards)]
+    with pytest.raises(ShardError, match="less than the first recording"):
+        make_plan(source, ShardConfig(order="paper", size="100"))
+
+
+def test_recordings_that_cannot_be_read_are_passed_over_and_the_count_stays_exact():
+    source = study(300_000)
+    bad = {item.recording.key for item in source[::5]}
+    whole = make_plan(source, ShardConfig(size="100k"))
+    plan = make_plan(source, ShardConfig(size="100k"), without=bad)
+    assert plan.n_frames == 100_000
+    assert not bad & {s.recording for s in plan.segments}
+    kept = [s for s in whole.segments if s.recording not in bad]
+    assert list(plan.segments)[: len(kept)] == kept
+    left = sum(item.n_frames for item in source if item.recording.key not in bad)
+    with pytest.raises(ShardError, match=f"holds {left:,}"):
+        make_plan(source, ShardConfig(size="290k"), without=bad)
+
+
+def test_a_range_of_time_is_a_range_of_frames():
+    """Frame i of n is shown at i / n of the duration, by the run's clock or else by the file's."""
+    seen = Recording(key="seen", run=RunKey("01", None, "x", 1), onset_s=5.0, duration_s=10.0)
+    source = [
+        Listed(seen, 600),
+        Listed(Recording(key="file"), 250, fps=25.0),
+        Listed(Recording(key="short"), 25, fps=25.0),
+    ]
+    plan = make_plan(source, replace(small, from_s=2.0, to_s=3.5))
+    frames = Counter((s.recording, f) for s in plan.segments for f in range(s.start_frame, s.start_frame + s.n_frames))
+    assert set(frames.values()) == {1}
+    times = {"seen": 10.0 / 600, "file": 1 / 25}
+    expected = {(key, i) for key, n in (("seen", 600), ("file", 250)) for i in range(n) if 2.0 <= i * times[key] < 3.5}
+    assert set(frames) == expected
+    past = {"seen": 210, "file": 88}
+    assert all(s.start_frame + s.n_stored <= past[s.recording] for s in plan.segments)
+    for bad in ({"from_s": 3.0, "to_s": 3.0}, {"from_s": -1.0}, {"from_s": float("nan")}, {"from_s": float("inf")}):
+        with pytest.raises(ConfigError, match="no range of time"):
+            replace(small, **bad)
+
+
+def test_the_sources_own_split_is_kept():
+    items = listing([100] * 6)
+    own = [
+        replace(item, split=split)
+        for item, split in zip(items, ["val", None, "test", "train", "val", None], strict=True)
+    ]
+    split = make_plan(own, small).split
+    assert list(split.values()) == ["val", "train", "test", "train", "val", "train"]
 
 
 def test_whole_recordings_are_held_out():

@@ -1,23 +1,27 @@
 """The plan: a pure function from a listing of recordings and settings to an ordered list of segments and shards.
 
-Order `balanced` merges the strata (subject, session, level) so that every prefix holds each of them in proportion: the
-segments of a stratum are permuted by a keyed hash, the j-th of n gets the quantile (j + u) / n, with u one keyed number
-a stratum, and all are sorted by quantile. 10k, 100k, 1M and 6M frames are prefixes of this one list, and shards end
-where such a prefix ends, so that growing a data set adds shards and rewrites none.
+10k, 100k, 1M and 6M frames are prefixes of one order (see `vidbrain.sharding.order`), and shards end where such a
+prefix ends, so that growing a data set adds shards and rewrites none.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
 import re
-from collections import defaultdict
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 from vidbrain.config import fingerprint
 from vidbrain.errors import ConfigError, ShardError
-from vidbrain.records import ClipSpec, Recording, SegmentRef
+from vidbrain.records import ClipSpec, Recording
+from vidbrain.sharding.order import Stratum, balanced, keyed, segment_noise
+from vidbrain.sharding.segments import Segments
 
 LANDMARKS = (10_000, 100_000, 1_000_000, 6_000_000, 10_000_000, 100_000_000, 1_000_000_000)
 """Prefixes, in frames, at which a shard always ends."""
@@ -43,10 +47,20 @@ class ShardConfig:
     """Source frames between the frames of that clip."""
     shard_frames: int = 65_536
     """Frames in a shard, about."""
-    order: Literal["balanced", "recording"] = "balanced"
-    """Plan order: balanced over subject, session and level, or recording after recording."""
+    order: Literal["balanced", "paper", "recording"] = "balanced"
+    """Plan order: balanced over subject, level and session; paper, the study's own (whole recordings by subject, level
+    and session); or recording after recording."""
+    from_s: float = 0.0
+    """Leave out what each recording shows before this second of it."""
+    to_s: float | None = None
+    """Leave out what each recording shows from this second of it on."""
+    first_skip: Literal["row", "file", "never"] = "row"
+    """For recordings without a replayed video: whose first input line a replay discards (see `vidbrain replay`)."""
+    on_error: Literal["error", "skip"] = "error"
+    """What a recording that cannot be read does: end the work, or be listed and replaced by the next segments."""
     val_share: float = 0.1
-    """Share of recordings that are held out for validation; at least one where there are two."""
+    """Share of recordings that are held out for validation, at least one where there are two; a split that the source
+    brings along comes first."""
     seed: int = 0
     """Of the keyed order and the split."""
 
@@ -60,6 +74,9 @@ class ShardConfig:
             )
         if not 0 <= self.val_share < 1:
             raise ConfigError(f"val_share {self.val_share} is not a share below 1")
+        to_s = math.inf if self.to_s is None else self.to_s
+        if not 0 <= self.from_s < to_s or math.isinf(self.from_s):
+            raise ConfigError(f"from_s {self.from_s} to_s {self.to_s} is no range of time")
         ClipSpec(self.clip_frames, self.clip_step)
 
     @property
@@ -70,10 +87,32 @@ class ShardConfig:
 
 @dataclass(frozen=True)
 class Listed:
-    """A recording with its number of frames, as found by probing."""
+    """A recording as found by probing.
+
+    Attributes
+    ----------
+    recording
+        What is known of it.
+    n_frames
+        Frames that it gives.
+    fps
+        Frames per second of the file's own clock; NaN where it is not known.
+    split
+        The source's own split, or None.
+    n_bytes
+        Length of the file that the frames come from.
+    """
 
     recording: Recording
     n_frames: int
+    fps: float = math.nan
+    split: str | None = None
+    n_bytes: int = 0
+
+    @property
+    def duration_s(self) -> float:
+        """Wall-clock length: the run's where there is a run, else the file's."""
+        return self.recording.duration_s or self.n_frames / self.fps
 
 
 @dataclass(frozen=True)
@@ -89,12 +128,12 @@ class Plan:
     n_frames
         Frames of the prefix; the last segment may own more than the prefix takes.
     split
-        ``"train"`` or ``"val"`` by recording key.
+        ``"train"``, ``"val"`` or what the source says, by recording key.
     fingerprint
         Of everything above.
     """
 
-    segments: tuple[SegmentRef, ...]
+    segments: Segments
     shards: tuple[tuple[int, int], ...]
     n_frames: int
     split: dict[str, str]
@@ -102,8 +141,7 @@ class Plan:
     @property
     def fingerprint(self) -> str:
         """Name this plan by its content."""
-        rows = [[s.recording, s.start_frame, s.n_frames, s.n_stored] for s in self.segments]
-        return fingerprint("plan", rows, [list(s) for s in self.shards], self.n_frames, self.split)
+        return fingerprint("plan", self.segments.digest(), [list(s) for s in self.shards], self.n_frames, self.split)
 
 
 def parse_size(size: str) -> int | None:
@@ -124,13 +162,7 @@ def parse_size(size: str) -> int | None:
     return frames
 
 
-def keyed(seed: int, *parts: object) -> float:
-    """A number in [0, 1) that depends on the seed and the parts alone, equal on every machine."""
-    digest = hashlib.sha256("\x1f".join([str(seed), *map(str, parts)]).encode()).digest()
-    return int.from_bytes(digest[:8], "big") / 2**64
-
-
-def make_plan(listing: Sequence[Listed], config: ShardConfig) -> Plan:
+def make_plan(listing: Sequence[Listed], config: ShardConfig, *, without: Collection[str] = ()) -> Plan:
     """Plan segments and shards.
 
     Parameters
@@ -139,6 +171,8 @@ def make_plan(listing: Sequence[Listed], config: ShardConfig) -> Plan:
         Every recording of the source; its order does not matter.
     config
         Settings.
+    without
+        Keys of recordings that cannot be read. Their segments are passed over, the others keep their order.
 
     Raises
     ------
@@ -147,77 +181,134 @@ def make_plan(listing: Sequence[Listed], config: ShardConfig) -> Plan:
     """
     listing = sorted(listing, key=lambda item: item.recording.key)
     keys = [item.recording.key for item in listing]
-    double = sorted({key for key in keys if keys.count(key) > 1}) if len(set(keys)) < len(keys) else []
+    double = sorted(key for key, count in Counter(keys).items() if count > 1)
     if double:
         raise ShardError(f"{len(double)} recordings share a name with another: {', '.join(double[:3])}")
-    total = sum(item.n_frames for item in listing)
-    wanted = parse_size(config.size)
+    segments = _segments(listing, config)
+    readable = np.array([key not in without for key in keys], np.bool_)
+    total = int(segments.n_frames[readable[segments.recording]].sum())
     if total == 0:
-        raise ShardError("the source holds no frames", hint="run `vidbrain replay` first, or check the path")
+        raise ShardError("the source holds no frames", hint="check the path, and the filters if there are any")
+    wanted = parse_size(config.size)
     if wanted is not None and wanted > total:
         raise ShardError(
             f"size {config.size} asks for {wanted:,} frames, the source holds {total:,}", hint="--size all"
         )
-
-    ordered = _ordered(listing, config)
     n_frames = total if wanted is None else wanted
-    segments, cumulative = [], 0
-    for segment in ordered:
-        if cumulative >= n_frames:
-            break
-        segments.append(segment)
-        cumulative += segment.n_frames
-    return Plan(tuple(segments), tuple(_cut(segments, config.shard_frames)), n_frames, split_recordings(keys, config))
-
-
-def _segments_of(item: Listed, config: ShardConfig) -> list[SegmentRef]:
-    return [
-        SegmentRef(
-            item.recording.key,
-            start,
-            min(config.segment_frames, item.n_frames - start),
-            min(config.segment_frames + config.margin, item.n_frames - start),
+    order = _ordered(listing, segments, config, readable, n_frames)
+    ends = np.cumsum(segments.n_frames[order])
+    # The study cuts at the last recording that does not exceed the size.
+    whole = ends[np.diff(segments.recording[order], append=-1) != 0] if config.order == "paper" else None
+    n_frames = _cut_down(n_frames, whole)
+    if n_frames == 0:
+        raise ShardError(
+            f"size {config.size} is less than the first recording, and --order paper takes whole ones",
+            hint=f"ask for at least {ends[-1] if whole is None else whole[0]:,} frames, or use --order balanced",
         )
-        for start in range(0, item.n_frames, config.segment_frames)
-    ]
+    n_segments = int(np.searchsorted(ends, n_frames)) + 1
+    marks = [_cut_down(landmark, whole) for landmark in LANDMARKS]
+    shards = _cut(ends[:n_segments], config.shard_frames, marks)
+    planned = Segments(segments.names, *(getattr(segments[:], name)[order[:n_segments]] for name in _COLUMNS))
+    return Plan(planned, tuple(shards), n_frames, split_recordings(listing, config))
 
 
-def _ordered(listing: Sequence[Listed], config: ShardConfig) -> list[SegmentRef]:
-    if config.order == "recording":
-        return [segment for item in listing for segment in _segments_of(item, config)]
-    strata: dict[tuple[str, ...], list[SegmentRef]] = defaultdict(list)
-    for item in listing:
-        run = item.recording.run
-        stratum: tuple[str, ...] = (
-            run.subject if run else "",
-            (run.session or "") if run else "",
-            item.recording.level or "",
+_COLUMNS = ("recording", "start_frame", "n_frames", "n_stored")
+
+
+def _cut_down(n_frames: int, whole: NDArray[np.int64] | None) -> int:
+    if whole is None:
+        return n_frames
+    fitting = int(np.searchsorted(whole, n_frames, side="right"))
+    return int(whole[fitting - 1]) if fitting else 0
+
+
+def _segments(listing: Sequence[Listed], config: ShardConfig) -> Segments:
+    """Cut every recording into segments, recording after recording."""
+    ranges = np.array([_frame_range(item, config) for item in listing], np.int64).reshape(-1, 2)
+    first, past = ranges.T
+    counts = -(-(past - first) // config.segment_frames)
+    recording = np.repeat(np.arange(len(listing)), counts)
+    number = np.arange(len(recording)) - np.repeat(np.cumsum(counts) - counts, counts)
+    start = first[recording] + number * config.segment_frames
+    left = past[recording] - start
+    return Segments(
+        tuple(item.recording.key for item in listing),
+        recording.astype(np.int32),
+        start,
+        np.minimum(config.segment_frames, left),
+        np.minimum(config.segment_frames + config.margin, left),
+    )
+
+
+def _frame_range(item: Listed, config: ShardConfig) -> tuple[int, int]:
+    """Frames whose time lies in the range; frame i of n is shown at i / n of the duration."""
+    if config.from_s == 0 and config.to_s is None:
+        return 0, item.n_frames
+    rate = item.n_frames / item.duration_s
+    if not math.isfinite(rate):
+        raise ShardError("a range of time needs the recording's rate", where=item.recording.key)
+    # A boundary that is a frame's own time must not move by rounding.
+    first = math.ceil(round(config.from_s * rate, 6))
+    past = item.n_frames if config.to_s is None else min(item.n_frames, math.ceil(round(config.to_s * rate, 6)))
+    return min(first, past), past
+
+
+def _ordered(
+    listing: Sequence[Listed], segments: Segments, config: ShardConfig, readable: NDArray[np.bool_], n_frames: int
+) -> NDArray[np.intp]:
+    """Positions of readable segments in plan order, at least as many as give `n_frames`."""
+    strata = [_stratum(item) for item in listing]
+    taken = readable[segments.recording]
+    if config.order == "balanced":
+        noise = segment_noise(segments.names, segments.recording, segments.start_frame, config.seed)
+        return balanced(
+            strata, segments.recording, segments.n_frames, noise, taken=taken, enough=n_frames, seed=config.seed
         )
-        strata[stratum] += _segments_of(item, config)
-    placed = []
-    for stratum, members in strata.items():
-        members.sort(key=lambda segment: keyed(config.seed, "segment", segment.key))
-        offset = keyed(config.seed, "stratum", *stratum)
-        placed += [((j + offset) / len(members), segment.key, segment) for j, segment in enumerate(members)]
-    return [segment for _, _, segment in sorted(placed)]
+    rank = np.arange(len(listing))
+    if config.order == "paper":
+        by_name = sorted(rank.tolist(), key=lambda i: (*_by_level(strata[i]), segments.names[i]))
+        rank[by_name] = np.arange(len(listing))
+    order = np.argsort(rank[segments.recording], kind="stable")
+    return order[taken[order]]
 
 
-def _cut(segments: Sequence[SegmentRef], shard_frames: int) -> list[tuple[int, int]]:
-    """End a shard when it is full, and wherever a landmark prefix ends."""
-    shards, first, in_shard, cumulative = [], 0, 0, 0
-    for position, segment in enumerate(segments):
-        before, cumulative = cumulative, cumulative + segment.n_frames
-        in_shard += segment.n_frames
-        at_landmark = any(before < landmark <= cumulative for landmark in LANDMARKS)
-        if in_shard >= shard_frames or at_landmark or position == len(segments) - 1:
-            shards.append((first, position + 1))
-            first, in_shard = position + 1, 0
+def _stratum(item: Listed) -> Stratum:
+    run = item.recording.run
+    return Stratum(run.subject if run else "", item.recording.level or "", (run.session or "") if run else "")
+
+
+def _by_level(stratum: Stratum) -> tuple[str, str, str]:
+    return stratum.subject, stratum.level.split("-")[0], stratum.session
+
+
+def _cut(ends: NDArray[np.int64], shard_frames: int, marks: Sequence[int]) -> list[tuple[int, int]]:
+    """End a shard when it is full, and wherever a landmark prefix ends; `ends` are cumulative frames."""
+    landmarks = {int(np.searchsorted(ends, mark)) + 1 for mark in marks if 0 < mark <= ends[-1]}
+    stops = sorted({*landmarks, len(ends)})
+    shards, first, before = [], 0, 0
+    for stop in stops:
+        while first < stop:
+            past = min(stop, int(np.searchsorted(ends, before + shard_frames)) + 1)
+            shards.append((first, past))
+            first, before = past, int(ends[past - 1])
     return shards
 
 
-def split_recordings(keys: Sequence[str], config: ShardConfig) -> dict[str, str]:
-    """Hold out whole recordings, chosen by a keyed hash: never frames of a recording that is trained on."""
-    n_val = min(len(keys) - 1, max(1, round(config.val_share * len(keys)))) if config.val_share > 0 else 0
-    by_hash = sorted(keys, key=lambda key: keyed(config.seed, "split", key))
+def split_recordings(listing: Sequence[Listed], config: ShardConfig) -> dict[str, str]:
+    """Hold out whole recordings, chosen by a keyed hash, never frames of a recording that is trained on.
+
+    Where the source brings a split of its own, that is kept, and recordings that it does not mention are trained on.
+    """
+    own = {item.recording.key: item.split for item in listing}
+    if any(own.values()):
+        return {key: split or "train" for key, split in sorted(own.items())}
+    n_val = min(len(own) - 1, max(1, round(config.val_share * len(own)))) if config.val_share > 0 else 0
+    by_hash = sorted(own, key=lambda key: keyed(config.seed, "split", key))
     held_out = set(by_hash[:n_val])
-    return {key: "val" if key in held_out else "train" for key in sorted(keys)}
+    return {key: "val" if key in held_out else "train" for key in sorted(own)}
+
+
+def source_digest(listing: Sequence[Listed]) -> str:
+    """Name the source's content by the names and lengths of its recordings, in frames and bytes."""
+    rows = sorted(f"{item.recording.key}\x1f{item.n_frames}\x1f{item.n_bytes}" for item in listing)
+    return fingerprint("source", hashlib.sha256("\x1e".join(rows).encode()).hexdigest())
