@@ -140,7 +140,7 @@ def test_a_ready_made_video_stands_in_for_an_absent_recording(tree):
 
 def test_a_named_file_that_is_not_there_is_an_error(tree):
     (tree / stim(1, 4, "01")).unlink()
-    with pytest.raises(VideoError, match=r"1 recording\(s\) that the events name are not") as caught:
+    with pytest.raises(VideoError, match=r"1 recording\(s\) that the source names are not") as caught:
         find_recordings(tree)
     assert "level-4_rep-01" in str(caught.value)
 
@@ -208,6 +208,6 @@ def test_nothing_to_find_is_an_error(tmp_path):
         find_recordings(tmp_path)
     with pytest.raises(VideoError, match="no such file or folder"):
         find_recordings(tmp_path / "nowhere")
-    (tmp_path / "a.txt").write_text("")
+    (tmp_path / "a.avi").write_text("")
     with pytest.raises(VideoError, match="no video that is read here"):
-        find_recordings(tmp_path / "a.txt")
+        find_recordings(tmp_path / "a.avi")

@@ -11,9 +11,9 @@ from vidbrain import cluster
 from vidbrain.cli.console import Console, Flag
 from vidbrain.errors import ShardError
 from vidbrain.sharding.manifest import marker_path, open_manifest
-from vidbrain.sharding.plan import ShardConfig, make_plan
+from vidbrain.sharding.plan import ShardConfig
 from vidbrain.sharding.verify import verify as verify_shards
-from vidbrain.sharding.writer import estimate_bytes, list_source, write_shards
+from vidbrain.sharding.writer import estimate_bytes, job_of, write_shards
 from vidbrain.storage.roots import data_root
 
 
@@ -53,7 +53,7 @@ def shard(
     source, out = source or data_root() / "game", out or data_root() / "data"
     with cluster.client(scheduler, 0 if dry_run else workers) as client:
         if dry_run:
-            plan = make_plan(list_source(source, client), config)
+            plan = job_of(source, out, config, client=client).plan_of(config.size)
             held_out = sorted(key for key, split in plan.split.items() if split == "val")
             console.print_result(
                 {

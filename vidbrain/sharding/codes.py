@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from vidbrain.errors import ResumeError
 from vidbrain.progress import SILENT, Progress
+from vidbrain.sharding.claims import PLAN
 from vidbrain.sharding.manifest import DATASET, SHARDS, Manifest, marker_path, shard_path, write_index
 from vidbrain.sharding.tars import Sample, write_shard
-from vidbrain.sharding.writer import PLAN
 from vidbrain.storage.atomic import check_writable, read_json, sweep, write_json
 from vidbrain.storage.info import difference, is_done, read_info, write_info
 

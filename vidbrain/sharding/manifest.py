@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,10 +18,12 @@ from numpy.typing import NDArray
 from vidbrain.errors import ShardError, StorageError
 from vidbrain.storage.atomic import replacing
 from vidbrain.storage.info import read_info
+from vidbrain.storage.roots import safe_name
 
 DATASET = "dataset.json"
 INDEX = "index.parquet"
 SHARDS = "shards"
+ROW_GROUP = 1 << 16
 
 COLUMNS = {
     "key": pa.string(),
@@ -132,12 +136,12 @@ class Manifest:
         return positions
 
 
-def write_index(root: str | Path, rows: list[dict[str, Any]]) -> None:
-    """Write ``index.parquet`` atomically."""
-    columns = {name: [row[name] for row in rows] for name in COLUMNS}
-    table = pa.table(columns, schema=pa.schema(list(COLUMNS.items())))
-    with replacing(Path(root) / INDEX) as part:
-        pq.write_table(table, part, compression="zstd", row_group_size=1 << 16)
+def write_index(root: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write ``index.parquet`` atomically, a group of rows at a time."""
+    schema, waiting = pa.schema(list(COLUMNS.items())), iter(rows)
+    with replacing(Path(root) / INDEX) as part, pq.ParquetWriter(part, schema, compression="zstd") as writer:
+        while group := list(itertools.islice(waiting, ROW_GROUP)):
+            writer.write_table(pa.table({name: [row[name] for row in group] for name in COLUMNS}, schema=schema))
 
 
 def open_manifest(root: str | Path, *, kind: str = "shards") -> Manifest:
@@ -165,7 +169,8 @@ def open_manifest(root: str | Path, *, kind: str = "shards") -> Manifest:
     except (OSError, pa.ArrowException) as error:
         raise StorageError(f"the index cannot be read: {error}", where=root / INDEX) from error
     lacking = [name for name in COLUMNS if name not in table.column_names]
-    if lacking or len(table) != info["n_segments"]:
+    # A longer index is that of a data set which is growing: what it held before are the first rows.
+    if lacking or len(table) < info["n_segments"]:
         raise ShardError(
             f"the index holds {len(table)} segments, the root record says {info['n_segments']}"
             + (f"; it lacks the columns {', '.join(lacking)}" if lacking else ""),
@@ -173,6 +178,7 @@ def open_manifest(root: str | Path, *, kind: str = "shards") -> Manifest:
             hint="run `vidbrain shard` again with the same settings",
         )
     # Other writers of Parquet have long strings.
+    table = table.slice(0, info["n_segments"])
     held = {name: table.schema.field(name).type for name in COLUMNS}
     held = {name: pa.string() if pa.types.is_large_string(found) else found for name, found in held.items()}
     odd = [name for name, dtype in COLUMNS.items() if held[name] != dtype]
@@ -188,6 +194,13 @@ def open_manifest(root: str | Path, *, kind: str = "shards") -> Manifest:
     return Manifest(root, info, segments)
 
 
+def _is_name(name: object) -> bool:
+    try:
+        return isinstance(name, str) and "." not in safe_name(name)
+    except StorageError:
+        return False
+
+
 def _check_record(info: dict[str, Any], kind: str, path: Path) -> None:
     """Refuse a root record whose numbers are none: they size what is allocated and read."""
     names = ["n_segments", "n_frames", *(("height", "width", "margin") if kind == "shards" else ())]
@@ -198,7 +211,19 @@ def _check_record(info: dict[str, Any], kind: str, path: Path) -> None:
 
 
 def _fault(segments: pd.DataFrame) -> str | None:
-    """Say what is impossible in the index, before any of its numbers becomes a seek or an allocation."""
+    """Say what is impossible in the index, before any of it becomes a path, a seek, an allocation or a time."""
+    for column in ("key", "recording"):
+        odd = [name for name in segments[column].unique() if not _is_name(name)]
+        if odd:
+            return f"{column} {odd[0]!r} cannot be a name"
+    if segments["key"].duplicated().any():
+        return "a key that stands twice"
+    seen = segments["run"].to_numpy() != ""
+    onset_s, duration_s = segments["onset_s"].to_numpy(float), segments["duration_s"].to_numpy(float)
+    timed = np.isfinite(onset_s) & np.isfinite(duration_s) & (onset_s >= 0) & (duration_s > 0)
+    untimed = np.isnan(onset_s) & np.isnan(duration_s)
+    if not np.where(seen, timed, timed | untimed).all():
+        return "an onset or a duration that is no time on a scanner's clock"
     counts = segments[["start_frame", "n_frames", "n_stored", "shard", "offset", "n_bytes", "n_clips"]]
     if (counts < 0).to_numpy().any():
         return "a negative position or length"

@@ -7,7 +7,7 @@ use one thread, because the workers around them already use every core.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -66,7 +66,7 @@ def read_frames(
     path = Path(path)
     facts = probe(path)  # first, and by PyAV: decord takes the whole process down on some damaged files
     height, width = size or (facts.height, facts.width)
-    scaled = _scaled(facts, height, width, fit)
+    scaled = _scaled((facts.height, facts.width), height, width, fit)
     n_frames = 0
     for frames in DECODERS[decoder](path, facts, *scaled, block):
         n_frames += len(frames)
@@ -75,12 +75,41 @@ def read_frames(
         raise VideoError(f"decoded {n_frames} of {facts.n_frames} frames", where=path, likely="the file is damaged")
 
 
-def _scaled(facts: VideoFacts, height: int, width: int, fit: Fit) -> tuple[int, int]:
+def scale_frames(
+    screens: Iterable[Frames], shape: tuple[int, int], size: tuple[int, int], fit: Fit, block: int = 256
+) -> Iterator[Frames]:
+    """Scale frames that come one by one, as `read_frames` scales those of a lossless video.
+
+    Parameters
+    ----------
+    screens
+        (H, W, 3) uint8 RGB each.
+    shape
+        (H, W).
+    size, fit, block
+        See `read_frames`.
+
+    Yields
+    ------
+    (n, height, width, 3) uint8
+    """
+    reformatter, scaled = VideoReformatter(), _scaled(shape, *size, fit)
+    held: list[Frames] = []
+    for screen in screens:
+        held.append(_to_rgb(reformatter, av.VideoFrame.from_ndarray(screen, format="rgb24"), *scaled))
+        if len(held) == block:
+            yield _place(np.stack(held), *size)
+            held = []
+    if held:
+        yield _place(np.stack(held), *size)
+
+
+def _scaled(shape: tuple[int, int], height: int, width: int, fit: Fit) -> tuple[int, int]:
     if fit == "squash":
         return height, width
-    scales = (height / facts.height, width / facts.width)
+    scales = (height / shape[0], width / shape[1])
     scale = max(scales) if fit == "crop" else min(scales)
-    scaled = max(1, round(facts.height * scale)), max(1, round(facts.width * scale))
+    scaled = max(1, round(shape[0] * scale)), max(1, round(shape[1] * scale))
     # Rounding must not leave a crop one pixel short or a pad one pixel over.
     bound = max if fit == "crop" else min
     return bound(scaled[0], height), bound(scaled[1], width)

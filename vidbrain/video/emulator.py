@@ -316,6 +316,20 @@ class Emulator:
         """Return the frame on the screen, (height, width, 3) uint8 RGB, the caller's own."""
         return self._environment.get_screen(apply_rotation=True)
 
+    def masks(self, movie: Movie) -> NDArray[np.uint8]:
+        """Return a movie's presses as `step` takes them: (n_lines, n_buttons) uint8, in the order of `buttons`.
+
+        Raises
+        ------
+        VideoError
+            If the movie was recorded on a console with other buttons.
+        """
+        unknown = sorted(set(movie.buttons) ^ set(self.buttons))
+        if unknown:
+            raise VideoError(f"the recording's buttons are not the console's: {', '.join(unknown)}", where=movie.game)
+        order = [movie.buttons.index(name) for name in self.buttons]
+        return np.ascontiguousarray(movie.presses[:, order]).view(np.uint8)
+
     def read_ram(self) -> tuple[int, ...]:
         """Return the RAM variables in the order of `variables`."""
         values = self._data.lookup_all()

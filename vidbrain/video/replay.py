@@ -252,12 +252,7 @@ def _record(
     console: Emulator, movie: Movie, skip_first_step: bool, path: Path, config: ReplayConfig
 ) -> dict[str, NDArray[Any]]:
     """Run the console over the movie's lines and encode what it shows; return the table's columns."""
-    unknown = sorted(set(movie.buttons) ^ set(console.buttons))
-    if unknown:
-        raise VideoError(f"the recording's buttons are not the console's: {', '.join(unknown)}", where=path.stem)
-    order = [movie.buttons.index(name) for name in console.buttons]
-    presses = np.ascontiguousarray(movie.presses[int(skip_first_step) :, order])
-    masks = presses.view(np.uint8)
+    masks = console.masks(movie)[int(skip_first_step) :]
     ram = np.empty((len(masks), len(console.variables)), np.int64)
     height, width = console.shape
     # Colour on the screen becomes full-resolution luma and chroma: halved chroma would blur sprites of one pixel.
@@ -298,6 +293,6 @@ def _record(
     taken = {"frame", *console.buttons}
     return {
         "frame": np.arange(len(masks)),
-        **dict(zip(console.buttons, presses.T, strict=True)),
+        **dict(zip(console.buttons, masks.view(np.bool_).T, strict=True)),
         **{f"{name}_ram" if name in taken else name: ram[:, k] for k, name in enumerate(console.variables)},
     }

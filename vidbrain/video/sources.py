@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
 from vidbrain.errors import VideoError
 from vidbrain.records import Recording, RunKey
 from vidbrain.video.gamelogs import GameEvent, is_absent, level_of, read_events, refuse_all, repetition_of
+from vidbrain.video.lists import LIST_SUFFIXES, read_list
+from vidbrain.video.names import SPLITS, key_of
 
 FirstSkip = Literal["row", "file", "never"]
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm")
@@ -30,19 +31,25 @@ class Survey:
         Sorted by key; those whose content is absent are left out.
     absent
         Files whose content has not been fetched, recordings and events files.
+    lost
+        Recordings that the events or the list name and that are not there.
     notes
         What a user should know: runs without events, recordings that no events file lists.
     bids
         Whether the source is a BIDS tree.
     lines
         By key, the input lines that the events promise (duration_bk2 × 60).
+    split
+        By key, the source's own split, where it has one.
     """
 
     recordings: tuple[Recording, ...]
-    absent: tuple[Path, ...]
-    notes: tuple[str, ...]
-    bids: bool
-    lines: dict[str, int]
+    absent: tuple[Path, ...] = ()
+    lost: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    bids: bool = False
+    lines: dict[str, int] = field(default_factory=dict)
+    split: dict[str, str] = field(default_factory=dict)
 
 
 def find_recordings(
@@ -53,7 +60,8 @@ def find_recordings(
     Parameters
     ----------
     source
-        A BIDS tree with ``gamelogs/``, a folder of videos (.mp4, .mkv, .webm) or `.bk2` files, or one such file.
+        A BIDS tree with ``gamelogs/``, a folder of videos (.mp4, .mkv, .webm) or `.bk2` files, one such file, or a
+        list of files (see `vidbrain.video.lists`).
     video_root
         Where replayed videos are; default ``<source>/derivatives/replay``. A video beside its `.bk2` also counts.
     first_skip
@@ -77,13 +85,19 @@ def find_recordings(
         raise VideoError(
             "there is no recording",
             where=source,
-            hint=f"give a BIDS tree with gamelogs, a folder of {', '.join(VIDEO_SUFFIXES)} or .bk2 files, or one file",
+            hint=f"give a BIDS tree with gamelogs, a folder of {', '.join(VIDEO_SUFFIXES)} or .bk2 files, or a list",
         )
     return list(found.recordings)
 
 
 def refuse_absent(found: Survey, root: Path) -> None:
-    """Raise a VideoError if files have to be fetched first."""
+    """Raise a VideoError if files are missing or have to be fetched first; all are listed at once."""
+    refuse_all(
+        "{n} recording(s) that the source names are not there",
+        list(found.lost),
+        root,
+        hint="fetch them, mark their rows, or correct the list",
+    )
     names = [path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path) for path in found.absent]
     folders = sorted({str(Path(name).parent) for name in names})
     targets = names if len(names) <= 4 else folders
@@ -109,6 +123,8 @@ def survey(source: str | Path, *, video_root: str | Path | None = None, first_sk
             where=source,
             hint="give a BIDS tree, a folder of recordings or one file; `vidbrain play` records game play",
         )
+    if source.suffix.lower() in LIST_SUFFIXES:
+        return _survey_list(source)
     if source.suffix.lower() not in (*VIDEO_SUFFIXES, MOVIE_SUFFIX):
         raise VideoError(f"{source.suffix or 'a file without suffix'} is no video that is read here", where=source)
     return _survey_files([source], source.parent, Path(video_root) if video_root else source.parent / REPLAY)
@@ -128,7 +144,7 @@ def _survey_files(paths: Iterator[Path] | list[Path], root: Path, replays: Path)
     found: dict[str, Recording] = {}
     absent, faults = [], []
     for path in paths:
-        key = re.sub(r"[^\w-]+", "-", "_".join(path.relative_to(root).with_suffix("").parts))
+        key = key_of(path.relative_to(root).with_suffix(""))
         known = found.get(key, Recording(key=key))
         is_movie = path.suffix.lower() == MOVIE_SUFFIX
         taken = known.movie if is_movie else known.video
@@ -136,7 +152,7 @@ def _survey_files(paths: Iterator[Path] | list[Path], root: Path, replays: Path)
             faults.append(f"{path.name} and {Path(taken).name} would both be {key!r}")
         found[key] = replace(known, movie=str(path)) if is_movie else replace(known, video=str(path))
     refuse_all("{n} file name(s) are taken twice", faults, root)
-    recordings = []
+    recordings, folders = [], {}
     for key in sorted(found):
         recording = found[key]
         video = recording.video or _existing(replays / f"{key}.mp4")
@@ -145,7 +161,24 @@ def _survey_files(paths: Iterator[Path] | list[Path], root: Path, replays: Path)
             absent.append(needed)
         else:
             recordings.append(replace(recording, video=video))
-    return Survey(tuple(recordings), tuple(absent), (), False, {})
+            folders[key] = Path(recording.movie or recording.video or "").relative_to(root).parts[0]
+    # Folders train, val and test are a split only where they hold everything.
+    split = folders if folders and set(folders.values()) <= set(SPLITS) else {}
+    return Survey(tuple(recordings), tuple(absent), split=split)
+
+
+def _survey_list(path: Path) -> Survey:
+    recordings, split = read_list(path, MOVIE_SUFFIX)
+    kept, absent, lost = [], [], []
+    for recording in sorted(recordings, key=lambda recording: recording.key):
+        file = Path(recording.movie or recording.video or "")
+        if is_absent(file):
+            absent.append(file)
+        elif not file.is_file():
+            lost.append(str(file))
+        else:
+            kept.append(recording)
+    return Survey(tuple(kept), tuple(absent), tuple(lost), split=split)
 
 
 def _existing(*candidates: Path) -> str | None:
@@ -178,7 +211,7 @@ def _survey_bids(root: Path, replays: Path, first_skip: FirstSkip) -> Survey:
             absent.append(path)
             continue
         if video is None and not path.is_file():
-            lost.append(f"{name} (named by the events of {event.run if event else '?'})")
+            lost.append(f"{name} (named by the events of {event.run if event else 'no run'})")
             continue
         recordings[key] = Recording(
             key=key,
@@ -194,14 +227,9 @@ def _survey_bids(root: Path, replays: Path, first_skip: FirstSkip) -> Survey:
         if event is not None and event.duration_bk2_s > 0:
             lines[key] = round(event.duration_bk2_s * 60)
     refuse_all("{n} recording(s) cannot be named", faults, root)
-    refuse_all(
-        "{n} recording(s) that the events name are not in the data set",
-        lost,
-        root,
-        hint="fetch them, or mark their rows",
-    )
     notes = _notes(root, recordings, {event.run.label for event in events.rows})
-    return Survey(tuple(recordings[key] for key in sorted(recordings)), tuple(absent), notes, True, lines)
+    found = tuple(recordings[key] for key in sorted(recordings))
+    return Survey(found, tuple(absent), tuple(lost), notes, True, lines)
 
 
 def _first_recorded(rows: tuple[GameEvent, ...]) -> dict[str, int]:

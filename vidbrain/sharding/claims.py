@@ -1,0 +1,185 @@
+"""What a folder of shards says it is becoming: the plan's record, and what to say when another plan is there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vidbrain.errors import ResumeError, StorageError
+from vidbrain.sharding.manifest import DATASET
+from vidbrain.sharding.plan import Listed, Plan
+from vidbrain.storage.atomic import read_json, remove, write_json
+from vidbrain.storage.info import difference, expected_fingerprint
+
+PLAN = "plan.json"
+SKIPPED = "skipped.json"
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What decides the content of a data set.
+
+    Attributes
+    ----------
+    config
+        Settings, filter and codec, as plain values.
+    made_from
+        Fingerprints of plan and source.
+    recordings
+        Frames and bytes of each recording of the source: they say what has changed.
+    """
+
+    config: dict[str, Any]
+    made_from: dict[str, str]
+    recordings: dict[str, list[int]]
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the data set that this becomes."""
+        return expected_fingerprint("shards", self.config, self.made_from)
+
+
+def recordings_of(listing: Sequence[Listed]) -> dict[str, list[int]]:
+    """Frames and bytes of each recording."""
+    return {item.recording.key: [item.n_frames, item.n_bytes] for item in listing}
+
+
+def check_claim(root: Path, claim: Claim, plan: Plan, plan_of: Callable[[str], Plan]) -> None:
+    """Refuse a folder that holds another plan, and let a data set grow.
+
+    Parameters
+    ----------
+    root
+        The folder.
+    claim
+        What is to be written.
+    plan
+        Its plan.
+    plan_of
+        Gives the plan of another size of the same source and settings.
+
+    Raises
+    ------
+    ResumeError
+        If the folder holds, or is becoming, something that this is no continuation of; says what differs.
+    """
+    found = read_claim(root)
+    if found is None:
+        if (root / DATASET).exists():
+            raise StorageError(
+                f"there is a {DATASET}, but no {PLAN}", where=root, hint="give another output, or remove this one first"
+            )
+        return
+    sized = {**found.config, "size": claim.config["size"]}
+    if sized != claim.config or found.made_from["source"] != claim.made_from["source"]:
+        raise ResumeError(
+            f"a data set of another plan is there: {_differences(found, claim)}",
+            where=root,
+            hint="give another output, or remove this one first",
+        )
+    finished = read_json(root / DATASET) if (root / DATASET).is_file() else None
+    if finished is None:
+        if found.config == claim.config and found.made_from != claim.made_from:
+            raise ResumeError(
+                "an unfinished data set of another version's plan is there",
+                where=root,
+                hint="remove it, and give the command again",
+            )
+        return
+    size = str(finished["config"]["size"])
+    old = plan_of(size)
+    if old.fingerprint != finished["made_from"]["plan"]:
+        raise ResumeError(
+            f"the data set there was planned by another version: {difference(finished, claim.config, claim.made_from)}",
+            where=root,
+            hint="give another output, or remove this one first",
+        )
+    if plan.n_frames < old.n_frames:
+        raise ResumeError(
+            f"the data set there holds {old.n_frames:,} frames already, more than size {claim.config['size']} asks for",
+            where=root,
+            hint=f"vidbrain subset {root} --size {claim.config['size']} --out NAME, or give another output",
+        )
+    if plan.shards[: len(old.shards)] != old.shards:
+        raise ResumeError(
+            f"the data set there ends at {old.n_frames:,} frames inside a shard, so growing it would rewrite that one",
+            where=root,
+            hint="sizes that grow in place are 10k, 100k, 1M, 6M, 10M, 100M and 1G; give another output",
+        )
+
+
+def read_claim(root: Path) -> Claim | None:
+    """Read the record that stands in a folder; None if there is none.
+
+    Raises
+    ------
+    StorageError
+        If it is damaged.
+    """
+    path = root / PLAN
+    if not path.is_file():
+        return None
+    record = read_json(path)
+    try:
+        claim = Claim(record["config"], record["made_from"], record["recordings"])
+        plain = isinstance(claim.config, dict) and isinstance(claim.recordings, dict)
+        if plain and isinstance(claim.made_from["source"], str) and isinstance(claim.made_from["plan"], str):
+            return claim
+    except (KeyError, TypeError):
+        pass
+    raise StorageError(
+        "the record of the plan is damaged, or of an older version", where=path, hint="remove the folder, shard again"
+    )
+
+
+def write_claim(root: Path, claim: Claim) -> None:
+    """Write the plan's record, unless it is there."""
+    if read_claim(root) != claim:
+        write_json(
+            root / PLAN,
+            {"config": claim.config, "made_from": claim.made_from, "recordings": claim.recordings},
+        )
+
+
+def read_skipped(root: Path) -> dict[str, str]:
+    """Recordings that an earlier call found to be unreadable while it decoded, with the reasons."""
+    for name in (SKIPPED, DATASET):
+        if (root / name).is_file():
+            record = read_json(root / name)
+            values = record if name == SKIPPED else record.get("skipped", {}) if isinstance(record, dict) else {}
+            if not isinstance(values, dict):
+                raise StorageError("the list of skipped recordings is damaged", where=root / name)
+            return {str(key): str(what) for key, what in values.items()}
+    return {}
+
+
+def write_skipped(root: Path, skipped: Mapping[str, str]) -> None:
+    """Keep the list through a kill; None of it is left when the data set is finished."""
+    if skipped:
+        write_json(root / SKIPPED, dict(sorted(skipped.items())))
+    else:
+        remove(root / SKIPPED)
+
+
+def _differences(found: Claim, claim: Claim) -> str:
+    said = []
+    settings = difference({"config": found.config}, claim.config, {})
+    if found.config != claim.config:
+        said.append(settings)
+    old, new = found.recordings, claim.recordings
+    gone, more = sorted(old.keys() - new.keys()), sorted(new.keys() - old.keys())
+    changed = sorted(key for key in old.keys() & new.keys() if old[key] != new[key])
+    if gone:
+        said.append(f"{len(gone)} recording(s) of the source are gone ({', '.join(gone[:3])})")
+    if more:
+        said.append(f"{len(more)} recording(s) are new ({', '.join(more[:3])})")
+    if changed:
+        key = changed[0]
+        (frames, n_bytes), (frames_now, n_bytes_now) = old[key], new[key]
+        said.append(
+            f"{len(changed)} recording(s) have changed ({key} had {frames:,} frames in {n_bytes:,} bytes, "
+            f"has {frames_now:,} in {n_bytes_now:,})"
+        )
+    return "; ".join(said)
