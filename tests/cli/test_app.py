@@ -47,7 +47,7 @@ def test_every_command_has_a_purpose_and_an_example_that_parses(name, target, pu
     assert example.split(" --")[0] in shown
 
 
-@pytest.mark.parametrize("name", ["bold", "train"])
+@pytest.mark.parametrize("name", ["bold", "shards", "train"])
 def test_every_subcommand_has_a_purpose_and_an_example(name, capsys):
     app = build()[name]
     subcommands = [sub for sub in app if not sub.startswith("-")]

@@ -62,8 +62,20 @@ _COMMANDS = {
         (
             "verify",
             "vidbrain.cli.shard:verify",
-            "Check every byte of a data set of shards.",
+            "Check every byte of a data set of shards, and rebuild what is damaged.",
             "vidbrain verify shards/demo/data",
+        ),
+        (
+            "subset",
+            "vidbrain.cli.shards:subset",
+            "Name a prefix or a filter of a data set without copying a byte.",
+            "vidbrain subset shards/demo/data --size 5k --out shards/demo/small",
+        ),
+        (
+            "shards",
+            "vidbrain.cli.shards:app",
+            "Describe data sets of shards, and remove what nothing reads.",
+            "vidbrain shards ls shards/demo",
         ),
     ],
     "Brain": [
@@ -110,7 +122,7 @@ _COMMANDS = {
     ],
 }
 
-_NESTED = {"bold": ("simulate", "ingest", "ls"), "train": ("vqvae", "gpt")}
+_NESTED = {"bold": ("simulate", "ingest", "ls"), "shards": ("ls", "gc"), "train": ("vqvae", "gpt")}
 _SHORT = {"simulate": "bold", "ingest": "bold", "vqvae": "train", "gpt": "train"}
 """Tables of a recipe that are settings of a subcommand, and the command it belongs to."""
 _SOURCES = ("model", "pixels", "motion")

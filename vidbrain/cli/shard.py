@@ -10,10 +10,13 @@ from cyclopts import Parameter
 from vidbrain import cluster
 from vidbrain.cli.console import Console, Flag
 from vidbrain.errors import ShardError
-from vidbrain.sharding.manifest import marker_path, open_manifest
+from vidbrain.sharding.filters import Filter
+from vidbrain.sharding.manifest import DATASET, marker_path, open_manifest
 from vidbrain.sharding.plan import ShardConfig
+from vidbrain.sharding.repair import repair as rebuild
 from vidbrain.sharding.verify import verify as verify_shards
 from vidbrain.sharding.writer import estimate_bytes, job_of, write_shards
+from vidbrain.storage.atomic import read_json
 from vidbrain.storage.roots import data_root
 
 
@@ -23,6 +26,8 @@ def shard(
     *,
     out: Path | None = None,
     config: Annotated[ShardConfig, Parameter(name="*")] = ShardConfig(),  # noqa: B008 -- frozen
+    only: Annotated[Filter, Parameter(name="*")] = Filter(),  # noqa: B008 -- frozen
+    integration: Path | None = None,
     workers: int | None = None,
     scheduler: str = "local",
     dry_run: Flag = False,
@@ -35,11 +40,16 @@ def shard(
     Parameters
     ----------
     source
-        BIDS tree with replayed game play, a folder of videos, or one video; default game/ in the data root.
+        BIDS tree of game play (replayed, or `.bk2` only), a folder of videos, one video, or a list of files (.tsv,
+        .csv, .txt); default game/ in the data root.
     out
-        Folder to write; default data/ in the data root.
+        Folder to write; default data/ in the data root. A larger size adds shards to the ones there.
     config
         What decides the content.
+    only
+        Which recordings to take.
+    integration
+        Folder with your own ROM and integration, for recordings without a video.
     workers
         Worker processes; default one per core. The bytes do not depend on it.
     scheduler
@@ -53,27 +63,41 @@ def shard(
     source, out = source or data_root() / "game", out or data_root() / "data"
     with cluster.client(scheduler, 0 if dry_run else workers) as client:
         if dry_run:
-            plan = job_of(source, out, config, client=client).plan_of(config.size)
+            job = job_of(source, out, config, only=only, integration=integration, client=client)
+            plan = job.plan_of(config.size)
+            for note in job.source.notes:
+                console.note(note)
             held_out = sorted(key for key, split in plan.split.items() if split == "val")
             console.print_result(
                 {
                     "frames": plan.n_frames,
                     "segments": len(plan.segments),
                     "shards": len(plan.shards),
-                    "recordings": len({s.recording for s in plan.segments}),
+                    "recordings": len(set(plan.segments.recording.tolist())),
                     "held_out": held_out,
                     "bytes_at_most": estimate_bytes(plan, config),
                     "plan": plan.fingerprint,
                 }
             )
             return
-        record = write_shards(source, out, config, client=client, progress=console.progress())
-    names = ("n_frames", "n_segments", "n_shards", "n_recordings", "n_bytes", "codec", "fingerprint")
+        record = write_shards(
+            source, out, config, only=only, integration=integration, client=client, progress=console.progress()
+        )
+    names = ("n_frames", "n_segments", "n_shards", "n_recordings", "n_bytes", "codec", "skipped", "fingerprint")
     console.print_result({"root": str(out), **{name: record[name] for name in names}})
 
 
-def verify(root: Path | None = None, /, *, workers: int | None = None, json: Flag = False) -> None:
-    """Check every byte of a data set of shards.
+def verify(
+    root: Path | None = None,
+    /,
+    *,
+    repair: Flag = False,
+    source: Path | None = None,
+    integration: Path | None = None,
+    workers: int | None = None,
+    json: Flag = False,
+) -> None:
+    """Check every byte of a data set of shards, and rebuild what is damaged.
 
     Example: `vidbrain verify shards/demo/data`
 
@@ -81,6 +105,12 @@ def verify(root: Path | None = None, /, *, workers: int | None = None, json: Fla
     ----------
     root
         Data set of frames or codes; default data/ in the data root.
+    repair
+        Rebuild what is damaged, and only that, from the source.
+    source
+        For --repair: what the data set was made from; default game/ in the data root.
+    integration
+        For --repair: folder with your own ROM, where the source is recorded input.
     workers
         Worker processes; default one per core.
     json
@@ -89,7 +119,14 @@ def verify(root: Path | None = None, /, *, workers: int | None = None, json: Fla
     console = Console(json=json)
     root = root or data_root() / "data"
     kind = "codes" if _is_codes(root) else "shards"
+    if repair and kind == "codes":
+        raise ShardError("codes are repaired by making them again", where=root, hint="vidbrain tokenize")
     with cluster.client("local", workers) as client:
+        if repair:
+            source = source or data_root() / "game"
+            rebuilt = rebuild(root, source, integration=integration, client=client, progress=console.progress())
+            console.print_result({"root": str(root), "rebuilt_shards": rebuilt, "damaged": 0})
+            return
         damage = verify_shards(root, kind=kind, client=client, progress=console.progress())
     manifest = open_manifest(root, kind=kind)
     if damage:
@@ -98,15 +135,12 @@ def verify(root: Path | None = None, /, *, workers: int | None = None, json: Fla
         raise ShardError(
             f"{len(damage)} damages in {len(shards)} of {manifest.info['n_shards']} shards",
             where=marker_path(root, shards[0]).with_suffix(".tar"),
-            hint="remove the damaged tars with their .json markers and dataset.json, then shard again",
+            hint=f"vidbrain verify {root} --repair --source SOURCE" if kind == "shards" else "vidbrain tokenize",
         )
     console.print_result({"root": str(root), "segments": len(manifest.segments), "damaged": 0})
 
 
 def _is_codes(root: Path) -> bool:
-    from vidbrain.sharding.manifest import DATASET
-    from vidbrain.storage.atomic import read_json
-
     path = root / DATASET
     record = read_json(path) if path.is_file() else None
     return isinstance(record, dict) and record.get("vidbrain") == "codes"

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from vidbrain.errors import ShardError, StorageError
+from vidbrain.sharding.subset import content_of, read_subset, select_rows
 from vidbrain.storage.atomic import replacing
 from vidbrain.storage.info import read_info
 from vidbrain.storage.roots import safe_name
@@ -77,16 +78,19 @@ class Manifest:
     segments
         The index, one row a segment, in plan order. Where the size ends inside the last segment, that row's
         `n_frames` is cut to it.
+    subset
+        Fingerprint of the subset of the data set that this is, or None.
     """
 
     root: Path
     info: dict[str, Any]
     segments: pd.DataFrame
+    subset: str | None = None
 
     @property
     def fingerprint(self) -> str:
         """Names the content."""
-        return str(self.info["fingerprint"])
+        return self.subset or str(self.info["fingerprint"])
 
     @property
     def height(self) -> int:
@@ -150,7 +154,7 @@ def open_manifest(root: str | Path, *, kind: str = "shards") -> Manifest:
     Parameters
     ----------
     root
-        Its folder.
+        Its folder, or the file of a subset of it.
     kind
         ``"shards"`` for frames, ``"codes"`` for codes.
 
@@ -162,6 +166,8 @@ def open_manifest(root: str | Path, *, kind: str = "shards") -> Manifest:
         If the index does not fit the root record.
     """
     root = Path(root)
+    if root.is_file() and root.name != DATASET:
+        return _open_subset(root, kind)
     info = read_info(root, kind, name=DATASET)
     _check_record(info, kind, root / DATASET)
     try:
@@ -192,6 +198,25 @@ def open_manifest(root: str | Path, *, kind: str = "shards") -> Manifest:
     if excess > 0:
         segments.loc[segments.index[-1], "n_frames"] -= excess
     return Manifest(root, info, segments)
+
+
+def _open_subset(path: Path, kind: str) -> Manifest:
+    named = read_subset(path)
+    if kind != "shards":
+        raise StorageError(
+            f"a subset names frames, not {kind}", where=path, hint=f"tokenize it first: vidbrain tokenize {path}"
+        )
+    whole = open_manifest(named.data)
+    rows = select_rows(whole.segments, named.only, named.n_frames, path)
+    if content_of(rows) != named.content:
+        raise ShardError(
+            "the subset names other segments than the data set holds",
+            where=path,
+            likely="the data set was made again since",
+            hint="make the subset again with `vidbrain subset`",
+        )
+    counts = {"n_frames": named.n_frames, "n_segments": len(rows), "n_recordings": int(rows["recording"].nunique())}
+    return Manifest(whole.root, {**whole.info, **counts}, rows, named.fingerprint)
 
 
 def _is_name(name: object) -> bool:

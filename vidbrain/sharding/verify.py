@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import pandas as pd
 
@@ -78,29 +80,62 @@ def verify(
 def _verify_one(work: _Work) -> list[Damage]:
     path = shard_path(work.root, work.shard)
     try:
-        marker = read_json(marker_path(work.root, work.shard))
-        data = path.read_bytes()
+        marker = _Marker.read(marker_path(work.root, work.shard))
+        with path.open("rb") as handle:
+            digest = hashlib.file_digest(handle, "sha256").hexdigest()
+            n_bytes = handle.tell()
+            found = [Damage(work.shard, "", what) for what in marker.faults(n_bytes, digest, work.rows["key"].tolist())]
+            for row, place in zip(work.rows.itertuples(), marker.segments, strict=False):
+                what = _segment_fault(work, handle, row, place, n_bytes)
+                if what:
+                    found.append(Damage(work.shard, row.key, what))
     except (OSError, StorageError) as error:
         return [Damage(work.shard, "", f"cannot be read: {str(error).splitlines()[0]}")]
-    found = []
-    if len(data) != marker["n_bytes"]:
-        found.append(Damage(work.shard, "", f"has {len(data)} bytes, the marker says {marker['n_bytes']}"))
-    if hashlib.sha256(data).hexdigest() != marker["sha256"]:
-        found.append(Damage(work.shard, "", "its checksum differs from the marker's"))
-    for row in work.rows.itertuples():
-        member = data[row.offset : row.offset + row.n_bytes]
-        if len(member) != row.n_bytes:
-            found.append(Damage(work.shard, row.key, "is cut off"))
-        elif zlib.crc32(member) != row.crc32:
-            found.append(Damage(work.shard, row.key, "its checksum differs from the index's"))
-        elif work.codec is not None:
-            try:
-                frames = decode_segment(get_codec(work.codec), member, list(row.parts), work.height, work.width)
-            except ShardError as error:
-                found.append(Damage(work.shard, row.key, error.message))
-            else:
-                if len(frames) != row.n_stored:
-                    found.append(
-                        Damage(work.shard, row.key, f"decodes to {len(frames)} frames, the index says {row.n_stored}")
-                    )
     return found
+
+
+@dataclass(frozen=True)
+class _Marker:
+    n_bytes: int
+    sha256: str
+    keys: list[str]
+    segments: list[dict[str, Any]]
+
+    @classmethod
+    def read(cls, path: Path) -> _Marker:
+        record = read_json(path)
+        try:
+            marker = cls(record["n_bytes"], record["sha256"], record["keys"], record["segments"])
+        except (KeyError, TypeError):
+            raise StorageError("its marker is damaged", where=path) from None
+        if not (isinstance(marker.keys, list) and isinstance(marker.segments, list)):
+            raise StorageError("its marker is damaged", where=path)
+        return marker
+
+    def faults(self, n_bytes: int, digest: str, keys: list[str]) -> Iterator[str]:
+        if n_bytes != self.n_bytes:
+            yield f"has {n_bytes} bytes, the marker says {self.n_bytes}"
+        if digest != self.sha256:
+            yield "its checksum differs from the marker's"
+        if self.keys[: len(keys)] != keys or len(self.segments) < len(keys):
+            yield "its marker names other segments than the index"
+
+
+def _segment_fault(work: _Work, handle: BinaryIO, row: Any, place: dict[str, Any], n_held: int) -> str | None:  # noqa: ANN401 -- a row of pandas
+    if place != {"offset": row.offset, "n_bytes": row.n_bytes, "parts": list(row.parts), "crc32": row.crc32}:
+        return "stands elsewhere in the marker than in the index"
+    handle.seek(row.offset)
+    # No more than there is: an absurd length in an index must not be allocated.
+    member = handle.read(min(row.n_bytes, n_held))
+    if len(member) != row.n_bytes:
+        return "is cut off"
+    if zlib.crc32(member) != row.crc32:
+        return "its checksum differs from the index's"
+    if work.codec is not None:
+        try:
+            frames = decode_segment(get_codec(work.codec), member, list(row.parts), work.height, work.width)
+        except ShardError as error:
+            return error.message
+        if len(frames) != row.n_stored:
+            return f"decodes to {len(frames)} frames, the index says {row.n_stored}"
+    return None

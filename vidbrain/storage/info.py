@@ -17,6 +17,7 @@ FORMAT_VERSION = 1
 INFO = "info.json"
 MADE_BY = {
     "shards": "vidbrain shard",
+    "subset": "vidbrain subset",
     "codes": "vidbrain tokenize",
     "truth": "vidbrain bold simulate",
     "bold": "vidbrain bold ingest",

@@ -1,0 +1,97 @@
+"""Describes data sets of shards from their records alone: no tar is opened."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vidbrain.errors import StorageError
+from vidbrain.sharding.manifest import DATASET, Manifest, open_manifest
+from vidbrain.sharding.plan import LANDMARKS
+from vidbrain.sharding.subset import KIND
+from vidbrain.storage.atomic import read_json
+
+
+def find_datasets(root: str | Path) -> list[Path]:
+    """List data sets and subsets: the folder or file itself, or those directly below the folder.
+
+    Raises
+    ------
+    StorageError
+        If there is none.
+    """
+    root = Path(root)
+    if root.is_file() or (root / DATASET).is_file():
+        return [root]
+    below = sorted(root.iterdir()) if root.is_dir() else []
+    found = [path for path in below if (path / DATASET).is_file() or (path.suffix == ".json" and _is_subset(path))]
+    if not found:
+        raise StorageError("there is no finished data set of shards", where=root, hint="make one with `vidbrain shard`")
+    return found
+
+
+def _is_subset(path: Path) -> bool:
+    record = read_json(path)
+    return isinstance(record, dict) and record.get("vidbrain") == KIND
+
+
+def describe(root: str | Path) -> dict[str, Any]:
+    """Say what a data set of frames or codes, or a subset, holds.
+
+    Returns
+    -------
+    dict
+        ``root``, ``kind``, ``n_frames``, ``hours`` (None where a recording's rate is not known), ``n_segments``,
+        ``n_shards``, ``n_recordings``, ``n_bytes`` (of the tars that hold it), ``codec``, ``frame_size``, ``order``,
+        ``subjects``, ``levels``, ``splits`` (frames by name), ``prefixes`` (frames of the named prefixes that it
+        holds), ``skipped``, ``fingerprint``, ``made_from``.
+    """
+    root = Path(root)
+    record = read_json(root / DATASET) if root.is_dir() else {}
+    kind = "codes" if isinstance(record, dict) and record.get("vidbrain") == "codes" else "shards"
+    manifest = open_manifest(root, kind=kind)
+    rows, info = manifest.segments, manifest.info
+    return {
+        "root": str(root),
+        "kind": KIND if manifest.subset else kind,
+        "n_frames": int(rows["n_frames"].sum()),
+        "hours": _hours(manifest),
+        "n_segments": len(rows),
+        "n_shards": int(rows["shard"].nunique()),
+        "n_recordings": int(rows["recording"].nunique()),
+        "n_bytes": int(rows["n_bytes"].sum()),
+        "codec": info.get("codec"),
+        "frame_size": info.get("height"),
+        "order": info["config"].get("order"),
+        "subjects": sorted(label for label in rows["subject"].unique() if label),
+        "levels": sorted(label for label in rows["level"].unique() if label),
+        "splits": {name: int(n) for name, n in rows.groupby("split")["n_frames"].sum().items()},
+        "prefixes": [] if manifest.subset or kind != "shards" else _prefixes(manifest),
+        "skipped": info.get("skipped", {}),
+        "fingerprint": manifest.fingerprint,
+        "made_from": {"shards": info["fingerprint"]} if manifest.subset else info["made_from"],
+    }
+
+
+def _hours(manifest: Manifest) -> float | None:
+    rows = manifest.segments
+    seconds = float((rows["n_frames"] / rows["fps"]).sum(skipna=False))
+    return seconds / 3600 if np.isfinite(seconds) else None
+
+
+def _prefixes(manifest: Manifest) -> list[dict[str, int]]:
+    """The named prefixes that a data set holds: frames, and how many shards and bytes carry them."""
+    rows = manifest.segments
+    ends = np.cumsum(rows["n_frames"].to_numpy(np.int64))
+    bytes_to = np.cumsum(rows["n_bytes"].to_numpy(np.int64))
+    found = []
+    for frames in LANDMARKS:
+        if frames <= ends[-1]:
+            last = int(np.searchsorted(ends, frames))
+            shards = int(rows["shard"].iloc[last]) + 1
+            found.append(
+                {"n_frames": frames, "n_segments": last + 1, "n_shards": shards, "n_bytes": int(bytes_to[last])}
+            )
+    return found
