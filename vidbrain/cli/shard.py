@@ -26,7 +26,7 @@ def shard(
     *,
     out: Path | None = None,
     config: Annotated[ShardConfig, Parameter(name="*")] = ShardConfig(),  # noqa: B008 -- frozen
-    only: Annotated[Filter, Parameter(name="*")] = Filter(),  # noqa: B008 -- frozen
+    only: Annotated[Filter, Parameter(name="*", consume_multiple=True)] = Filter(),  # noqa: B008 -- frozen
     integration: Path | None = None,
     workers: int | None = None,
     scheduler: str = "local",

@@ -85,7 +85,7 @@ def subset(
     *,
     out: Path,
     size: str = "all",
-    only: Annotated[Filter, Parameter(name="*")] = Filter(),  # noqa: B008 -- frozen
+    only: Annotated[Filter, Parameter(name="*", consume_multiple=True)] = Filter(),  # noqa: B008 -- frozen
     json: Flag = False,
 ) -> None:
     """Name a prefix or a filter of a data set without copying a byte.
