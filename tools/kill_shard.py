@@ -77,14 +77,17 @@ def main() -> int:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path)
-    parser.add_argument("rest", nargs="*", help="options of vidbrain shard, after --")
-    options = parser.parse_args()
+    before, rest = sys.argv[1:], []
+    if "--" in before:
+        at = before.index("--")
+        before, rest = before[:at], before[at + 1 :]
+    options = parser.parse_args(before)
     shutil.rmtree(options.work, ignore_errors=True)
     options.work.mkdir(parents=True)
     whole, root = options.work / "whole", options.work / "killed"
-    whole_s = run_whole(command(options.source, whole, options.workers, options.rest))
+    whole_s = run_whole(command(options.source, whole, options.workers, rest))
     expected = digest(whole)
-    arguments = command(options.source, root, options.workers, options.rest)
+    arguments = command(options.source, root, options.workers, rest)
     rng, kills, finished, differing = random.Random(options.seed), 0, 0, []
     unfinished_before = 0
     while kills < options.kills:
@@ -104,7 +107,7 @@ def main() -> int:
     if options.json:
         record = {
             "command": "python tools/kill_shard.py SOURCE WORK",
-            "options": options.rest,
+            "options": rest,
             "machine": {"cores": os.cpu_count(), "platform": platform.platform(), "python": platform.python_version()},
             "kills": kills,
             "kills_of_work_that_went_on": unfinished_before,

@@ -42,11 +42,12 @@ def frames_in(root):
 
 
 def spoil(path):
-    """Keep a video's headers and tables, and so its count of frames, but not one picture."""
+    """Keep a video's headers, tables and first pictures, and so its count of frames, but no later picture."""
     data = bytearray(path.read_bytes())
     at = data.index(b"mdat") + 4
     n_bytes = int.from_bytes(data[at - 8 : at - 4], "big")
-    data[at : at - 8 + n_bytes] = bytes(n_bytes - 8)
+    half = n_bytes // 2
+    data[at + half : at - 8 + n_bytes] = bytes(n_bytes - 8 - half)
     path.write_bytes(data)
 
 

@@ -141,7 +141,7 @@ def _by_decord(path: Path, facts: VideoFacts, height: int, width: int, block: in
         reader = decord.VideoReader(str(path), ctx=decord.cpu(0), num_threads=1)
     except (decord.DECORDError, RuntimeError) as error:
         raise VideoError(f"decord cannot open the video: {error}", where=path) from error
-    if len(reader) != facts.n_frames:  # edit lists and odd clocks: PyAV reads what is there
+    if len(reader) != facts.n_frames or facts.turns:  # edit lists, odd clocks, phones: PyAV reads what is there
         yield from _by_pyav(path, facts, height, width, block)
         return
     reformatter = VideoReformatter()
@@ -170,13 +170,14 @@ def _to_rgb(reformatter: VideoReformatter, frame: av.VideoFrame, height: int, wi
 
 def _by_pyav(path: Path, facts: VideoFacts, height: int, width: int, block: int) -> Iterator[Frames]:
     reformatter = VideoReformatter()  # one for all frames: making a scaler costs more than using it
+    stored = (width, height) if facts.turns % 2 else (height, width)
     out, filled = np.empty((block, height, width, 3), np.uint8), 0
     try:
         with av.open(str(path)) as container:
             stream = container.streams.video[0]
             stream.codec_context.thread_count = 1
             for frame in container.decode(stream):
-                out[filled] = _to_rgb(reformatter, frame, height, width)
+                out[filled] = np.rot90(_to_rgb(reformatter, frame, *stored), facts.turns)
                 filled += 1
                 if filled == block:
                     yield out

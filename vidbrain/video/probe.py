@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -20,21 +21,36 @@ class VideoFacts:
     Attributes
     ----------
     n_frames
-        Frames that the file holds.
+        Frames that a player shows; those that an edit list cuts away do not count.
     fps
-        Frames per second of the file's own clock (a recording's time on the scanner's clock is another matter).
+        Frames per second of the file's own clock, on average where its rate varies (a recording's time on the
+        scanner's clock is another matter).
     height, width
-        In pixels.
+        In pixels, as a player shows them.
+    turns
+        Quarter turns, counter-clockwise, from the stored to the shown picture: 0 to 3. Phones store turned pictures.
     """
 
     n_frames: int
     fps: float
     height: int
     width: int
+    turns: int = 0
+
+
+@dataclass(frozen=True)
+class _Packets:
+    """What demuxing finds: frames shown, frames stored, shown frames' first and last time, the last time of all."""
+
+    n_shown: int
+    n_stored: int
+    first: Fraction
+    last: Fraction
+    last_s: float
 
 
 def probe(path: str | Path) -> VideoFacts:
-    """Count the frames of a video without decoding them.
+    """Count the frames of a video; only the first is decoded, which says how the picture is turned.
 
     Raises
     ------
@@ -49,29 +65,56 @@ def probe(path: str | Path) -> VideoFacts:
             if not container.streams.video:
                 raise VideoError("the file holds no video", where=path)
             stream = container.streams.video[0]
-            context = stream.codec_context
             promised, rate = stream.frames, stream.average_rate or stream.guessed_rate
-            height, width = context.height, context.width
-            n_frames, last_s = 0, 0.0
-            for packet in container.demux():  # sound too: it may run on after the last frame
-                if packet.size and packet.stream_index == stream.index:
-                    n_frames += 1
-                if packet.size and packet.pts is not None:
-                    last_s = max(last_s, float(packet.pts * packet.time_base))
+            height, width = stream.codec_context.height, stream.codec_context.width
+            found = _demux(container)
             length_s = (container.duration or 0) / av.time_base
+        n_stored = found.n_stored
+        if n_stored < promised:  # truncated, or cut by an edit list, which hides packets from a player
+            with av.open(str(path), options={"ignore_editlist": "1"}) as container:
+                n_stored = _demux(container).n_stored
+        turns = _turns(path) if found.n_shown else 0
     except (av.error.FFmpegError, OSError, ValueError) as error:
         raise VideoError(
             f"the video cannot be read: {error}", where=path, likely="the file is truncated or is no video"
         ) from error
-    if not n_frames or not height or not width or not rate:
+    if not found.n_shown or not height or not width or not rate:
         raise VideoError("the video holds no frame", where=path, likely="the recording was stopped before it began")
     # Some containers count their frames, the others state when they end.
-    if n_frames < promised or last_s < length_s - _SLACK_S:
+    if n_stored < promised or found.last_s < length_s - _SLACK_S:
         wanted = promised or round(length_s * float(rate))
         raise VideoError(
-            f"the video holds {n_frames} of about {wanted} frames",
+            f"the video holds {n_stored} of about {wanted} frames",
             where=path,
             likely="the file is truncated",
             hint="fetch or copy it again",
         )
-    return VideoFacts(n_frames, float(rate), height, width)
+    if found.last > found.first:
+        rate = (found.n_shown - 1) / (found.last - found.first)
+    height, width = (width, height) if turns % 2 else (height, width)
+    return VideoFacts(found.n_shown, float(rate), height, width, turns)
+
+
+def _demux(container: av.container.InputContainer) -> _Packets:
+    n_shown = n_stored = 0
+    first, last, last_s = Fraction(2**62), Fraction(-1), 0.0
+    chosen = container.streams.video[0].index
+    for packet in container.demux():  # sound too: it may run on after the last frame
+        if not packet.size:
+            continue
+        time = None if packet.pts is None else packet.pts * packet.time_base
+        last_s = last_s if time is None else max(last_s, float(time))
+        if packet.stream_index != chosen:
+            continue
+        n_stored += 1
+        n_shown += not packet.is_discard
+        if time is not None and not packet.is_discard:
+            first, last = min(first, time), max(last, time)
+    return _Packets(n_shown, n_stored, first, last, last_s)
+
+
+def _turns(path: Path) -> int:
+    with av.open(str(path)) as container:
+        container.streams.video[0].codec_context.thread_count = 1
+        frame = next(iter(container.decode(container.streams.video[0])), None)
+    return 0 if frame is None else round(frame.rotation / 90) % 4
