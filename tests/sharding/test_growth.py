@@ -66,6 +66,23 @@ def test_a_data_set_stays_readable_while_it_grows(videos, config, landmarks, tmp
     assert open_manifest(root).segments["n_frames"].sum() == 200
 
 
+def test_sizes_that_change_between_kills_leave_no_trace(videos, config, landmarks, tmp_path, monkeypatch):
+    """Killed where bytes are new and their index is not, then asked for the smaller size again."""
+    small, large = replace(config, size="150"), replace(config, size="400")
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    for size, function in ((small, "_assemble"), (large, "write_json"), (large, "_assemble"), (large, "write_index")):
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(f"vidbrain.sharding.writer.{function}", stop)
+            write_shards(videos, tmp_path / "d", size)
+    write_shards(videos, tmp_path / "d", small)
+    write_shards(videos, tmp_path / "alone", small)
+    collect(tmp_path / "d")
+    assert files_of(tmp_path / "d") == files_of(tmp_path / "alone")
+
+
 def test_a_size_that_would_rewrite_a_shard_or_shrink_is_refused(videos, config, landmarks, tmp_path):
     root = tmp_path / "d"
     write_shards(videos, root, replace(config, size="150"))

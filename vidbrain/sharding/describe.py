@@ -33,7 +33,10 @@ def find_datasets(root: str | Path) -> list[Path]:
 
 
 def _is_subset(path: Path) -> bool:
-    record = read_json(path)
+    try:
+        record = read_json(path)
+    except StorageError:  # somebody else's file
+        return False
     return isinstance(record, dict) and record.get("vidbrain") == KIND
 
 

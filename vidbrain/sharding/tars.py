@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from vidbrain.sharding.manifest import marker_path, shard_path
-from vidbrain.storage.atomic import replacing
+from vidbrain.storage.atomic import remove, replacing
 from vidbrain.storage.roots import safe_name
 
 Sample = tuple[str, str, bytes, list[int], dict[str, Any]]
@@ -34,6 +34,7 @@ def write_shard(root: str | Path, shard: int, samples: Iterable[Sample]) -> None
         ``key.json`` with the facts that a foreign reader needs.
     """
     path = shard_path(root, shard)
+    remove(marker_path(root, shard))  # a marker never stands beside a tar that it does not describe
     places: list[dict[str, Any]] = []
     keys: list[str] = []
     with replacing(path) as part:

@@ -326,7 +326,8 @@ def _spool_one(work: _Spooled) -> int:
     codec, size = get_codec(CODEC), work.config.frame_size
     recording = work.listed.recording
     index: dict[str, Any] = {}
-    spool = _spool_path(work.spool, recording.key, "bin")
+    spool, where = (_spool_path(work.spool, recording.key, suffix) for suffix in ("bin", "json"))
+    remove(where)  # an index never stands beside bytes that it does not describe
     blocks = recording_frames(recording, size=(size, size), fit=work.config.fit, integration=work.integration)
     with replacing(spool) as part, part.open("wb") as out, contextlib.closing(blocks):
         waiting, held, first = list(work.segments), np.empty((0, size, size, 3), np.uint8), 0
@@ -349,7 +350,7 @@ def _spool_one(work: _Spooled) -> int:
                 likely="the file is damaged or changed while it was read",
                 hint="replay or fetch it again",
             )
-    write_json(_spool_path(work.spool, recording.key, "json"), index)
+    write_json(where, index)
     return spool.stat().st_size
 
 
