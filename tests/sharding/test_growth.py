@@ -66,17 +66,19 @@ def test_a_data_set_stays_readable_while_it_grows(videos, config, landmarks, tmp
     assert open_manifest(root).segments["n_frames"].sum() == 200
 
 
-def test_sizes_that_change_between_kills_leave_no_trace(videos, config, landmarks, tmp_path, monkeypatch):
-    """Killed where bytes are new and their index is not, then asked for the smaller size again."""
+@pytest.mark.parametrize("kills", [["_assemble", "write_json"], ["_assemble", "_assemble"], ["write_index"] * 2])
+def test_sizes_that_change_between_kills_leave_no_trace(videos, config, landmarks, tmp_path, monkeypatch, kills):
+    """Killed, also where bytes are new and their index is not, with a larger size in between."""
     small, large = replace(config, size="150"), replace(config, size="400")
 
     def stop(*_):
         raise KeyboardInterrupt
 
-    for size, function in ((small, "_assemble"), (large, "write_json"), (large, "_assemble"), (large, "write_index")):
-        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    for size, function in zip((small, large), kills, strict=True):
+        with monkeypatch.context() as patch:
             patch.setattr(f"vidbrain.sharding.writer.{function}", stop)
-            write_shards(videos, tmp_path / "d", size)
+            with pytest.raises(KeyboardInterrupt):
+                write_shards(videos, tmp_path / "d", size)
     write_shards(videos, tmp_path / "d", small)
     write_shards(videos, tmp_path / "alone", small)
     collect(tmp_path / "d")
