@@ -128,6 +128,8 @@ def test_a_subset_of_another_data_set_or_a_changed_file_is_refused(data, listed,
     write_subset(path, open_manifest(data), size="100")
     text = path.read_text()
     assert json.loads(text)["made_from"] == {"shards": open_manifest(data).fingerprint}
+    with pytest.raises(ShardError, match="no bytes of its own"):
+        verify(path)
     with pytest.raises(StorageError, match="another subset"):
         write_subset(path, open_manifest(data), size="101")
     with pytest.raises(ShardError, match="of a data set of frames"):

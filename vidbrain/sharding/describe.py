@@ -47,7 +47,7 @@ def describe(root: str | Path) -> dict[str, Any]:
     -------
     dict
         ``root``, ``kind``, ``n_frames``, ``hours`` (None where a recording's rate is not known), ``n_segments``,
-        ``n_shards``, ``n_recordings``, ``n_bytes`` (of the tars that hold it), ``codec``, ``frame_size``, ``order``,
+        ``n_shards``, ``n_recordings``, ``n_bytes`` (of its segments), ``codec``, ``frame_size``, ``order``,
         ``subjects``, ``levels``, ``splits`` (frames by name), ``prefixes`` (frames of the named prefixes that it
         holds), ``skipped``, ``fingerprint``, ``made_from``.
     """

@@ -61,8 +61,14 @@ def verify(
     ------
     StorageError
         If it has no root record at all.
+    ShardError
+        If its index is damaged, or it is a subset.
     """
     manifest = open_manifest(root, kind=kind)
+    if manifest.subset:
+        raise ShardError(
+            "a subset has no bytes of its own", where=root, hint=f"vidbrain verify {manifest.root}, which holds them"
+        )
     facts = manifest.info
     work = [
         _Work(str(root), int(shard), rows, facts.get("codec"), facts.get("height", 0), facts.get("width", 0))
@@ -117,7 +123,7 @@ class _Marker:
             yield f"has {n_bytes} bytes, the marker says {self.n_bytes}"
         if digest != self.sha256:
             yield "its checksum differs from the marker's"
-        if self.keys[: len(keys)] != keys or len(self.segments) < len(keys):
+        if self.keys != keys or len(self.segments) != len(keys):
             yield "its marker names other segments than the index"
 
 

@@ -98,6 +98,7 @@ def refuse_absent(found: Survey, root: Path) -> None:
         root,
         hint="fetch them, mark their rows, or correct the list",
     )
+    root = root if root.is_dir() else root.parent
     names = [path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path) for path in found.absent]
     folders = sorted({str(Path(name).parent) for name in names})
     targets = names if len(names) <= 4 else folders
