@@ -235,6 +235,9 @@ def test_gc_removes_what_nothing_reads_and_nothing_else(videos, config, tmp_path
     (root / "dataset.json").unlink()
     (root / "spool").mkdir()
     assert find_orphans(root) == []
+    (root / "dataset.json").write_text('{"vidbrain": "shards"}')
+    with pytest.raises(StorageError, match="root record is damaged"):
+        find_orphans(root)
     with pytest.raises(StorageError, match="no data set of shards"):
         collect(tmp_path / "nowhere")
     assert not (tmp_path / "nowhere").exists()

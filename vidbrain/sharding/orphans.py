@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 from vidbrain.errors import StorageError
 from vidbrain.sharding.claims import SKIPPED, read_claim
@@ -24,7 +25,7 @@ def find_orphans(root: str | Path) -> list[Path]:
         If there is no data set, finished or not.
     """
     root = Path(root)
-    finished = read_json(root / DATASET) if (root / DATASET).is_file() else None
+    finished = _finished(root)
     claim = read_claim(root) if finished is None or finished.get("vidbrain") == "shards" else None
     if finished is None and claim is None:
         raise StorageError("there is no data set of shards", where=root, hint="check the path")
@@ -39,6 +40,15 @@ def find_orphans(root: str | Path) -> list[Path]:
             if named and int(named[1]) >= finished["n_shards"]:
                 orphans.append(path)
     return sorted(orphans)
+
+
+def _finished(root: Path) -> dict[str, Any] | None:
+    if not (root / DATASET).is_file():
+        return None
+    record = read_json(root / DATASET)
+    if not isinstance(record, dict) or type(record.get("n_shards")) is not int or "config" not in record:
+        raise StorageError("the root record is damaged", where=root / DATASET, hint="run `vidbrain verify` first")
+    return record
 
 
 def collect(root: str | Path) -> list[Path]:
