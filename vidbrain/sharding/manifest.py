@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,12 +20,13 @@ from vidbrain.errors import ShardError, StorageError
 from vidbrain.sharding.subset import content_of, read_subset, select_rows
 from vidbrain.storage.atomic import replacing
 from vidbrain.storage.info import read_info
-from vidbrain.storage.roots import safe_name
 
 DATASET = "dataset.json"
 INDEX = "index.parquet"
 SHARDS = "shards"
 ROW_GROUP = 1 << 16
+# A dot would end a WebDataset key, a separator would leave the folder.
+_NAME = re.compile(r"[^./\\\x00-\x1f]+")
 
 COLUMNS = {
     "key": pa.string(),
@@ -219,13 +221,6 @@ def _open_subset(path: Path, kind: str) -> Manifest:
     return Manifest(whole.root, {**whole.info, **counts}, rows, named.fingerprint)
 
 
-def _is_name(name: object) -> bool:
-    try:
-        return isinstance(name, str) and "." not in safe_name(name)
-    except StorageError:
-        return False
-
-
 def _check_record(info: dict[str, Any], kind: str, path: Path) -> None:
     """Refuse a root record whose numbers are none: they size what is allocated and read."""
     names = ["n_segments", "n_frames", *(("height", "width", "margin") if kind == "shards" else ())]
@@ -238,7 +233,7 @@ def _check_record(info: dict[str, Any], kind: str, path: Path) -> None:
 def _fault(segments: pd.DataFrame) -> str | None:
     """Say what is impossible in the index, before any of it becomes a path, a seek, an allocation or a time."""
     for column in ("key", "recording"):
-        odd = [name for name in segments[column].unique() if not _is_name(name)]
+        odd = [name for name in segments[column].unique() if not (isinstance(name, str) and _NAME.fullmatch(name))]
         if odd:
             return f"{column} {odd[0]!r} cannot be a name"
     if segments["key"].duplicated().any():
