@@ -57,8 +57,11 @@ def _acquire(path: Path) -> int | None:
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if path.exists() and os.fstat(handle).st_ino == path.stat().st_ino:
+            # Its last holder may have removed the file after we opened it: then it locks nothing.
+            if os.fstat(handle).st_ino == path.stat().st_ino:
                 return handle
+        except FileNotFoundError:
+            pass
         except OSError as error:
             os.close(handle)
             if error.errno not in _NO_LOCKS:
