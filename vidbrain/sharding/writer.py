@@ -20,6 +20,7 @@ from vidbrain.config import fingerprint, to_mapping
 from vidbrain.errors import ResumeError, ShardError
 from vidbrain.progress import SILENT, Progress
 from vidbrain.records import Recording, SegmentRef
+from vidbrain.sharding.choice import settle_codec
 from vidbrain.sharding.codecs import get_codec
 from vidbrain.sharding.manifest import DATASET, SHARDS, marker_path, shard_path, write_index
 from vidbrain.sharding.plan import Listed, Plan, ShardConfig, make_plan
@@ -33,7 +34,6 @@ from vidbrain.video.sources import find_recordings
 
 PLAN = "plan.json"
 SPOOL = "spool"
-CODEC = "zstd"
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,7 @@ class _Tarred:
     root: str
     plan: str
     size: int
+    codec: str
 
 
 def list_source(source: str | Path, client: Client | None = None) -> list[Listed]:
@@ -130,14 +131,15 @@ def write_shards(
     root = Path(root)
     listing = list_source(source, client)
     plan = make_plan(listing, config)
-    content = _content_settings(config)
+    config, choice = settle_codec(listing, config, _claimed(root))
+    content = to_mapping(config)
     made_from = {"plan": plan.fingerprint, "source": source_fingerprint(listing)}
     if is_done(root, "shards", config=content, made_from=made_from, name=DATASET):
         if (root / SPOOL).is_dir():  # killed just after the root record
             remove(root / SPOOL)
         return read_info(root, "shards", name=DATASET)
     check_writable(root, estimate_bytes(plan, config))
-    _claim(root, plan, content, made_from)
+    _claim(root, content, made_from, choice)
     (root / SHARDS).mkdir(exist_ok=True)
     (root / SPOOL).mkdir(exist_ok=True)
     for folder in (root, root / SHARDS, root / SPOOL):
@@ -156,7 +158,8 @@ def write_shards(
         config=content,
         made_from=made_from,
         facts={
-            "codec": CODEC,
+            "codec": config.codec,
+            **({"codec_choice": choice} if choice else {}),
             "height": config.frame_size,
             "width": config.frame_size,
             "margin": config.margin,
@@ -172,22 +175,23 @@ def write_shards(
     return record
 
 
-def _content_settings(config: ShardConfig) -> dict[str, Any]:
-    return {**to_mapping(config), "codec": CODEC}
-
-
 def estimate_bytes(plan: Plan, config: ShardConfig) -> int:
     """Bytes that writing needs at most, about: a tenth of the raw pixels, twice (spool and tar)."""
     stored = sum(segment.n_stored for segment in plan.segments)
     return math.ceil(2 * stored * config.frame_size**2 * 3 / 10)
 
 
-def _claim(root: Path, plan: Plan, content: dict[str, Any], made_from: dict[str, str]) -> None:
+def _claimed(root: Path) -> dict[str, Any] | None:
+    """What an earlier call wrote of its plan, if there was one."""
+    return read_json(root / PLAN) if (root / PLAN).is_file() else None
+
+
+def _claim(root: Path, content: dict[str, Any], made_from: dict[str, str], choice: dict[str, Any] | None) -> None:
     """Write the plan's record first, so that a later call knows whether it goes on with the same plan."""
     path = root / PLAN
-    record = {"config": content, "made_from": made_from}
-    if path.is_file():
-        found = read_json(path)
+    record = {"config": content, "made_from": made_from, **({"codec_choice": choice} if choice else {})}
+    found = _claimed(root)
+    if found is not None:
         if found != record:
             raise ResumeError(
                 f"an unfinished data set of another plan is there: {difference(found, content, made_from)}",
@@ -250,7 +254,7 @@ def _spool_index(spool: str | Path, recording: str) -> Path:
 
 def _spool_one(work: _Spooled) -> int:
     """Decode one recording in order and append its encoded segments to its spool file."""
-    codec, size = get_codec(CODEC), work.config.frame_size
+    codec, size = get_codec(work.config.codec), work.config.frame_size
     key, video = work.listed.recording.key, work.listed.recording.video
     assert video is not None
     index: dict[str, Any] = {}
@@ -295,7 +299,7 @@ def _is_whole(root: Path, shard: int, plan: Plan) -> bool:
 def _assemble(plan: Plan, config: ShardConfig, root: Path, client: Client) -> list[dict[str, Any]]:
     """Write the missing tars; return the index rows of all segments, in plan order."""
     todo = [
-        _Tarred(shard, plan.segments[first:last], str(root), plan.fingerprint, config.frame_size)
+        _Tarred(shard, plan.segments[first:last], str(root), plan.fingerprint, config.frame_size, config.codec)
         for shard, (first, last) in enumerate(plan.shards)
         if not _is_whole(root, shard, plan)
     ]
@@ -313,6 +317,7 @@ def _assemble(plan: Plan, config: ShardConfig, root: Path, client: Client) -> li
                     "n_frames": segment.n_frames,
                     "n_stored": segment.n_stored,
                     "shard": shard,
+                    "part_crc32": None,  # markers of earlier versions have none
                     **place,
                 }
             )
@@ -331,7 +336,7 @@ def _tar_one(work: _Tarred) -> None:
             handle.seek(offset)
             return handle.read(n_bytes)
 
-    extension = get_codec(CODEC).extension
+    extension = get_codec(work.codec).extension
     write_shard(
         work.root,
         work.shard,

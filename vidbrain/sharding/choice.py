@@ -1,0 +1,187 @@
+"""``--codec auto``: measures each codec on a sample of the source and chooses by a fixed rule.
+
+Bytes and PSNR are measured, what decoding takes is not: a busy or another machine must not choose differently. A data
+set keeps the codec that it began with, however it grows.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+
+from vidbrain.config import to_mapping
+from vidbrain.errors import ConfigError, ShardError
+from vidbrain.sharding.codecs import CODECS, Codec, decode_segment, get_codec
+from vidbrain.sharding.parts import PART_FRAMES, Frames
+from vidbrain.sharding.plan import Listed, ShardConfig, keyed
+from vidbrain.video.decode import read_frames
+
+STORE_BYTES_PER_S = 10e6
+"""What a store gives one reading process."""
+LOWEST_PSNR_DB = 35.0
+"""Below this a lossy codec does not come into question."""
+FASTER = 2.0
+"""A lossy codec must be this many times cheaper than the lossless one."""
+RULE = (
+    f"lossless zstd, unless a codec of at least {LOWEST_PSNR_DB:g} dB needs less than 1/{FASTER:g} of its time a frame "
+    f"(bytes at {STORE_BYTES_PER_S / 1e6:g} MB/s, and decoding); then the one that needs least"
+)
+
+_RUN_FRAMES, _N_RUNS, _REACH = 128, 4, 1024
+_MOST_PIXELS = 2**26
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a codec takes for a sample of frames.
+
+    Attributes
+    ----------
+    codec
+        Its name.
+    bytes_per_frame
+        Of the encoded members.
+    psnr_db
+        10 log10(255² / mean squared error) over all pixels; None where nothing is lost.
+    cost_us
+        Time to read and decode a frame by the rule's fixed numbers, in microseconds.
+    """
+
+    codec: str
+    bytes_per_frame: float
+    psnr_db: float | None
+    cost_us: float
+
+
+def measure(codec: Codec, runs: Sequence[Frames]) -> Measured:
+    """Encode and decode runs of frames (T, H, W, 3), each as a segment."""
+    n_bytes, n_frames, squares = 0, 0, 0.0
+    height, width = runs[0].shape[1:3]
+    for frames in runs:
+        parts = codec.encode(frames)
+        n_bytes, n_frames = n_bytes + sum(map(len, parts)), n_frames + len(frames)
+        decoded = decode_segment(codec, b"".join(parts), [len(part) for part in parts], height, width)
+        squares += float(np.square(decoded.astype(np.int32) - frames).sum(dtype=np.float64))
+    error = squares / (n_frames * height * width * 3)
+    read_us = n_bytes / n_frames / STORE_BYTES_PER_S * 1e6
+    decode_us = codec.decode_us + codec.decode_ns_per_pixel * height * width / 1e3
+    return Measured(
+        codec.name,
+        round(n_bytes / n_frames, 1),
+        round(10 * math.log10(255**2 / error), 2) if error else None,
+        round(read_us + decode_us, 1),
+    )
+
+
+def choose(measured: Sequence[Measured]) -> str:
+    """Return the codec that `RULE` names; the lossless one is always among those measured."""
+    lossless = min((m for m in measured if CODECS[m.codec].lossless), key=lambda m: m.cost_us)
+    able = [m for m in measured if m.psnr_db is not None and m.psnr_db >= LOWEST_PSNR_DB]
+    cheap = [m for m in able if m.cost_us * FASTER < lossless.cost_us]
+    return min(cheap, key=lambda m: m.cost_us).codec if cheap else lossless.codec
+
+
+def sample(listing: Sequence[Listed], config: ShardConfig) -> list[tuple[str, int, int]]:
+    """Draw runs of frames by a keyed hash: the same ones for every size of a data set.
+
+    Returns
+    -------
+    list of (recording, first frame, frames)
+        At most four runs of at most 128 frames (fewer where frames are large), all within the first 1,024 frames of
+        their recordings, because a video is decoded from its beginning.
+    """
+    parts = max(1, min(_N_RUNS * _RUN_FRAMES, _MOST_PIXELS // config.frame_size**2) // PART_FRAMES)
+    length = min(_RUN_FRAMES, parts * PART_FRAMES)
+    n_runs = -(-parts * PART_FRAMES // length)
+    some = heapq.nsmallest(
+        n_runs,
+        (item for item in listing if item.n_frames),
+        key=lambda item: (keyed(config.seed, "codec", item.recording.key), item.recording.key),
+    )
+    runs = [
+        (item.recording.key, start, min(length, item.n_frames - start))
+        for item in some
+        for start in range(0, max(1, min(item.n_frames, _REACH) - length + 1), length)
+    ]
+    return sorted(heapq.nsmallest(n_runs, runs, key=lambda run: (keyed(config.seed, "codec", *run), run)))
+
+
+def settle_codec(
+    listing: Sequence[Listed], config: ShardConfig, begun: object = None
+) -> tuple[ShardConfig, dict[str, Any] | None]:
+    """Settle which codec writes a data set.
+
+    Parameters
+    ----------
+    listing
+        Every recording of the source.
+    config
+        Settings; `codec` may be ``"auto"``.
+    begun
+        The record of the plan in the output, if an earlier call began there: its codec is kept.
+
+    Returns
+    -------
+    ShardConfig
+        With the name of a codec.
+    dict or None
+        For ``"auto"``: the rule, the sample and what was measured, as plain values.
+
+    Raises
+    ------
+    ConfigError
+        If the codec cannot hold frames of this size.
+    ShardError
+        If the codec is unknown, or the source holds no frame.
+    """
+    earlier = begun.get("config") if isinstance(begun, Mapping) else None
+    if isinstance(begun, Mapping) and isinstance(earlier, Mapping) and config.codec in ("auto", earlier.get("codec")):
+        get_codec(str(earlier.get("codec")))
+        return _with_codec(config, str(earlier["codec"])), begun.get("codec_choice")
+    if config.codec != "auto":
+        get_codec(config.codec).check_size(config.frame_size, config.frame_size)
+        return config, None
+    runs = sample(listing, config)
+    if not runs:
+        raise ShardError("the source holds no frames", hint="run `vidbrain replay` first, or check the path")
+    videos = {item.recording.key: item.recording.video for item in listing}
+    frames = [_read(str(videos[key]), first, n_frames, config) for key, first, n_frames in runs]
+    measured = [measure(codec, frames) for codec in CODECS.values() if _can_hold(codec, config)]
+    choice = {
+        "rule": RULE,
+        "sample": [{"recording": key, "start_frame": first, "n_frames": n} for key, first, n in runs],
+        "measured": [to_mapping(m) for m in measured],
+    }
+    return _with_codec(config, choose(measured)), choice
+
+
+def _with_codec(config: ShardConfig, name: str) -> ShardConfig:
+    return replace(config, codec=cast("Any", name))
+
+
+def _can_hold(codec: Codec, config: ShardConfig) -> bool:
+    try:
+        codec.check_size(config.frame_size, config.frame_size)
+    except ConfigError:
+        return False
+    return True
+
+
+def _read(video: str, first: int, n_frames: int, config: ShardConfig) -> Frames:
+    """Decode from the beginning, keep the run."""
+    kept, at = [], 0
+    for block in read_frames(Path(video), size=(config.frame_size, config.frame_size), fit=config.fit, block=64):
+        kept.append(block[max(0, first - at) : max(0, first + n_frames - at)])
+        at += len(block)
+        if at >= first + n_frames:
+            break
+    frames = np.concatenate(kept)
+    if len(frames) != n_frames:
+        raise ShardError(f"the video gave {at} frames, at least {first + n_frames} were counted before", where=video)
+    return frames
