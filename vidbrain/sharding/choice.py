@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -16,11 +16,15 @@ from typing import Any, cast
 import numpy as np
 
 from vidbrain.config import to_mapping
-from vidbrain.errors import ConfigError, ShardError
+from vidbrain.errors import ConfigError, ShardError, StorageError
+from vidbrain.records import Recording
 from vidbrain.sharding.codecs import CODECS, Codec, decode_segment, get_codec
 from vidbrain.sharding.parts import PART_FRAMES, Frames
 from vidbrain.sharding.plan import Listed, ShardConfig, keyed
-from vidbrain.video.decode import read_frames
+from vidbrain.storage.atomic import read_json, write_json
+
+CHOICE = "codec.json"
+PLAN = "plan.json"
 
 STORE_BYTES_PER_S = 10e6
 """What a store gives one reading process."""
@@ -113,9 +117,12 @@ def sample(listing: Sequence[Listed], config: ShardConfig) -> list[tuple[str, in
 
 
 def settle_codec(
-    listing: Sequence[Listed], config: ShardConfig, begun: object = None
+    listing: Sequence[Listed],
+    config: ShardConfig,
+    root: str | Path,
+    frames_of: Callable[[Recording], Iterator[Frames]],
 ) -> tuple[ShardConfig, dict[str, Any] | None]:
-    """Settle which codec writes a data set.
+    """Settle which codec writes a data set; write nothing.
 
     Parameters
     ----------
@@ -123,45 +130,84 @@ def settle_codec(
         Every recording of the source.
     config
         Settings; `codec` may be ``"auto"``.
-    begun
-        The record of the plan in the output, if an earlier call began there: its codec is kept.
+    root
+        Folder of the data set. If an earlier call began there, its codec is kept.
+    frames_of
+        Decodes a recording from its beginning, in blocks of frames of the data set's size.
 
     Returns
     -------
     ShardConfig
         With the name of a codec.
     dict or None
-        For ``"auto"``: the rule, the sample and what was measured, as plain values.
+        Where ``"auto"`` chose, now or when the data set began: codec, rule, sample and what was measured, as plain
+        values for `write_choice`.
 
     Raises
     ------
     ConfigError
         If the codec cannot hold frames of this size.
     ShardError
-        If the codec is unknown, or the source holds no frame.
+        If the source holds no frame, or the data set was begun with a codec that this version does not know.
     """
-    earlier = begun.get("config") if isinstance(begun, Mapping) else None
-    if isinstance(begun, Mapping) and isinstance(earlier, Mapping) and config.codec in ("auto", earlier.get("codec")):
-        get_codec(str(earlier.get("codec")))
-        return _with_codec(config, str(earlier["codec"])), begun.get("codec_choice")
+    choice, begun = read_choice(root), _begun(root)
+    if config.codec == "auto" and (choice or begun):
+        config = _with_codec(config, choice["codec"] if choice else str(begun))
     if config.codec != "auto":
         get_codec(config.codec).check_size(config.frame_size, config.frame_size)
-        return config, None
+        return config, choice if choice and choice["codec"] == config.codec else None
     runs = sample(listing, config)
     if not runs:
         raise ShardError("the source holds no frames", hint="run `vidbrain replay` first, or check the path")
-    videos = {item.recording.key: item.recording.video for item in listing}
-    frames = [_read(str(videos[key]), first, n_frames, config) for key, first, n_frames in runs]
+    recordings = {item.recording.key: item.recording for item in listing}
+    frames = [_read(frames_of(recordings[key]), key, first, n_frames) for key, first, n_frames in runs]
     measured = [measure(codec, frames) for codec in CODECS.values() if _can_hold(codec, config)]
     choice = {
+        "codec": choose(measured),
         "rule": RULE,
         "sample": [{"recording": key, "start_frame": first, "n_frames": n} for key, first, n in runs],
         "measured": [to_mapping(m) for m in measured],
     }
-    return _with_codec(config, choose(measured)), choice
+    return _with_codec(config, choice["codec"]), choice
+
+
+def read_choice(root: str | Path) -> dict[str, Any] | None:
+    """Read what ``"auto"`` chose for a data set; None if it was not asked.
+
+    Raises
+    ------
+    StorageError
+        If the record is damaged.
+    """
+    path = Path(root) / CHOICE
+    if not path.is_file():
+        return None
+    record = read_json(path)
+    if not isinstance(record, dict) or record.get("codec") not in CODECS:
+        raise StorageError(
+            "the record of the choice of a codec is damaged",
+            where=path,
+            hint=f"name one: --codec {' or '.join(CODECS)}",
+        )
+    return record
+
+
+def write_choice(root: str | Path, choice: Mapping[str, Any] | None) -> None:
+    """Keep a choice, so that a data set that grows or was killed goes on with it."""
+    if choice is not None and read_choice(root) != choice:
+        write_json(Path(root) / CHOICE, dict(choice))
+
+
+def _begun(root: str | Path) -> str | None:
+    """The codec of the plan that stands in a folder: it was named, not chosen."""
+    path = Path(root) / PLAN
+    record = read_json(path) if path.is_file() else None
+    config = record.get("config") if isinstance(record, dict) else None
+    return str(config.get("codec")) if isinstance(config, dict) else None
 
 
 def _with_codec(config: ShardConfig, name: str) -> ShardConfig:
+    get_codec(name)
     return replace(config, codec=cast("Any", name))
 
 
@@ -173,15 +219,12 @@ def _can_hold(codec: Codec, config: ShardConfig) -> bool:
     return True
 
 
-def _read(video: str, first: int, n_frames: int, config: ShardConfig) -> Frames:
-    """Decode from the beginning, keep the run."""
+def _read(blocks: Iterator[Frames], recording: str, first: int, n_frames: int) -> Frames:
+    """Pass over the beginning, keep the run, and leave the rest."""
     kept, at = [], 0
-    for block in read_frames(Path(video), size=(config.frame_size, config.frame_size), fit=config.fit, block=64):
+    for block in blocks:
         kept.append(block[max(0, first - at) : max(0, first + n_frames - at)])
         at += len(block)
         if at >= first + n_frames:
-            break
-    frames = np.concatenate(kept)
-    if len(frames) != n_frames:
-        raise ShardError(f"the video gave {at} frames, at least {first + n_frames} were counted before", where=video)
-    return frames
+            return np.concatenate(kept)
+    raise ShardError(f"{recording} gave {at} frames, at least {first + n_frames} were counted before")

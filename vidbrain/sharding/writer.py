@@ -8,19 +8,21 @@ goes. The same command goes on wherever it was stopped, and the bytes do not dep
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vidbrain.cluster import Client
 from vidbrain.config import fingerprint, to_mapping
 from vidbrain.errors import ResumeError, ShardError
 from vidbrain.progress import SILENT, Progress
 from vidbrain.records import Recording, SegmentRef
-from vidbrain.sharding.choice import settle_codec
+from vidbrain.sharding.choice import PLAN as PLAN
+from vidbrain.sharding.choice import settle_codec, write_choice
 from vidbrain.sharding.codecs import get_codec
 from vidbrain.sharding.manifest import DATASET, SHARDS, marker_path, shard_path, write_index
 from vidbrain.sharding.plan import Listed, Plan, ShardConfig, make_plan
@@ -32,7 +34,6 @@ from vidbrain.video.decode import read_frames
 from vidbrain.video.probe import probe
 from vidbrain.video.sources import find_recordings
 
-PLAN = "plan.json"
 SPOOL = "spool"
 
 
@@ -131,7 +132,7 @@ def write_shards(
     root = Path(root)
     listing = list_source(source, client)
     plan = make_plan(listing, config)
-    config, choice = settle_codec(listing, config, _claimed(root))
+    config, choice = settle_codec(listing, config, root, lambda recording: _decode(recording, config))
     content = to_mapping(config)
     made_from = {"plan": plan.fingerprint, "source": source_fingerprint(listing)}
     if is_done(root, "shards", config=content, made_from=made_from, name=DATASET):
@@ -139,7 +140,8 @@ def write_shards(
             remove(root / SPOOL)
         return read_info(root, "shards", name=DATASET)
     check_writable(root, estimate_bytes(plan, config))
-    _claim(root, content, made_from, choice)
+    write_choice(root, choice)
+    _claim(root, content, made_from)
     (root / SHARDS).mkdir(exist_ok=True)
     (root / SPOOL).mkdir(exist_ok=True)
     for folder in (root, root / SHARDS, root / SPOOL):
@@ -181,17 +183,12 @@ def estimate_bytes(plan: Plan, config: ShardConfig) -> int:
     return math.ceil(2 * stored * config.frame_size**2 * 3 / 10)
 
 
-def _claimed(root: Path) -> dict[str, Any] | None:
-    """What an earlier call wrote of its plan, if there was one."""
-    return read_json(root / PLAN) if (root / PLAN).is_file() else None
-
-
-def _claim(root: Path, content: dict[str, Any], made_from: dict[str, str], choice: dict[str, Any] | None) -> None:
+def _claim(root: Path, content: dict[str, Any], made_from: dict[str, str]) -> None:
     """Write the plan's record first, so that a later call knows whether it goes on with the same plan."""
     path = root / PLAN
-    record = {"config": content, "made_from": made_from, **({"codec_choice": choice} if choice else {})}
-    found = _claimed(root)
-    if found is not None:
+    record = {"config": content, "made_from": made_from}
+    if path.is_file():
+        found = read_json(path)
         if found != record:
             raise ResumeError(
                 f"an unfinished data set of another plan is there: {difference(found, content, made_from)}",
@@ -200,6 +197,10 @@ def _claim(root: Path, content: dict[str, Any], made_from: dict[str, str], choic
             )
     else:
         write_json(path, record)
+
+
+def _decode(recording: Recording, config: ShardConfig) -> Iterator[NDArray[np.uint8]]:
+    return read_frames(str(recording.video), size=(config.frame_size, config.frame_size), fit=config.fit)
 
 
 def _entities(item: Listed, plan: Plan) -> dict[str, Any]:
@@ -262,7 +263,7 @@ def _spool_one(work: _Spooled) -> int:
     with replacing(spool) as part, part.open("wb") as out:
         waiting, held, first = list(work.segments), np.empty((0, size, size, 3), np.uint8), 0
         n_seen = 0
-        for block in read_frames(Path(video), size=(size, size), fit=work.config.fit):
+        for block in _decode(work.listed.recording, work.config):
             held, n_seen = np.concatenate([held, block]), n_seen + len(block)
             while waiting and first + len(held) >= waiting[0].start_frame + waiting[0].n_stored:
                 segment = waiting.pop(0)
