@@ -156,3 +156,9 @@ def test_auto_leaves_out_what_cannot_hold_the_size(monkeypatch, footage):
 def test_a_video_that_ends_early_is_an_error(footage):
     with pytest.raises(ShardError, match="rec-000 gave 77 frames"):
         settle_codec(listing([100]), ShardConfig(frame_size=64), "nowhere", lambda _: iter([footage["toy"]]))
+
+
+def test_a_codec_that_is_none_is_refused(videos, config, tmp_path):
+    with pytest.raises(ShardError, match="unknown codec 'h265'"):
+        write_shards(videos, tmp_path / "d", replace(config, codec="h265"))
+    assert not (tmp_path / "d").exists()

@@ -15,11 +15,16 @@ import decord
 import numpy as np
 import pytest
 import zstandard
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
+from vidbrain.config import from_mapping
 from vidbrain.errors import ConfigError, ShardError
 from vidbrain.sharding import h264
 from vidbrain.sharding.codecs import CODECS, H264, PART_FRAMES, JpegSheet, Zstd, decode_segment, get_codec
+from vidbrain.sharding.parts import cut
+from vidbrain.sharding.plan import ShardConfig
 from vidbrain.testing.videos import toy_frames
 
 NAMES = ["zstd", "h264", "jpeg"]
@@ -104,6 +109,23 @@ def test_the_colour_space_is_written_where_players_look(encoded):
         assert (context.pix_fmt, context.color_range, context.colorspace) == ("yuv444p", 1, 6)
         keys = [packet.is_keyframe for packet in container.demux(video=0) if packet.size]
     assert [i for i, key in enumerate(keys) if key] == list(range(0, 77, PART_FRAMES))
+
+
+@given(st.integers(0, 200), st.integers(1, 40), st.integers(1, 45))
+def test_frames_are_cut_by_parts(first, n, step):
+    frames = range(first, first + (n - 1) * step + 1, step)
+    found = [(part, list(inside)) for part, inside in cut(frames)]
+    expected = {}
+    for frame in frames:
+        expected.setdefault(frame // PART_FRAMES, []).append(frame % PART_FRAMES)
+    assert found == list(expected.items())
+
+
+def test_every_codec_can_be_named_in_the_settings():
+    for name in (*CODECS, "auto"):
+        assert from_mapping(ShardConfig, {"codec": name}).codec == name
+    with pytest.raises(ConfigError, match="codec cannot be 'h265'; did you mean 'h264'"):
+        from_mapping(ShardConfig, {"codec": "h265"})
 
 
 # -- other people's readers ------------------------------------------------------------------------------------------

@@ -5,7 +5,9 @@ import shutil
 import subprocess
 import sys
 import textwrap
+from dataclasses import replace
 
+import av
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -20,6 +22,7 @@ from vidbrain.sharding.verify import verify
 from vidbrain.sharding.writer import write_shards
 from vidbrain.stream.loader import stream
 from vidbrain.stream.reader import SegmentReader
+from vidbrain.testing.videos import toy_frames
 from vidbrain.video.decode import read_frames
 
 NAMES = sorted(CODECS)
@@ -64,6 +67,29 @@ def test_every_frame_is_there_margins_included(data, videos):
             else:
                 assert 10 * np.log10(255**2 / np.mean((found.astype(float) - frames) ** 2)) > 30
                 assert np.abs(found.astype(float) - frames).mean() < 5
+
+
+def test_sources_with_b_frames_and_open_groups_keep_every_frame_in_order(tmp_path):
+    """The source's pictures are stored out of order; those of the data set are not."""
+    frames = toy_frames(90, height=48, width=48)
+    (tmp_path / "source").mkdir()
+    with av.open(str(tmp_path / "source" / "film.mkv"), "w") as container:
+        options = {"crf": "4", "bf": "3", "g": "24", "x264-params": "open-gop=1"}
+        video = container.add_stream("libx264", rate=30, options=options)
+        video.height, video.width, video.pix_fmt = 48, 48, "yuv444p"
+        for image in [*(av.VideoFrame.from_ndarray(f, format="rgb24") for f in frames), None]:
+            container.mux(video.encode(image))
+    config = ShardConfig(frame_size=48, segment_frames=40, shard_frames=80, clip_frames=4, clip_step=2)
+    for name in NAMES:
+        write_shards(tmp_path / "source", tmp_path / name, replace(config, codec=name))
+        manifest = open_manifest(tmp_path / name)
+        assert manifest.segments["n_stored"].sum() == 90 + 6 + 6
+        with SegmentReader(manifest) as reader:
+            for position, row in enumerate(manifest.segments.itertuples()):
+                found = reader.frames(position, row.start_frame, row.start_frame + row.n_stored)
+                for number, frame in enumerate(found[::7]):
+                    distance = np.abs(frames.astype(int) - frame).mean(axis=(1, 2, 3))
+                    assert distance.argmin() == row.start_frame + 7 * number
 
 
 @pytest.mark.parametrize("step", [1, 3, 4, 16, 17, 40])
@@ -151,16 +177,19 @@ def test_an_index_without_checksums_of_parts_is_read(data, tmp_path):
 
 
 def test_parts_that_hold_other_frames_than_the_index_says_are_refused(data, tmp_path):
+    """The index says one frame less than the last part holds; and that all parts are one."""
     rows = open_manifest(data).segments
-    position = int(np.flatnonzero(rows["n_stored"].to_numpy() % 16)[0])
+    position = int(np.flatnonzero(rows["n_stored"] > rows["n_frames"])[0])
     row = rows.iloc[position]
-    for name, said, parts in (("few", "in 1 parts of 16", [row["n_bytes"]]), ("turned", "", np.roll(row["parts"], 1))):
+    first = int(row["start_frame"])
+    lies = (("n_stored", row["n_stored"] - 1, r"holds \d+ frames, the index says"), ("parts", [row["n_bytes"]], "part"))
+    for name, value, said in lies:
         root = tmp_path / name
         shutil.copytree(data, root)
         replace_column(root, "part_crc32", [None] * len(rows))
-        replace_column(root, "parts", [*rows["parts"][:position], parts, *rows["parts"][position + 1 :]])
+        replace_column(root, name, [*rows[name][:position], value, *rows[name][position + 1 :]])
         with SegmentReader(open_manifest(root)) as reader, pytest.raises(ShardError, match=said) as caught:
-            reader.frames(position, int(row["start_frame"]), int(row["start_frame"]) + int(row["n_stored"]))
+            reader.frames(position, first, first + int(row["n_stored"]) - 1)
         assert row["key"] in str(caught.value)
 
 

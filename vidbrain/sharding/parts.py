@@ -7,6 +7,7 @@ plain file of the codec's format.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from typing import ClassVar
 
 import numpy as np
@@ -96,6 +97,16 @@ class Codec(ABC):
         out = np.empty((self.count_frames(data, height, width), height, width, 3), np.uint8)
         self.decode_into(data, out, range(len(out)))
         return out
+
+
+def cut(frames: range) -> Iterator[tuple[int, range]]:
+    """Yield (part, frames of it) for frames of a segment; parts that hold none of them are passed over."""
+    for part in range(frames[0] // PART_FRAMES, frames[-1] // PART_FRAMES + 1):
+        first = part * PART_FRAMES
+        before = max(0, -(-(first - frames.start) // frames.step))  # frames in the parts before this one
+        inside = range(frames[before] - first, min(frames[-1] + 1 - first, PART_FRAMES), frames.step)
+        if inside:
+            yield part, inside
 
 
 def check_count(n_frames: int) -> int:

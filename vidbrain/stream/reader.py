@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 
 from vidbrain.errors import ShardError
 from vidbrain.records import ClipSpec
-from vidbrain.sharding.codecs import PART_FRAMES, get_codec
+from vidbrain.sharding.codecs import get_codec
 from vidbrain.sharding.manifest import Manifest, shard_path
+from vidbrain.sharding.parts import PART_FRAMES, cut
 from vidbrain.storage.atomic import as_storage_error
 
 OPEN_SHARDS = 64
@@ -83,21 +84,19 @@ class SegmentReader:
     def _decode(self, segment: int, low: int, data: memoryview, inside: range, out: NDArray[np.uint8]) -> None:
         """Decode the frames `inside` the segment from the bytes of its parts `low` and following."""
         stored, sizes, checksums = int(self._stored[segment]), self._parts[segment], self._checksums[segment]
+        bounds = np.concatenate([[0], np.cumsum(sizes[low:])])
         written = 0
-        for number in range(low, inside[-1] // PART_FRAMES + 1):
+        for number, wanted in cut(inside):
             if number >= len(sizes):
                 raise ShardError(f"it stores {stored} frames in {len(sizes)} parts of {PART_FRAMES}")
-            part, data = data[: sizes[number]], data[sizes[number] :]
-            first = number * PART_FRAMES
-            wanted = range(inside[written] - first, min(inside[-1] + 1 - first, PART_FRAMES), inside.step)
-            if not wanted:  # a step wider than a part passes over it
-                continue
+            part = data[bounds[number - low] : bounds[number - low + 1]]
             # Before any decoder sees the bytes.
             if checksums is not None and zlib.crc32(part) != checksums[number]:
                 raise ShardError(f"part {number} of the segment is damaged: its checksum differs from the index's")
             n_frames = self._codec.count_frames(part, self._height, self._width)
-            if n_frames != min(PART_FRAMES, stored - first):
-                raise ShardError(f"part {number} of the segment holds {n_frames} of {stored - first} frames")
+            expected = min(PART_FRAMES, stored - number * PART_FRAMES)
+            if n_frames != expected:
+                raise ShardError(f"part {number} of the segment holds {n_frames} frames, the index says {expected}")
             self._codec.decode_into(part, out[written : written + len(wanted)], wanted)
             written += len(wanted)
 
