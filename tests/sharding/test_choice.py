@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 
+import av
 import numpy as np
 import pytest
 
@@ -145,12 +146,16 @@ def test_a_size_that_the_codec_cannot_hold_is_refused_before_anything_is_written
     assert not (tmp_path / "d").exists()
 
 
-def test_auto_leaves_out_what_cannot_hold_the_size(monkeypatch, footage):
+def test_auto_leaves_out_what_cannot_be_written(monkeypatch, footage):
     monkeypatch.setattr("vidbrain.sharding.sheets._MOST_PIXELS", 16 * 63 * 64)
     source = listing([77])
     config, choice = settle_codec(source, ShardConfig(frame_size=64), "nowhere", lambda _: iter([footage["texture"]]))
     assert config.codec == "h264"
     assert [row["codec"] for row in choice["measured"]] == ["zstd", "h264"]
+    monkeypatch.setattr(av, "codecs_available", av.codecs_available - {"libx264"})
+    config, choice = settle_codec(source, ShardConfig(frame_size=64), "nowhere", lambda _: iter([footage["texture"]]))
+    assert config.codec == "zstd"
+    assert [row["codec"] for row in choice["measured"]] == ["zstd"]
 
 
 def test_a_video_that_ends_early_is_an_error(footage):

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from vidbrain.config import from_mapping
-from vidbrain.errors import ConfigError, ShardError
+from vidbrain.errors import ConfigError, MissingExtraError, ShardError
 from vidbrain.sharding import h264
 from vidbrain.sharding.codecs import CODECS, H264, PART_FRAMES, JpegSheet, Zstd, decode_segment, get_codec
 from vidbrain.sharding.parts import cut
@@ -275,11 +275,18 @@ def test_boxes_and_units_that_lie_about_their_length_are_refused(encoded):
 
 def test_sizes_that_cannot_be_are_refused_before_anything_is_encoded():
     with pytest.raises(ConfigError, match="do not fit on one JPEG sheet"):
-        JpegSheet().check_size(4096, 4096)
+        JpegSheet().check(4096, 4096)
     with pytest.raises(ConfigError, match=r"too large for H\.264"):
-        H264().check_size(8192, 8192)
+        H264().check(8192, 8192)
     for codec in CODECS.values():
-        codec.check_size(8, 8)
+        codec.check(8, 8)
+
+
+def test_an_installation_without_the_encoder_is_refused_and_still_reads(encoded, monkeypatch):
+    monkeypatch.setattr(av, "codecs_available", av.codecs_available - {"libx264"})
+    with pytest.raises(MissingExtraError, match="built without libx264"):
+        H264().check(64, 64)
+    assert len(H264().decode_part(encoded["h264", "toy"][1], 64, 64)) == PART_FRAMES
 
 
 def test_parts_of_format_1_are_still_read():

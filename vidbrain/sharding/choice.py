@@ -16,7 +16,7 @@ from typing import Any, cast
 import numpy as np
 
 from vidbrain.config import to_mapping
-from vidbrain.errors import ConfigError, ShardError, StorageError
+from vidbrain.errors import ConfigError, MissingExtraError, ShardError, StorageError
 from vidbrain.records import Recording
 from vidbrain.sharding.codecs import CODECS, Codec, decode_segment, get_codec
 from vidbrain.sharding.parts import PART_FRAMES, Frames
@@ -147,6 +147,8 @@ def settle_codec(
     ------
     ConfigError
         If the codec cannot hold frames of this size.
+    MissingExtraError
+        If this installation has no encoder.
     ShardError
         If the source holds no frame, or the data set was begun with a codec that this version does not know.
     """
@@ -154,14 +156,14 @@ def settle_codec(
     if config.codec == "auto" and (choice or begun):
         config = _with_codec(config, choice["codec"] if choice else str(begun))
     if config.codec != "auto":
-        get_codec(config.codec).check_size(config.frame_size, config.frame_size)
+        get_codec(config.codec).check(config.frame_size, config.frame_size)
         return config, choice if choice and choice["codec"] == config.codec else None
     runs = sample(listing, config)
     if not runs:
         raise ShardError("the source holds no frames", hint="run `vidbrain replay` first, or check the path")
     recordings = {item.recording.key: item.recording for item in listing}
     frames = [_read(frames_of(recordings[key]), key, first, n_frames) for key, first, n_frames in runs]
-    measured = [measure(codec, frames) for codec in CODECS.values() if _can_hold(codec, config)]
+    measured = [measure(codec, frames) for codec in CODECS.values() if _can_write(codec, config)]
     choice = {
         "codec": choose(measured),
         "rule": RULE,
@@ -211,10 +213,10 @@ def _with_codec(config: ShardConfig, name: str) -> ShardConfig:
     return replace(config, codec=cast("Any", name))
 
 
-def _can_hold(codec: Codec, config: ShardConfig) -> bool:
+def _can_write(codec: Codec, config: ShardConfig) -> bool:
     try:
-        codec.check_size(config.frame_size, config.frame_size)
-    except ConfigError:
+        codec.check(config.frame_size, config.frame_size)
+    except (ConfigError, MissingExtraError):
         return False
     return True
 

@@ -18,9 +18,10 @@ import numpy as np
 from av.bitstream import BitStreamFilterContext
 from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 
-from vidbrain.errors import ConfigError, ShardError
+from vidbrain.errors import ConfigError, MissingExtraError, ShardError
 from vidbrain.sharding.parts import PART_FRAMES, Codec, Frames, check_count
 
+ENCODER = "libx264"
 CRF = 18
 PRESET = "veryfast"
 NOMINAL_FPS = 60
@@ -50,8 +51,13 @@ class H264(Codec):
     decode_us = 20
     decode_ns_per_pixel = 2.5
 
-    def check_size(self, height: int, width: int) -> None:
-        """Refuse frames that no level of H.264 has room for."""
+    def check(self, height: int, width: int) -> None:
+        """Refuse frames that no level of H.264 has room for, and a PyAV without the encoder."""
+        if ENCODER not in av.codecs_available:
+            raise MissingExtraError(
+                f"this PyAV cannot write H.264: it was built without {ENCODER}",
+                hint="use --codec zstd, or install PyAV's own wheel: pip install --force-reinstall av",
+            )
         blocks = -(-height // _MACROBLOCK) * -(-width // _MACROBLOCK)
         if blocks > _MOST_MACROBLOCKS:
             raise ConfigError(
@@ -96,7 +102,7 @@ def _write_mp4(frames: Frames) -> bytes:
     """Write a fragmented mp4; equal frames give equal bytes."""
     buffer, reformatter = io.BytesIO(), VideoReformatter()
     with av.open(buffer, "w", format="mp4", options={"movflags": _MOV, "fflags": "+bitexact"}) as container:
-        stream = container.add_stream("libx264", rate=NOMINAL_FPS)
+        stream = container.add_stream(ENCODER, rate=NOMINAL_FPS)
         stream.height, stream.width, stream.pix_fmt = frames.shape[1], frames.shape[2], "yuv444p"
         stream.options = {"crf": str(CRF), "preset": PRESET, "x264-params": _X264}
         context = stream.codec_context

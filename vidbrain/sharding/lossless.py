@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import numpy as np
 import zstandard
 
@@ -9,6 +11,8 @@ from vidbrain.errors import ShardError
 from vidbrain.sharding.parts import PART_FRAMES, Codec, Frames, check_count
 
 LEVEL = 3
+
+_mine = threading.local()  # a decompressor serves one thread, and costs time to make
 
 
 class Zstd(Codec):
@@ -24,7 +28,7 @@ class Zstd(Codec):
     decode_us = 1
     decode_ns_per_pixel = 0.5
 
-    def check_size(self, height: int, width: int) -> None:
+    def check(self, height: int, width: int) -> None:
         """Any size."""
 
     def encode(self, frames: Frames) -> list[bytes]:
@@ -51,9 +55,16 @@ class Zstd(Codec):
         n_frames = self.count_frames(data, height, width)
         try:
             # Bounded by what was just checked: a part does not unpack to more than it says.
-            raw = zstandard.ZstdDecompressor().decompress(data)
+            raw = _decompressor().decompress(data)
         except zstandard.ZstdError as error:
             raise ShardError(f"a part is damaged: {error}") from error
         if len(raw) != n_frames * height * width * 3 or keep[-1] >= n_frames:
             raise ShardError(f"a part unpacks to {len(raw)} bytes, it says {n_frames} frames")
         out[:] = np.frombuffer(raw, np.uint8).reshape(-1, height, width, 3)[keep.start : keep.stop : keep.step]
+
+
+def _decompressor() -> zstandard.ZstdDecompressor:
+    if not hasattr(_mine, "decompressor"):
+        _mine.decompressor = zstandard.ZstdDecompressor()
+    found: zstandard.ZstdDecompressor = _mine.decompressor
+    return found

@@ -33,8 +33,9 @@ class Codec(ABC):
     lossless
         Whether the frames that leave are those that entered.
     decode_us, decode_ns_per_pixel
-        What one core takes to decode a frame of a clip, about, in microseconds and beyond that in nanoseconds a pixel:
-        fixed numbers, not the local machine's, so that ``--codec auto`` chooses alike everywhere.
+        What one core takes to decode a frame on the way to a clip of every fourth, about: microseconds a frame, and
+        nanoseconds a pixel beyond them. Fixed numbers, not the local machine's, so that ``--codec auto`` chooses alike
+        everywhere.
     """
 
     name: ClassVar[str]
@@ -44,13 +45,15 @@ class Codec(ABC):
     decode_ns_per_pixel: ClassVar[float]
 
     @abstractmethod
-    def check_size(self, height: int, width: int) -> None:
-        """Refuse frames that the format cannot hold.
+    def check(self, height: int, width: int) -> None:
+        """Refuse, before anything is encoded, what cannot be written.
 
         Raises
         ------
         ConfigError
-            Naming the largest that it can.
+            If the format cannot hold frames of this size.
+        MissingExtraError
+            If this installation has no encoder.
         """
 
     @abstractmethod

@@ -13,7 +13,7 @@ from vidbrain.sharding.parts import PART_FRAMES, Codec, Frames, check_count
 QUALITY = 95
 SIDE = 4
 """A full sheet has four rows of four frames, read like a page; the last part of a segment may be one row of fewer."""
-_MOST_PIXELS = Image.MAX_IMAGE_PIXELS or 0
+_MOST_PIXELS = 89_478_485  # a larger picture is a bomb to Pillow
 _LONGEST_SIDE = 65_500  # of libjpeg
 
 
@@ -29,7 +29,7 @@ class JpegSheet(Codec):
     decode_us = 5
     decode_ns_per_pixel = 4
 
-    def check_size(self, height: int, width: int) -> None:
+    def check(self, height: int, width: int) -> None:
         """Refuse frames of which sixteen make a sheet too large for JPEG or for Pillow."""
         if SIDE * SIDE * height * width > _MOST_PIXELS or (PART_FRAMES - 1) * width > _LONGEST_SIDE:
             raise ConfigError(
