@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import struct
+import threading
 from collections.abc import Iterator
 from itertools import pairwise
 
@@ -34,6 +35,7 @@ _X264 = (
 )
 _MOV = "frag_keyframe+empty_moov+default_base_moof+skip_trailer"
 _BT601 = 6  # SMPTE 170M: matrix, primaries and transfer; every reader takes it for small video, even one without tags
+_mine = threading.local()  # a reformatter serves one thread, and keeps its scaler
 _SLICE, _KEY_SLICE = 1, 5
 _MACROBLOCK, _MOST_MACROBLOCKS = 16, 139_264  # of level 6.2
 _ALIGNMENT = 64  # of the picture in the decoder's memory
@@ -75,13 +77,13 @@ class H264(Codec):
         """Count the pictures of the fragment; their size is seen when they are decoded."""
         return check_count(len(_pictures(memoryview(data))))
 
-    def decode_into(self, data: bytes | memoryview, out: Frames, keep: range) -> None:
+    def decode_into(self, data: bytes | memoryview, out: Frames, keep: range) -> int:
         """Decode up to the last frame that is wanted, and convert the colour of those that are."""
         height, width = out.shape[1:3]
         pictures = _pictures(memoryview(data))
         if keep[-1] >= check_count(len(pictures)):
             raise ShardError(f"a part holds {len(pictures)} frames, frame {keep[-1]} is wanted")
-        n_decoded, reformatter = 0, VideoReformatter()
+        n_decoded, reformatter = 0, _reformatter()
         try:
             for frame in _decode(pictures[: keep[-1] + 1], height, width):
                 if (frame.height, frame.width) != (height, width):
@@ -96,6 +98,7 @@ class H264(Codec):
             raise ShardError(f"a part is damaged: {error}") from error
         if n_decoded != keep[-1] + 1:
             raise ShardError(f"a part is damaged: {n_decoded} of {keep[-1] + 1} frames could be decoded")
+        return len(pictures)
 
 
 def _write_mp4(frames: Frames) -> bytes:
@@ -170,6 +173,13 @@ def _decode(pictures: list[bytes], height: int, width: int) -> Iterator[av.Video
     for picture in pictures:
         yield from context.decode(av.Packet(picture))
     yield from context.decode(None)
+
+
+def _reformatter() -> VideoReformatter:
+    if not hasattr(_mine, "reformatter"):
+        _mine.reformatter = VideoReformatter()
+    found: VideoReformatter = _mine.reformatter
+    return found
 
 
 def _to_rgb(reformatter: VideoReformatter, frame: av.VideoFrame, out: Frames) -> None:

@@ -49,7 +49,7 @@ class Zstd(Codec):
             raise ShardError(f"a part holds {n_bytes} bytes, not whole frames of {height * width * 3}")
         return check_count(n_bytes // (height * width * 3))
 
-    def decode_into(self, data: bytes | memoryview, out: Frames, keep: range) -> None:
+    def decode_into(self, data: bytes | memoryview, out: Frames, keep: range) -> int:
         """Unpack the part and copy the frames that are wanted."""
         height, width = out.shape[1:3]
         n_frames = self.count_frames(data, height, width)
@@ -61,6 +61,7 @@ class Zstd(Codec):
         if len(raw) != n_frames * height * width * 3 or keep[-1] >= n_frames:
             raise ShardError(f"a part unpacks to {len(raw)} bytes, it says {n_frames} frames")
         out[:] = np.frombuffer(raw, np.uint8).reshape(-1, height, width, 3)[keep.start : keep.stop : keep.step]
+        return n_frames
 
 
 def _decompressor() -> zstandard.ZstdDecompressor:

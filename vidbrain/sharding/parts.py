@@ -71,7 +71,7 @@ class Codec(ABC):
         """
 
     @abstractmethod
-    def decode_into(self, data: bytes | memoryview, out: Frames, keep: range) -> None:
+    def decode_into(self, data: bytes | memoryview, out: Frames, keep: range) -> int:
         """Decode frames of a part straight to where they are wanted.
 
         Parameters
@@ -82,6 +82,11 @@ class Codec(ABC):
             Where frame ``keep[i]`` of the part is written at i, in RGB.
         keep
             Numbers of frames in the part, ascending.
+
+        Returns
+        -------
+        int
+            How many frames the part holds.
 
         Raises
         ------

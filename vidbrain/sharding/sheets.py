@@ -57,7 +57,7 @@ class JpegSheet(Codec):
         """Read the size of the sheet in the header of the JPEG."""
         return _count(_open(data), height, width)
 
-    def decode_into(self, data: bytes | memoryview, out: Frames, keep: range) -> None:
+    def decode_into(self, data: bytes | memoryview, out: Frames, keep: range) -> int:
         """Decode the sheet and cut out the frames that are wanted."""
         height, width = out.shape[1:3]
         image = _open(data)
@@ -72,6 +72,7 @@ class JpegSheet(Codec):
         for i, number in enumerate(keep):
             top, left = number // columns * height, number % columns * width
             out[i] = sheet[top : top + height, left : left + width]
+        return n_frames
 
 
 def _grid(n_frames: int) -> tuple[int, int]:
