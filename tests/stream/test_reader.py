@@ -176,6 +176,26 @@ def test_an_index_without_checksums_of_parts_is_read(data, tmp_path):
     assert verify(root) == []
 
 
+def test_shards_of_earlier_versions_are_finished_and_read(videos, config, tmp_path):
+    """Killed before the index, with markers that know no checksums of parts."""
+    before = write_shards(videos, tmp_path / "d", config)
+    for path in (tmp_path / "d" / "shards").glob("*.json"):
+        marker = json.loads(path.read_text())
+        for place in marker["segments"]:
+            del place["part_crc32"]
+        path.write_text(json.dumps(marker))
+    for name in ("dataset.json", "index.parquet"):
+        (tmp_path / "d" / name).unlink()
+    assert write_shards(videos, tmp_path / "d", config) == before
+    manifest = open_manifest(tmp_path / "d")
+    assert manifest.segments["part_crc32"].isna().all()
+    with SegmentReader(manifest) as reader:
+        row = manifest.segments.iloc[0]
+        first = int(row["start_frame"])
+        frames = np.concatenate(list(read_frames(videos / f"{row['recording']}.mp4", size=(32, 32))))
+        np.testing.assert_array_equal(reader.frames(0, first, first + 20), frames[first : first + 20])
+
+
 def test_parts_that_hold_other_frames_than_the_index_says_are_refused(data, tmp_path):
     """The index says one frame less than the last part holds; and that all parts are one."""
     rows = open_manifest(data).segments
