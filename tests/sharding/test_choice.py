@@ -26,6 +26,14 @@ def listing(lengths):
     return [Listed(Recording(key=f"rec-{i:03d}", video=f"rec-{i:03d}.mp4"), n) for i, n in enumerate(lengths)]
 
 
+def blocks(*frames):
+    yield from frames
+
+
+def nothing(_):
+    raise AssertionError("no recording may be decoded")
+
+
 def test_bytes_and_psnr_are_counted_over_all_runs(footage):
     frames = footage["game"]
     runs = [frames[:40], frames[40:]]
@@ -68,7 +76,7 @@ def test_the_sample_is_small_inside_the_source_and_the_same_for_every_size():
         assert large >= 16
         assert large * size**2 <= max(2**26, 16 * size**2)
     with pytest.raises(ShardError, match="no frames"):
-        settle_codec(listing([0]), ShardConfig(), "nowhere", lambda _: iter(()))
+        settle_codec(listing([0]), ShardConfig(), "nowhere", nothing)
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +122,7 @@ def test_a_data_set_keeps_the_codec_that_it_began_with(textured, videos, config,
     (tmp_path / "d" / "dataset.json").unlink()
     # Were it chosen again, zstd would be: nothing is measured twice.
     choice = json.loads((tmp_path / "d" / CHOICE).read_text())
-    settled, kept = settle_codec([], TEXTURED, tmp_path / "d", lambda _: iter(()))
+    settled, kept = settle_codec([], TEXTURED, tmp_path / "d", nothing)
     assert settled.codec == "h264"
     assert kept == choice == whole["codec_choice"]
     assert write_shards(textured, tmp_path / "d", TEXTURED) == whole
@@ -149,18 +157,18 @@ def test_a_size_that_the_codec_cannot_hold_is_refused_before_anything_is_written
 def test_auto_leaves_out_what_cannot_be_written(monkeypatch, footage):
     monkeypatch.setattr("vidbrain.sharding.sheets._MOST_PIXELS", 16 * 63 * 64)
     source = listing([77])
-    config, choice = settle_codec(source, ShardConfig(frame_size=64), "nowhere", lambda _: iter([footage["texture"]]))
+    config, choice = settle_codec(source, ShardConfig(frame_size=64), "nowhere", lambda _: blocks(footage["texture"]))
     assert config.codec == "h264"
     assert [row["codec"] for row in choice["measured"]] == ["zstd", "h264"]
     monkeypatch.setattr(av, "codecs_available", av.codecs_available - {"libx264"})
-    config, choice = settle_codec(source, ShardConfig(frame_size=64), "nowhere", lambda _: iter([footage["texture"]]))
+    config, choice = settle_codec(source, ShardConfig(frame_size=64), "nowhere", lambda _: blocks(footage["texture"]))
     assert config.codec == "zstd"
     assert [row["codec"] for row in choice["measured"]] == ["zstd"]
 
 
 def test_a_video_that_ends_early_is_an_error(footage):
     with pytest.raises(ShardError, match="rec-000 gave 77 frames"):
-        settle_codec(listing([100]), ShardConfig(frame_size=64), "nowhere", lambda _: iter([footage["toy"]]))
+        settle_codec(listing([100]), ShardConfig(frame_size=64), "nowhere", lambda _: blocks(footage["toy"]))
 
 
 def test_a_codec_that_is_none_is_refused(videos, config, tmp_path):

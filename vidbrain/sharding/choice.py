@@ -6,9 +6,10 @@ set keeps the codec that it began with, however it grows.
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -120,7 +121,7 @@ def settle_codec(
     listing: Sequence[Listed],
     config: ShardConfig,
     root: str | Path,
-    frames_of: Callable[[Recording], Iterator[Frames]],
+    frames_of: Callable[[Recording], Generator[Frames, None, None]],
 ) -> tuple[ShardConfig, dict[str, Any] | None]:
     """Settle which codec writes a data set; write nothing.
 
@@ -133,7 +134,7 @@ def settle_codec(
     root
         Folder of the data set. If an earlier call began there, its codec is kept.
     frames_of
-        Decodes a recording from its beginning, in blocks of frames of the data set's size.
+        Decodes a recording from its beginning, in blocks of frames of the data set's size. It is closed early.
 
     Returns
     -------
@@ -221,12 +222,13 @@ def _can_write(codec: Codec, config: ShardConfig) -> bool:
     return True
 
 
-def _read(blocks: Iterator[Frames], recording: str, first: int, n_frames: int) -> Frames:
+def _read(blocks: Generator[Frames, None, None], recording: str, first: int, n_frames: int) -> Frames:
     """Pass over the beginning, keep the run, and leave the rest."""
     kept, at = [], 0
-    for block in blocks:
-        kept.append(block[max(0, first - at) : max(0, first + n_frames - at)])
-        at += len(block)
-        if at >= first + n_frames:
-            return np.concatenate(kept)
+    with contextlib.closing(blocks):
+        for block in blocks:
+            kept.append(block[max(0, first - at) : max(0, first + n_frames - at)])
+            at += len(block)
+            if at >= first + n_frames:
+                return np.concatenate(kept)
     raise ShardError(f"{recording} gave {at} frames, at least {first + n_frames} were counted before")

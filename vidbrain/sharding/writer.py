@@ -8,7 +8,7 @@ goes. The same command goes on wherever it was stopped, and the bytes do not dep
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -199,8 +199,8 @@ def _claim(root: Path, content: dict[str, Any], made_from: dict[str, str]) -> No
         write_json(path, record)
 
 
-def _decode(recording: Recording, config: ShardConfig) -> Iterator[NDArray[np.uint8]]:
-    return read_frames(str(recording.video), size=(config.frame_size, config.frame_size), fit=config.fit)
+def _decode(recording: Recording, config: ShardConfig) -> Generator[NDArray[np.uint8], None, None]:
+    yield from read_frames(str(recording.video), size=(config.frame_size, config.frame_size), fit=config.fit)
 
 
 def _entities(item: Listed, plan: Plan) -> dict[str, Any]:
