@@ -66,7 +66,10 @@ def test_a_data_set_stays_readable_while_it_grows(videos, config, landmarks, tmp
     assert open_manifest(root).segments["n_frames"].sum() == 200
 
 
-@pytest.mark.parametrize("kills", [["_assemble", "write_json"], ["_assemble", "_assemble"], ["write_index"] * 2])
+@pytest.mark.parametrize(
+    "kills",
+    [["writer._assemble", "spool.write_json"], ["writer._assemble"] * 2, ["writer.write_index"] * 2],
+)
 def test_sizes_that_change_between_kills_leave_no_trace(videos, config, landmarks, tmp_path, monkeypatch, kills):
     """Killed, also where bytes are new and their index is not, with a larger size in between."""
     small, large = replace(config, size="150"), replace(config, size="400")
@@ -76,7 +79,7 @@ def test_sizes_that_change_between_kills_leave_no_trace(videos, config, landmark
 
     for size, function in zip((small, large), kills, strict=True):
         with monkeypatch.context() as patch:
-            patch.setattr(f"vidbrain.sharding.writer.{function}", stop)
+            patch.setattr(f"vidbrain.sharding.{function}", stop)
             with pytest.raises(KeyboardInterrupt):
                 write_shards(videos, tmp_path / "d", size)
     write_shards(videos, tmp_path / "d", small)

@@ -11,11 +11,12 @@ from vidbrain import cluster
 from vidbrain.cli.console import Console, Flag
 from vidbrain.errors import ShardError
 from vidbrain.sharding.filters import Filter
+from vidbrain.sharding.job import job_of
 from vidbrain.sharding.manifest import DATASET, marker_path, open_manifest
 from vidbrain.sharding.plan import ShardConfig
 from vidbrain.sharding.repair import repair as rebuild
 from vidbrain.sharding.verify import verify as verify_shards
-from vidbrain.sharding.writer import estimate_bytes, job_of, write_shards
+from vidbrain.sharding.writer import write_shards
 from vidbrain.storage.atomic import read_json
 from vidbrain.storage.roots import data_root
 
@@ -75,7 +76,8 @@ def shard(
                     "shards": len(plan.shards),
                     "recordings": len(set(plan.segments.recording.tolist())),
                     "held_out": held_out,
-                    "bytes_at_most": estimate_bytes(plan, config),
+                    "codec": job.config.codec,
+                    "bytes_at_most": job.estimate_bytes(plan),
                     "plan": plan.fingerprint,
                 }
             )

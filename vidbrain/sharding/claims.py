@@ -29,11 +29,14 @@ class Claim:
         Fingerprints of plan and source.
     recordings
         Frames and bytes of each recording of the source: they say what has changed.
+    codec_choice
+        Why the codec was chosen; None where it was named. A data set that grows or was killed goes on with it.
     """
 
     config: dict[str, Any]
     made_from: dict[str, str]
     recordings: dict[str, list[int]]
+    codec_choice: dict[str, Any] | None = None
 
     @property
     def fingerprint(self) -> str:
@@ -123,11 +126,12 @@ def read_claim(root: Path) -> Claim | None:
         return None
     record = read_json(path)
     try:
-        claim = Claim(record["config"], record["made_from"], record["recordings"])
-        plain = isinstance(claim.config, dict) and isinstance(claim.recordings, dict)
-        if plain and isinstance(claim.made_from["source"], str) and isinstance(claim.made_from["plan"], str):
+        claim = Claim(record["config"], record["made_from"], record["recordings"], record.get("codec_choice"))
+        plain = isinstance(claim.config["codec"], str) and isinstance(claim.recordings, dict)
+        chosen = claim.codec_choice is None or claim.codec_choice["codec"] == claim.config["codec"]
+        if plain and chosen and isinstance(claim.made_from["source"], str) and isinstance(claim.made_from["plan"], str):
             return claim
-    except (KeyError, TypeError):
+    except (KeyError, TypeError, AttributeError):
         pass
     raise StorageError(
         "the record of the plan is damaged, or of an older version", where=path, hint="remove the folder, shard again"
@@ -137,10 +141,9 @@ def read_claim(root: Path) -> Claim | None:
 def write_claim(root: Path, claim: Claim) -> None:
     """Write the plan's record, unless it is there."""
     if read_claim(root) != claim:
-        write_json(
-            root / PLAN,
-            {"config": claim.config, "made_from": claim.made_from, "recordings": claim.recordings},
-        )
+        choice = {"codec_choice": claim.codec_choice} if claim.codec_choice else {}
+        record = {"config": claim.config, "made_from": claim.made_from, **choice, "recordings": claim.recordings}
+        write_json(root / PLAN, record)
 
 
 def read_skipped(root: Path) -> dict[str, str]:

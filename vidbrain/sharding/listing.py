@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vidbrain.cluster import Client
-from vidbrain.errors import MissingExtraError, VideoError
+from vidbrain.errors import MissingExtraError, ShardError, VideoError
 from vidbrain.records import Recording
 from vidbrain.sharding.filters import ENTITIES, Filter, chosen
 from vidbrain.sharding.plan import Listed, ShardConfig
@@ -94,6 +94,16 @@ def list_source(
     if skipped or faults:
         notes.append(f"{len(skipped) + len(faults)} recording(s) cannot be read and are skipped")
     return Source(tuple(listing), {**skipped, **faults}, tuple(notes))
+
+
+def miscounted(item: Listed, n_frames: int) -> ShardError:
+    """Make the error of a recording that gives another number of frames than its listing says."""
+    return ShardError(
+        f"the recording gave {n_frames} frames, {item.n_frames} were counted before",
+        where=item.recording.video or item.recording.movie,
+        likely="the file is damaged or changed while it was read",
+        hint="replay or fetch it again",
+    )
 
 
 def _kept(found: Survey, only: Filter, source: Path) -> Sequence[bool]:

@@ -10,10 +10,11 @@ from vidbrain.errors import ConfigError, ShardError, StorageError
 from vidbrain.progress import SILENT, Progress
 from vidbrain.sharding.claims import check_claim, read_claim
 from vidbrain.sharding.filters import Filter
+from vidbrain.sharding.job import job_of
 from vidbrain.sharding.manifest import DATASET, marker_path, shard_path
 from vidbrain.sharding.plan import ShardConfig
 from vidbrain.sharding.verify import verify
-from vidbrain.sharding.writer import execute, is_whole, job_of
+from vidbrain.sharding.writer import execute, is_whole
 from vidbrain.storage.atomic import remove
 from vidbrain.storage.info import read_info
 from vidbrain.storage.locks import locked
@@ -58,7 +59,7 @@ def repair(
         raise StorageError(
             "there is no plan to rebuild by", where=root, hint="give `vidbrain shard` with another output"
         )
-    settings = {name: value for name, value in claim.config.items() if name not in ("only", "codec")}
+    settings = {name: value for name, value in claim.config.items() if name != "only"}
     try:
         config = from_mapping(ShardConfig, settings, root)
         only = from_mapping(Filter, claim.config["only"], root)

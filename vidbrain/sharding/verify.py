@@ -16,6 +16,7 @@ from vidbrain.errors import ShardError, StorageError
 from vidbrain.progress import SILENT, Progress
 from vidbrain.sharding.codecs import decode_segment, get_codec
 from vidbrain.sharding.manifest import marker_path, open_manifest, shard_path
+from vidbrain.sharding.tars import part_checksums
 from vidbrain.storage.atomic import read_json
 
 
@@ -131,6 +132,8 @@ def _segment_fault(work: _Work, handle: BinaryIO, row: Any, place: dict[str, Any
     expected = {"offset": row.offset, "n_bytes": row.n_bytes, "crc32": row.crc32}
     if work.codec is not None:  # a marker of codes keeps the number of clips there
         expected["parts"] = list(row.parts)
+    if row.part_crc32 is not None:
+        expected["part_crc32"] = list(row.part_crc32)
     if any(place.get(name) != value for name, value in expected.items()):
         return "stands elsewhere in the marker than in the index"
     handle.seek(row.offset)
@@ -140,6 +143,8 @@ def _segment_fault(work: _Work, handle: BinaryIO, row: Any, place: dict[str, Any
         return "is cut off"
     if zlib.crc32(member) != row.crc32:
         return "its checksum differs from the index's"
+    if row.part_crc32 is not None and part_checksums(member, row.parts) != list(row.part_crc32):
+        return "the checksum of a part differs from the index's"
     if work.codec is not None:
         try:
             frames = decode_segment(get_codec(work.codec), member, list(row.parts), work.height, work.width)
