@@ -5,8 +5,9 @@ import dataclasses
 import numpy as np
 import pytest
 
-from vidbrain.encoding.blocks import EncodeConfig, prepare
 from vidbrain.encoding.design import build_design, choose_layers, choose_runs, delay, standardised_columns, usable
+from vidbrain.encoding.prepare import prepare
+from vidbrain.encoding.settings import EncodeConfig
 from vidbrain.errors import AlignmentError, ConfigError, EncodingError, ModelError
 from vidbrain.testing.brains import TR_S, ToyBold, ToyFeatures, toy_world
 

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from vidbrain.encoding.blocks import EncodeConfig, fit_encoding
+from vidbrain.encoding.blocks import fit_encoding
 from vidbrain.encoding.inference import benjamini_hochberg, circular_products, draw_shifts, shift_p_values
+from vidbrain.encoding.settings import EncodeConfig
 from vidbrain.testing.brains import toy_world
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from vidbrain.cli.console import Console, Flag
+from vidbrain.cluster import available_cores
 from vidbrain.storage.roots import data_root
 
 GAME = "Airstriker-Genesis-v0"
@@ -52,7 +53,7 @@ def check(what: str, found: object, problem: str | None = None) -> dict[str, Any
 
 def machine(root: Path) -> list[dict[str, Any]]:
     """Python, cores, memory and disk."""
-    cores = len(os.sched_getaffinity(0))
+    cores = available_cores()
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
     existing = next(p for p in (root.absolute(), *root.absolute().parents) if p.exists())
     free = shutil.disk_usage(existing).free

@@ -10,9 +10,11 @@ from cyclopts import Parameter
 from vidbrain import cluster
 from vidbrain.bold.store import open_bold
 from vidbrain.cli.console import Console, Flag
-from vidbrain.encoding.blocks import EncodeConfig, estimate, fit_encoding, prepare
+from vidbrain.encoding.blocks import fit_encoding
 from vidbrain.encoding.maps import write_maps
+from vidbrain.encoding.prepare import prepare
 from vidbrain.encoding.result import EncodingResult
+from vidbrain.encoding.settings import EncodeConfig
 from vidbrain.features.store import open_features
 from vidbrain.storage.roots import data_root
 
@@ -67,7 +69,7 @@ def encode(
     feature_store, bold_store = open_features(features), open_bold(bold)
     if dry_run:
         prepared = prepare(feature_store, bold_store, config, layer=layer or None)
-        facts = estimate(prepared, config, bold_store.n_voxels)
+        facts = prepared.estimate(config, workers or cluster.available_cores())
         console.print_result({"root": str(out), "layers": list(prepared.layers), "runs": list(prepared.runs), **facts})
         return
     with cluster.client(scheduler, workers) as client:

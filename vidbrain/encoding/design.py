@@ -102,6 +102,41 @@ class Design:
     n_trs: tuple[int, ...]
     n_constant: int
     n_invalid: int
+    band: NDArray[np.int64]
+    bands: tuple[str, ...]
+
+    @property
+    def column(self):
+        return np.arange(self.X.shape[1])
+
+    def rows(self, rows):
+        return np.asarray(self.X[rows])
+
+    def moments(self, rows):
+        from vidbrain.encoding import gram
+
+        return gram.moments(self.X[rows])
+
+    def cross(self, rows, Y, out):
+        for start in range(0, len(rows), 2048):
+            chunk = rows[start : start + 2048]
+            Xt = np.ascontiguousarray(self.X[chunk].T)
+            for at in range(0, Y.shape[1], 512):
+                out[:, at : at + 512] += Xt @ Y[start : start + 2048, at : at + 512]
+
+    def save(self, root):
+        np.save(root / "x.npy", self.X)
+        np.savez(root / "rest.npz", run=self.run, tr=self.tr, band=self.band)
+
+    # shim
+
+
+def load_design(root):
+    X = np.load(root / "x.npy", mmap_mode="r")
+    rest = np.load(root / "rest.npz")
+    return Design(
+        X, rest["run"], rest["tr"], (), (), 0, 0, rest["band"], tuple(str(b) for b in np.unique(rest["band"]))
+    )
 
 
 def delay(features: NDArray[np.float32], delays: Sequence[int]) -> NDArray[np.float32]:
@@ -328,6 +363,8 @@ def build_design(
         n_trs=tuple(len(kept_trs) for kept_trs in kept.values()),
         n_constant=n_constant,
         n_invalid=n_invalid,
+        band=np.zeros(X.shape[1], np.int64),
+        bands=tuple(layers[:1]),
     )
 
 

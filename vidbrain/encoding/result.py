@@ -31,10 +31,12 @@ class EncodingResult:
     info
         Root record: settings, fingerprints of features and BOLD, alphas, grid, summary; ``simulated`` if the BOLD is.
     dataset
-        ``r`` (fold, voxel) float32, correlation in each held-out run; ``r_mean``, its mean over folds; ``r2``, pooled
-        over runs; ``alpha``, geometric mean over folds, and ``fold_alpha`` (fold, voxel); ``p``, one-sided, and ``q``,
-        its false discovery rate over live voxels; ``dead`` (r = 0, q = 1); ``i j k`` (voxel). ``fold`` counts the
-        attribute ``runs``.
+        ``r`` (part, voxel) float32, correlation in each held-out part (a run; the attribute ``parts`` names them);
+        ``r_mean``, its mean over parts; ``r_pooled``, over all parts at once; ``r2``, pooled over parts; ``alpha``,
+        geometric mean over folds, and ``fold_alpha`` (fold, voxel); ``p``, one-sided, and ``q``, its false discovery
+        rate over live voxels, both NaN where no permutation was asked for; ``dead`` (r = 0, q = 1); ``i j k`` (voxel).
+        With several bands (attribute ``bands``) also ``gamma`` (band, voxel), their weights, and ``r2_split`` (band,
+        voxel), their shares of R²; after a partition ``r2_unique`` (band, voxel), what R² loses without a band.
     """
 
     root: Path
@@ -43,7 +45,7 @@ class EncodingResult:
 
     @property
     def runs(self) -> tuple[str, ...]:
-        """The held-out run of each fold."""
+        """Runs that were used."""
         return tuple(self.info["runs"])
 
     @property
@@ -86,7 +88,7 @@ def make_dataset(
     Parameters
     ----------
     arrays
-        ``r`` and ``alpha_index`` (fold, voxel), ``r2``, ``p`` and ``dead`` (voxel).
+        As in `score.BlockScores`.
     q : (voxel,)
     alphas : (r,)
     ijk : (voxel, 3)
@@ -94,22 +96,26 @@ def make_dataset(
     log_alpha = np.log10(alphas)[arrays["alpha_index"]]
     by_voxel = {
         "r_mean": arrays["r"].mean(axis=0, dtype=np.float64).astype(np.float32),
+        "r_pooled": arrays["r_pooled"],
         "r2": arrays["r2"],
         "alpha": (10 ** log_alpha.mean(axis=0)).astype(np.float32),
         "p": arrays["p"].astype(np.float32),
         "q": q.astype(np.float32),
         "dead": arrays["dead"],
     }
+    by_band = {}
+    if len(arrays["r2_split"]) > 1:
+        by_band = {"gamma": arrays["gamma"], "r2_split": arrays["r2_split"]}
+    if len(arrays["r2_without"]):
+        by_band["r2_unique"] = arrays["r2"] - arrays["r2_without"]
     return xr.Dataset(
         {
-            "r": (("fold", "voxel"), arrays["r"]),
+            "r": (("part", "voxel"), arrays["r"]),
             "fold_alpha": (("fold", "voxel"), (10**log_alpha).astype(np.float32)),
             **{name: (("voxel",), values) for name, values in by_voxel.items()},
+            **{name: (("band", "voxel"), values) for name, values in by_band.items()},
         },
-        coords={
-            "fold": np.arange(len(arrays["r"]), dtype=np.int32),
-            **{axis: (("voxel",), ijk[:, column].astype(np.int32)) for column, axis in enumerate("ijk")},
-        },
+        coords={axis: (("voxel",), ijk[:, column].astype(np.int32)) for column, axis in enumerate("ijk")},
     )
 
 
@@ -129,7 +135,7 @@ def summarise(dataset: xr.Dataset, alphas: NDArray[np.float64]) -> dict[str, Any
         "n_dead": int((~alive).sum()),
         "median_r": float(np.median(r)),
         "r_99th_percentile": float(np.percentile(r, 99)),
-        "significant_share": float(np.mean(q < LEVEL)),
+        "significant_share": float(np.mean(q < LEVEL)) if np.isfinite(q).all() else None,
         "median_r2": float(np.median(dataset["r2"].values[alive])),
         "alpha_at_smallest_share": float(np.mean(np.isclose(chosen, edges[0], rtol=1e-4) & (chosen < middle))),
         "alpha_at_largest_share": float(np.mean(np.isclose(chosen, edges[1], rtol=1e-4) & (chosen > middle))),

@@ -2,49 +2,59 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vidbrain.encoding import gram
-from vidbrain.encoding.design import CONSTANT
+from vidbrain.encoding.choose import Chosen, best_of, inner_scores
 from vidbrain.encoding.inference import circular_products, draw_shifts, shift_p_values
-from vidbrain.encoding.plan import Plan, TrainingSet, Validation, downdate
+from vidbrain.encoding.plan import Plan, Test, TrainingSet
+from vidbrain.encoding.targets import Targets, tiles
 
 F32 = NDArray[np.float32]
-
-TILE = 512
-"""Voxels in the innermost products: their operands stay in the processor's cache. Blocks are multiples of it, so that
-every product has the same shape, and every bit of the result is the same, whatever the block size."""
+F64 = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class BlockScores:
-    """What one block of t voxels gives.
+    """What one block of t voxels gives. Dead voxels have r = 0, R² = 0 and p = 1: a NaN would spread into maps.
 
     Attributes
     ----------
-    r : (n_folds, t) float32
-        Correlation in each held-out run; 0 where the voxel or its prediction does not vary.
+    r : (n_parts, t) float32
+        Correlation in each held-out part; 0 where the voxel or its prediction does not vary.
+    r_pooled : (t,) float32
+        Correlation over all parts together, each centred by itself.
     r2 : (t,) float32
-        One less the squared errors over the squares about each run's mean, both summed over runs.
+        One less the squared errors over the squares about each part's mean, both summed over parts.
+    r2_split : (n_bands, t) float32
+        Shares of the bands, which add up to `r2` but for what the mean explains (product measure).
+    r2_without : (n_models - 1, t) float32
+        R² of the models that lack a band, retuned.
     alpha_index : (n_folds, t) int16
+    gamma : (n_bands, t) float32
+        Weights of the bands, the mean over folds.
     p : (t,) float64
+        NaN where no permutation was asked for.
     dead : (t,) bool
-        Voxels that are constant or not finite in at least one run; they have r = 0, r2 = 0 and p = 1: a NaN would
-        spread into medians, the false discovery rate and maps.
+        Constant or not finite in at least one run.
     """
 
     r: F32
+    r_pooled: F32
     r2: F32
+    r2_split: F32
+    r2_without: F32
     alpha_index: NDArray[np.int16]
-    p: NDArray[np.float64]
+    gamma: F32
+    p: F64
     dead: NDArray[np.bool_]
 
 
-def score_block(plan: Plan, Y: F32, *, n_permutations: int, seed: int) -> BlockScores:
+def score_block(
+    plan: Plan, Y: F32, *, n_permutations: int, seed: int, spread: float, chosen: Chosen | None = None
+) -> BlockScores:
     """Fit and test a block of voxels.
 
     Parameters
@@ -55,145 +65,118 @@ def score_block(plan: Plan, Y: F32, *, n_permutations: int, seed: int) -> BlockS
         BOLD of the plan's rows; any offset and scale.
     n_permutations, seed
         Of the circular shifts.
+    spread
+        Factor by which the null is widened, see `inference.shift_p_values`.
+    chosen
+        Alphas and candidates; by default each voxel chooses its own.
     """
-    Y, dead = standardise(Y, plan.run)
-    cross = cross_products(plan, Y) if plan.form == "primal" else None
-    chosen = choose_alphas(plan, Y, cross)
-    n_folds = len(plan.runs)
-    r = np.zeros((n_folds, Y.shape[1]), np.float32)
-    errors, squares = np.zeros(Y.shape[1]), np.zeros(Y.shape[1])
+    targets = Targets(plan, Y)
+    if chosen is None:
+        chosen = choose(plan, targets)
+    t = targets.n_voxels
+    r = np.zeros((len(plan.parts), t), np.float32)
+    sums = {name: np.zeros(t) for name in ("product", "predicted", "measured")}
+    errors, split = np.zeros((plan.n_models, t)), np.zeros((len(plan.bands), t))
     products: dict[int, F32] = {}
-    for number in range(plan.n_sets):
-        training = plan.training_set(number)
-        for test in training.tests:
-            measured = Y[test.rows]
-            predicted = predict(plan, training, test.scores, Y, cross, chosen[test.fold])
-            errors += np.sum((measured - predicted) ** 2, axis=0, dtype=np.float64)
+    for model in range(plan.n_models):
+        for test, by_band, mean in predictions(plan, targets, chosen, model):
+            measured = targets.Y[test.rows]
+            predicted = by_band.sum(axis=0) + mean if len(by_band) > 1 else by_band[0] + mean
+            errors[model] += np.sum((measured - predicted) ** 2, axis=0, dtype=np.float64)
+            if model > 0:
+                continue
             measured -= measured.mean(axis=0)
             predicted -= predicted.mean(axis=0)
-            y_squares = np.sum(measured**2, axis=0, dtype=np.float64)
-            norm = np.sqrt(np.sum(predicted**2, axis=0, dtype=np.float64) * y_squares)
-            squares += y_squares
+            squares = np.sum(measured**2, axis=0, dtype=np.float64)
+            length = np.sum(predicted**2, axis=0, dtype=np.float64)
+            product = np.sum(predicted * measured, axis=0, dtype=np.float64)
+            for name, value in zip(sums, (product, length, squares), strict=True):
+                sums[name] += value
+            for band, share in enumerate(by_band):
+                split[band] += np.sum(share * (2 * measured - predicted), axis=0, dtype=np.float64)
+            norm = np.sqrt(length * squares)
             scale = np.divide(1.0, norm, out=np.zeros_like(norm), where=norm > 0)
-            r[test.fold] = np.sum(predicted * measured, axis=0, dtype=np.float64) * scale
-            predicted *= scale.astype(np.float32)
-            products[test.fold] = circular_products(predicted, measured)
-    by_fold = [products[fold] for fold in range(n_folds)]
-    shifts = draw_shifts([len(product) for product in by_fold], n_permutations, seed)
-    p = shift_p_values(by_fold, shifts)
-    r[:, dead] = 0
-    p[dead] = 1
-    r2 = 1 - np.divide(errors, squares, out=np.ones_like(errors), where=squares > 0)
-    r2[dead] = 0
-    return BlockScores(r, r2.astype(np.float32), chosen.astype(np.int16), p, dead)
+            r[test.part] = product * scale
+            if n_permutations:
+                predicted *= scale.astype(np.float32)
+                products[test.part] = circular_products(predicted, measured)
+    p = np.full(t, np.nan)
+    if n_permutations:
+        by_part = [products[part] for part in range(len(plan.parts))]
+        p = shift_p_values(
+            by_part, draw_shifts([len(product) for product in by_part], n_permutations, seed), spread=spread
+        )
+        p[targets.dead] = 1
+    total = sums["measured"]
+    norm = np.sqrt(sums["predicted"] * total)
+
+    def share(values: F64) -> F32:
+        out = np.divide(values, total, out=np.zeros_like(values), where=total > 0)
+        return np.where(targets.dead, 0, out).astype(np.float32)
+
+    r[:, targets.dead] = 0
+    r_pooled = np.divide(sums["product"], norm, out=np.zeros(t), where=(norm > 0) & ~targets.dead)
+    r2 = share(total - errors)
+    return BlockScores(
+        r=r,
+        r_pooled=r_pooled.astype(np.float32),
+        r2=r2[0],
+        r2_split=share(split),
+        r2_without=r2[1:],
+        alpha_index=chosen.alpha[0].astype(np.int16),
+        gamma=np.moveaxis(plan.gammas[chosen.candidate[0]].mean(axis=0), 1, 0).astype(np.float32),
+        p=p,
+        dead=targets.dead,
+    )
 
 
-def standardise(Y: F32, run: NDArray[np.int64]) -> tuple[F32, NDArray[np.bool_]]:
-    """Centre and scale voxels, so that float32 products lose nothing to an offset; mark those that cannot be.
+def choose(plan: Plan, targets: Targets) -> Chosen:
+    """Choose alpha and candidate of each voxel; where there is no choice, nothing is computed."""
+    if len(plan.alphas) == 1 and len(plan.gammas) == 1:
+        nothing = np.zeros((1, plan.n_folds, targets.n_voxels), np.int64)
+        return Chosen(nothing, nothing)
+    return best_of(plan, inner_scores(plan, targets))
 
-    Parameters
-    ----------
-    Y : (n, t) float32
-    run : (n,) int64
-        Run of each row.
+
+def predictions(plan: Plan, targets: Targets, chosen: Chosen, model: int) -> list[tuple[Test, F32, F32]]:
+    """Predict every held-out part with each voxel's candidate and alpha.
 
     Returns
     -------
-    Y : (n, t) float32
-        A copy; dead voxels are 0.
-    dead : (t,) bool
-        Not finite, or constant in at least one run.
+    list of (test, (n_bands, n_f, t) float32, (t,) float32)
+        Shares of the bands, and the training mean to be added to their sum; by part.
     """
-    dead: NDArray[np.bool_] = np.logical_not(np.isfinite(Y).all(axis=0))
-    Y = np.where(dead, np.float32(0), Y)
-    size = np.abs(Y).max(axis=0)
-    for number in np.unique(run):
-        dead |= np.ptp(Y[run == number], axis=0) <= CONSTANT * size
-    Y -= Y[:1].copy()  # an exact shift first: the float32 mean of raw BOLD would round
-    Y -= Y.mean(axis=0, dtype=np.float64).astype(np.float32)
-    scale = np.sqrt(np.mean(Y**2, axis=0, dtype=np.float64))
-    Y *= np.where(dead, 0, 1 / np.where(dead, 1, scale)).astype(np.float32)
-    return Y, dead
+    found: dict[int, tuple[Test, F32, F32]] = {}
+    for candidate in np.unique(chosen.candidate[model]):
+        for number in plan.testing:
+            training = plan.training_set(number, int(candidate))
+            for test in training.tests:
+                users = chosen.candidate[model, test.fold] == candidate
+                if not users.any():
+                    continue
+                if test.part not in found:
+                    empty = np.zeros((len(test.scores), len(test.rows), targets.n_voxels), np.float32)
+                    found[test.part] = test, empty, targets.mean(training.rows).astype(np.float32)
+                _predict(training, test, targets, users, chosen.alpha[model, test.fold], found[test.part][1])
+    return [found[part] for part in sorted(found)]
 
 
-def tiles(n_voxels: int) -> Iterator[slice]:
-    """Cut a block into tiles."""
-    for start in range(0, n_voxels, TILE):
-        yield slice(start, min(start + TILE, n_voxels))
-
-
-def cross_products(plan: Plan, Y: F32) -> tuple[F32, gram.F64]:
-    """Sum X'Y and Y over each cell of rows: (n_cells, p, t) float32 and (n_cells, t) float64."""
-    X = plan.design()
-    n_cells = int(plan.cell.max()) + 1
-    products = np.zeros((n_cells, X.shape[1], Y.shape[1]), np.float32)
-    sums = np.zeros((n_cells, Y.shape[1]))
-    for cell in range(n_cells):
-        rows = np.flatnonzero(plan.cell == cell)
-        sums[cell] = Y[rows].sum(axis=0, dtype=np.float64)
-        for start in range(0, len(rows), gram.CHUNK_ROWS):
-            chunk = rows[start : start + gram.CHUNK_ROWS]
-            Xt, Yc = np.ascontiguousarray(X[chunk].T), Y[chunk]
-            for tile in tiles(Y.shape[1]):
-                products[cell, :, tile] += Xt @ Yc[:, tile]
-    return products, sums
-
-
-def project(plan: Plan, training: TrainingSet, Y_train: F32, cross: tuple[F32, gram.F64] | None, tile: slice) -> F32:
-    """Z (q, tile): the training set's ``V' X' Y``."""
-    if cross is None:
-        return training.projection @ Y_train[:, tile]
-    products, sums = cross
-    add, subtract = downdate(plan.cell, training.rows)
-    n_cells = len(products)
-    signs = [(c, 1.0) for c in (add or range(n_cells))] + [(c, -1.0) for c in subtract]
-    total = np.zeros((products.shape[1], Y_train[:, tile].shape[1]))
-    y_total = np.zeros(total.shape[1])
-    for cell, sign in signs:
-        total += sign * products[cell, :, tile]
-        y_total += sign * sums[cell, tile]
-    total -= np.outer(training.mean, y_total)
-    return training.projection @ total.astype(np.float32)
-
-
-def choose_alphas(plan: Plan, Y: F32, cross: tuple[F32, gram.F64] | None) -> NDArray[np.int64]:
-    """Choose the alpha with the best r over inner folds, for each outer fold and voxel: (n_folds, t) indices."""
-    scores = np.zeros((len(plan.runs), len(plan.alphas), Y.shape[1]), np.float32)
-    for number in range(plan.n_sets if len(plan.alphas) > 1 else 0):
-        training = plan.training_set(number)
-        if not training.validations:
-            continue
-        Y_train = Y[training.rows]
-        held: list[tuple[Validation, F32, F32, F32]] = []
-        for validation in training.validations:
-            measured = Y[validation.rows]
-            measured -= measured.mean(axis=0)
-            y_squares: F32 = np.asarray(np.sum(measured**2, axis=0, dtype=np.float64), np.float32)
-            held.append((validation, np.ascontiguousarray(validation.scores.T), measured, y_squares))
-        for tile in tiles(Y.shape[1]):
-            Z = project(plan, training, Y_train, cross, tile)
-            parts = [(v.factor, scores_t @ y[:, tile], squares[tile]) for v, scores_t, y, squares in held]
-            found = gram.inner_correlations(Z, parts, training.shrinkage)
-            for (validation, *_), r in zip(held, found, strict=True):
-                scores[validation.fold][:, tile] += r
-    return np.stack([gram.best_alpha(fold) for fold in scores])
-
-
-def predict(
-    plan: Plan,
+def _predict(
     training: TrainingSet,
-    scores: F32,
-    Y: F32,
-    cross: tuple[F32, gram.F64] | None,
-    chosen: NDArray[np.int64],
-) -> F32:
-    """Predict held-out rows with each voxel's alpha: scores (n_f, q) to (n_f, t), with the training mean added."""
-    Y_train = Y[training.rows]
-    predicted = np.empty((len(scores), Y.shape[1]), np.float32)
+    test: Test,
+    targets: Targets,
+    users: NDArray[np.bool_],
+    alpha: NDArray[np.int64],
+    out: F32,
+) -> None:
     by_direction = np.ascontiguousarray(training.shrinkage.T)
-    for tile in tiles(Y.shape[1]):
-        Z = project(plan, training, Y_train, cross, tile)
-        Z *= by_direction[:, chosen[tile]]
-        np.matmul(scores, Z, out=predicted[:, tile])
-    predicted += Y_train.mean(axis=0, dtype=np.float64).astype(np.float32)
-    return predicted
+    for tile in tiles(targets.n_voxels):
+        mine = np.flatnonzero(users[tile])
+        if not len(mine):
+            continue
+        Z = targets.project(training, tile)
+        Z *= by_direction[:, alpha[tile]]
+        if len(mine) < Z.shape[1]:
+            Z = np.ascontiguousarray(Z[:, mine])
+        for band, scores in enumerate(test.scores):
+            out[band][:, tile.start + mine] = scores @ Z

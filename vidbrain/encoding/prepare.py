@@ -1,0 +1,159 @@
+"""What is known before any voxel is read: runs that fit, the design, the folds, and what it will all cost."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vidbrain.config import to_mapping
+from vidbrain.encoding import gram, preflight
+from vidbrain.encoding.design import (
+    BoldStoreLike,
+    Design,
+    FeatureStoreLike,
+    build_design,
+    choose_layers,
+    choose_runs,
+)
+from vidbrain.encoding.folds import TEST, Layout, cells_of, deal, lay_out, matching
+from vidbrain.encoding.nuisance import nuisance_columns
+from vidbrain.encoding.plan import Choices, gather_sets
+from vidbrain.encoding.settings import EncodeConfig
+from vidbrain.records import RunKey
+
+PERFORMANCE_ONLY = ("voxels_per_block", "shared_runs_only")
+"""Settings that do not change a bit of the result."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What is known before any voxel is read."""
+
+    layers: tuple[str, ...]
+    runs: tuple[str, ...]
+    design: Design
+    layout: Layout
+    choices: Choices
+    shape: preflight.Shape
+    costs: Mapping[gram.Form, preflight.Cost]
+    form: gram.Form
+    settings: dict[str, Any]
+    made_from: dict[str, str]
+
+    @property
+    def cost(self) -> preflight.Cost:
+        """Of the form that was chosen."""
+        return self.costs[self.form]
+
+    def worker_bytes(self, config: EncodeConfig) -> int:
+        """Peak of a worker's arrays."""
+        tasks = gather_sets(self.layout, self.form)
+        used = [rows for t in tasks for rows in (t.rows, *(r for _, r in t.validations), *(r for _, _, r in t.tests))]
+        n_cells = int(cells_of(used, self.shape.n_rows).max()) + 1
+        return preflight.worker_bytes(self.cost, self.form, self.shape, config.block, self.layout, n_cells)
+
+    def check_memory(self, config: EncodeConfig, n_workers: int) -> None:
+        """Refuse what cannot fit in this machine's memory."""
+        preflight.check_memory(self.worker_bytes(config), max(n_workers, 1), config.block, ())
+
+    def estimate(self, config: EncodeConfig, n_workers: int) -> dict[str, Any]:
+        """Operations, bytes and seconds, for people and scripts."""
+        facts = preflight.estimate(
+            self.cost, self.form, self.shape, self.worker_bytes(config), preflight.sgemm_rate(), n_workers
+        )
+        by_form = {form: cost.plan_flops + cost.voxel_flops for form, cost in self.costs.items()}
+        return {**facts, "blocks": -(-self.shape.n_voxels // config.block), "flops_by_form": by_form}
+
+
+def identity(
+    features: FeatureStoreLike, bold: BoldStoreLike, config: EncodeConfig, layers: Sequence[str], runs: Sequence[str]
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Settings and inputs that decide the result, as they stand in the root record."""
+    settings = to_mapping(config) | {"layers": list(layers), "runs": list(runs)}
+    for name in PERFORMANCE_ONLY:
+        del settings[name]
+    return settings, {"features": str(features.info["fingerprint"]), "bold": str(bold.info["fingerprint"])}
+
+
+def prepare(
+    features: FeatureStoreLike,
+    bold: BoldStoreLike,
+    config: EncodeConfig,
+    *,
+    layer: str | Sequence[str] | None = None,
+) -> Prepared:
+    """Align the stores, lay out folds and count the cost, without decomposing anything."""
+    layers = choose_layers(features, layer)
+    runs = choose_runs(features.runs, bold.runs, shared_runs_only=config.shared_runs_only)
+    settings, made_from = identity(features, bold, config, layers, runs)
+    kept: dict[str, NDArray[np.bool_]] = {}
+    nuisance: dict[str, NDArray[np.float64]] = {}
+    for run in runs:
+        data = bold.open(run)
+        n_trs = data.sizes["tr"]
+        kept[run] = np.asarray(data["kept"].values, bool) if "kept" in data else np.ones(n_trs, bool)
+        if config.clean and "confounds" in data:
+            nuisance[run] = nuisance_columns(np.asarray(data["confounds"].values, np.float64))
+    design = build_design(features, layers, kept, tr_s=bold.tr_s, delays=config.delays, nuisance=nuisance)
+    layout = layout_of(design, config)
+    choices = choices_of(design, layout, config)
+    shape = preflight.Shape(
+        n_rows=len(design.run),
+        n_columns=len(design.column),
+        n_voxels=bold.n_voxels,
+        n_alphas=config.n_alphas,
+        n_candidates=len(choices.gammas),
+        n_bands=len(design.bands),
+    )
+    costs = {form: preflight.cost_of(layout, form, shape) for form in preflight.FORMS}
+    if config.form != "auto":
+        form: gram.Form = config.form
+    elif config.bands:
+        form = preflight.choose_form({**costs, "hat": costs["primal"]})
+    else:
+        form = preflight.choose_form(costs)
+    return Prepared(layers, runs, design, layout, choices, shape, costs, form, settings, made_from)
+
+
+def layout_of(design: Design, config: EncodeConfig) -> Layout:
+    """Deal runs, sessions or single TRs to folds, as the settings say."""
+    if config.split == "leaky-tr":
+        rng = np.random.default_rng(config.seed)
+        n_folds = min(config.max_folds, len(design.runs) if len(design.runs) > 2 else 5)
+        fold = rng.permutation(np.arange(len(design.run)) % n_folds)
+        names = [f"random TRs {number + 1}" for number in range(n_folds)]
+        return lay_out(fold, fold, names, design.run, design.tr, n_blocks=config.n_inner_blocks, purge_trs=0)
+    numbers: dict[object, int] = {}
+    keys = [RunKey.parse(run) if config.leave_out == "session" else run for run in design.runs]
+    units = [(key.subject, key.session) if isinstance(key, RunKey) else key for key in keys]
+    unit_of_run = np.array([numbers.setdefault(unit, len(numbers)) for unit in units])
+    if config.test:
+        unit_of_run[list(matching(design.runs, config.test))] = TEST
+    fold = deal(unit_of_run[design.run].astype(np.int64), config.max_folds)
+    return lay_out(
+        fold,
+        design.run,
+        design.runs,
+        design.run,
+        design.tr,
+        n_blocks=config.n_inner_blocks,
+        purge_trs=config.purge_trs,
+    )
+
+
+def choices_of(design: Design, layout: Layout, config: EncodeConfig) -> Choices:
+    """Lay out the grid of alphas, and the weightings of the bands."""
+    # Standardised columns: the eigenvalues of a training set add up to n_t p, over min(p, n_t - 1) directions.
+    p = len(design.column)
+    centre = float(np.mean([len(f.train) * p / min(p, len(f.train) - 1) for f in layout.folds]))
+    gammas, model = np.ones((1, len(design.bands))), np.zeros(1, np.int64)
+    return Choices(
+        alphas=gram.alpha_grid(centre, config.n_alphas, config.alpha_decades),
+        gammas=gammas,
+        model=model,
+        tolerance=config.alpha_tolerance,
+    )
