@@ -154,10 +154,13 @@ def lay_out(
             raise EncodingError(
                 f"purging {purge_trs} TRs around the test rows leaves nothing to train on", hint="--purge-trs"
             )
-        if len(others) > 1:
+        # Where the rest is one fold, its runs validate in turn; where it is one run, blocks of it do.
+        unit = fold if len(others) > 1 else run
+        units = others if len(others) > 1 else [int(number) for number in np.unique(run[train])]
+        if len(units) > 1:
             inner = tuple(
-                (np.flatnonzero(away(test | (fold == other)) & train), np.flatnonzero((fold == other) & train))
-                for other in others
+                (np.flatnonzero(away(test | (unit == number)) & train), np.flatnonzero((unit == number) & train))
+                for number in units
             )
         else:
             inner = block_folds(np.flatnonzero(train), run, tr, n_blocks=n_blocks, purge_trs=purge_trs)

@@ -23,7 +23,7 @@ from vidbrain.storage.atomic import read_json, remove, replacing, write_json
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
-RECORD = "plan.json"
+RECORD, CELLS = "plan.json", "cells"
 
 
 @dataclass(frozen=True)
@@ -251,13 +251,7 @@ def write_plan(
         design.save(part)
     if form != "dual":
         with threadpool_limits(1):  # as in `run_set`
-            cells = [design.moments(np.flatnonzero(cell == c)) for c in range(int(cell.max()) + 1)]
-        _save(
-            root / "cells.npz",
-            n=np.array([c.n for c in cells]),
-            total=np.stack([c.total for c in cells]),
-            gram=np.stack([c.gram for c in cells]),
-        )
+            _write_cells(root / CELLS, design, cell)
     rows = [
         SetRow(str(root), number, candidate, form, task, cell, choices)
         for candidate in range(len(choices.gammas))
@@ -295,7 +289,7 @@ def write_plan(
         "facts": facts,
     }
     write_json(root / RECORD, record)
-    remove(root / "cells.npz")
+    remove(root / CELLS)
 
 
 @dataclass(frozen=True)
@@ -331,7 +325,7 @@ def run_set(row: SetRow) -> None:
         if row.form == "dual":
             basis = gram.dual_basis(design.rows(row.task.rows), np.ones(len(design.column)), weight=weight)
         else:
-            sums = _sums(Path(row.root), row.cell, row.task.rows)
+            sums = _sums(Path(row.root) / CELLS, row.cell, row.task.rows)
             basis = gram.primal_basis(sums, np.ones(len(design.column)), weight=weight)
         arrays = _arrays(row, basis, design)
     _save(row.path, **arrays)
@@ -383,14 +377,29 @@ def downdate(cell: NDArray[np.int64], rows: Rows) -> tuple[list[int], list[int]]
     return [], [int(c) for c in outside]
 
 
-def _sums(root: Path, cell: NDArray[np.int64], rows: Rows) -> gram.Moments:
+def _write_cells(path: Path, design: Design, cell: NDArray[np.int64]) -> None:
+    """Write the sums over each cell, and over all, a file each: a training set needs few of them."""
+    with replacing(path) as part:
+        part.mkdir(parents=True)
+        total: gram.Moments | None = None
+        for number in range(int(cell.max()) + 1):
+            sums = design.moments(np.flatnonzero(cell == number))
+            total = sums if total is None else total + sums
+            np.savez(part / f"{number}.npz", n=sums.n, total=sums.total, gram=sums.gram)
+        if total is not None:
+            np.savez(part / "all.npz", n=total.n, total=total.total, gram=total.gram)
+
+
+def _read_cell(path: Path, name: str) -> gram.Moments:
+    with np.load(path / f"{name}.npz", allow_pickle=False) as file:
+        return gram.Moments(int(file["n"]), file["total"], file["gram"])
+
+
+def _sums(path: Path, cell: NDArray[np.int64], rows: Rows) -> gram.Moments:
     """Sums over a row set from those over cells, by adding or by downdating the total."""
-    with np.load(root / "cells.npz", allow_pickle=False) as file:
-        n, total, outer = file["n"], file["total"], file["gram"]
-    cells = [gram.Moments(int(n[c]), total[c], outer[c]) for c in range(len(n))]
     add, subtract = downdate(cell, rows)
-    sums = functools.reduce(operator.add, [cells[c] for c in add] or cells)
-    return functools.reduce(operator.sub, [cells[c] for c in subtract], sums)
+    sums = functools.reduce(operator.add, (_read_cell(path, name) for name in (map(str, add) if add else ["all"])))
+    return functools.reduce(operator.sub, (_read_cell(path, str(number)) for number in subtract), sums)
 
 
 def _save(path: Path, **arrays: NDArray[Any]) -> None:
