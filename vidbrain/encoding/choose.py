@@ -80,8 +80,8 @@ def _add_hats(training: TrainingSet, targets: Targets, scores: F32) -> None:
             measured = y[:, tile] - y[:, tile].mean(axis=0)
             squares = np.einsum("it,it->t", measured, measured)
             for position, weights in enumerate(training.shrinkage):
-                residual = y[:, tile] - validation.scores @ (Z * weights[:, None])
-                predicted = y[:, tile] - validation.hat[position] @ residual
+                predicted = validation.scores @ (Z * weights[:, None])
+                predicted -= validation.hat[position] @ (y[:, tile] - predicted)
                 predicted -= predicted.mean(axis=0)
                 product = np.einsum("it,it->t", predicted, measured)
                 norm = np.einsum("it,it->t", predicted, predicted)

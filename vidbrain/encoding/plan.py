@@ -17,7 +17,7 @@ from vidbrain.encoding import gram
 from vidbrain.encoding.compression import compress
 from vidbrain.encoding.design import Design, load_design
 from vidbrain.encoding.folds import Layout, Rows, cells_of
-from vidbrain.encoding.hat import inverse_residuals
+from vidbrain.encoding.hat import corrections
 from vidbrain.progress import SILENT, Progress
 from vidbrain.storage.atomic import read_json, remove, replacing, write_json
 
@@ -40,7 +40,7 @@ class Validation:
     factor : (k, q) float32
         R, triangular with ``|T x| = |R x|``; empty in the hat form.
     hat : (r, n_v, n_v) float32
-        ``(I - H)^-1`` of these rows for every alpha, in the hat form; else empty. There `scores` are not centred.
+        ``(I - H)^-1 - I`` of these rows for every alpha, in the hat form; else empty. There `scores` are not centred.
     """
 
     fold: int
@@ -419,7 +419,8 @@ def _arrays(row: SetRow, basis: gram.Basis, design: Design) -> dict[str, Any]:
         scores = basis.scores_of(design.rows(rows))
         factor, hat = np.empty((0, q)), np.empty((0, 0, 0))
         if row.form == "hat":
-            hat = inverse_residuals(scores, basis.eigenvalues, alphas, len(task.rows))
+            hat = corrections(scores, basis.eigenvalues, alphas, len(task.rows))
+            hat -= hat.mean(axis=1, keepdims=True)  # predictions are centred; here it costs no digits
         else:
             scores -= scores.mean(axis=0)
             factor = gram.triangle(scores)

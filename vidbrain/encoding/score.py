@@ -81,8 +81,9 @@ def score_block(
     for model in range(plan.n_models):
         for test, by_band, mean in predictions(plan, targets, chosen, model):
             measured = targets.Y[test.rows]
-            predicted = by_band.sum(axis=0) + mean if len(by_band) > 1 else by_band[0] + mean
-            errors[model] += np.sum((measured - predicted) ** 2, axis=0, dtype=np.float64)
+            predicted = by_band.sum(axis=0) if len(by_band) > 1 else by_band[0].copy()
+            # The mean is added to the residual: a small prediction would lose its digits to it.
+            errors[model] += np.sum((measured - predicted - mean) ** 2, axis=0, dtype=np.float64)
             if model > 0:
                 continue
             measured -= measured.mean(axis=0)
