@@ -28,7 +28,7 @@ from vidbrain.encoding.design import (
     choose_runs,
 )
 from vidbrain.encoding.folds import OuterFold, nested_folds
-from vidbrain.encoding.inference import benjamini_hochberg
+from vidbrain.encoding.multiple import benjamini_hochberg
 from vidbrain.encoding.nuisance import nuisance_columns
 from vidbrain.encoding.plan import Plan, gather_sets, is_planned, read_plan, write_plan
 from vidbrain.encoding.result import KIND, STORE, EncodingResult, make_dataset, open_result, summarise

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from vidbrain.encoding import gram
+from vidbrain.encoding import gram, null
 from vidbrain.encoding.design import CONSTANT
-from vidbrain.encoding.inference import circular_products, draw_shifts, shift_p_values
 from vidbrain.encoding.plan import Plan, TrainingSet, Validation, downdate
 
 F32 = NDArray[np.float32]
@@ -77,10 +76,10 @@ def score_block(plan: Plan, Y: F32, *, n_permutations: int, seed: int) -> BlockS
             scale = np.divide(1.0, norm, out=np.zeros_like(norm), where=norm > 0)
             r[test.fold] = np.sum(predicted * measured, axis=0, dtype=np.float64) * scale
             predicted *= scale.astype(np.float32)
-            products[test.fold] = circular_products(predicted, measured)
+            products[test.fold] = null.circular_products(predicted, measured)
     by_fold = [products[fold] for fold in range(n_folds)]
-    shifts = draw_shifts([len(product) for product in by_fold], n_permutations, seed)
-    p = shift_p_values(by_fold, shifts)
+    shifts = null.draw_shifts([len(product) for product in by_fold], n_permutations, seed)
+    p = null.p_values(shifts, by_fold).p
     r[:, dead] = 0
     p[dead] = 1
     r2 = 1 - np.divide(errors, squares, out=np.ones_like(errors), where=squares > 0)
