@@ -20,11 +20,12 @@ from vidbrain.config import fingerprint
 from vidbrain.encoding.choose import Chosen, inner_scores
 from vidbrain.encoding.design import BoldStoreLike, FeatureStoreLike, choose_layers, choose_runs
 from vidbrain.encoding.gram import best_alpha
-from vidbrain.encoding.inference import SPREAD, benjamini_hochberg
+from vidbrain.encoding.multiple import benjamini_hochberg, benjamini_yekutieli, max_statistic
+from vidbrain.encoding.null import SPREAD
 from vidbrain.encoding.plan import Plan, is_planned, read_plan, write_plan
 from vidbrain.encoding.prepare import identity, prepare
 from vidbrain.encoding.result import KIND, STORE, EncodingResult, make_dataset, open_result, summarise
-from vidbrain.encoding.score import score_block
+from vidbrain.encoding.score import Inference, score_block
 from vidbrain.encoding.settings import EncodeConfig
 from vidbrain.encoding.targets import Targets
 from vidbrain.errors import EncodingError
@@ -34,7 +35,8 @@ from vidbrain.storage.info import is_done, write_info
 from vidbrain.storage.zarrs import write_dataset
 
 WORK = "work"
-PARTS = ("r", "r_pooled", "r2", "r2_split", "r2_without", "alpha_index", "gamma", "p", "dead")
+BY_VOXEL = ("r", "r_pooled", "r2", "r2_split", "r2_without", "alpha_index", "gamma", "p", "observed", "moments", "dead")
+SHARED = ("maxima", "block_n_trs", "block_part")
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ class BlockRow:
     """One task: voxels `start` to `stop` of `bold` against the plan in `plan`, written to `out`.
 
     `shared` is the file of alphas that voxels share, by group; None where each voxel chooses. `group` is the group of
-    each voxel, and `spread` the factor of the null.
+    each voxel.
     """
 
     bold: BoldStoreLike
@@ -50,9 +52,7 @@ class BlockRow:
     out: str
     start: int
     stop: int
-    n_permutations: int
-    seed: int
-    spread: float
+    inference: Inference
     group: NDArray[np.int64] | None = None
     shared: str | None = None
 
@@ -132,6 +132,16 @@ def fit_encoding(
 
 def block_rows(bold: BoldStoreLike, config: EncodeConfig, plan_root: Path, blocks: Path) -> list[BlockRow]:
     """List the tasks, in voxel order."""
+    inference = Inference(
+        kind=config.null,
+        # Single TRs at random leave no series that could be rearranged.
+        n_permutations=0 if config.split == "leaky-tr" else config.n_permutations,
+        seed=config.seed,
+        block_trs=config.block_trs,
+        # Test runs that trained nothing leave no dependence between parts that would have to be bounded.
+        spread=1.0 if config.test else SPREAD,
+        keep_moments=config.keep_moments,
+    )
     return [
         BlockRow(
             bold=bold,
@@ -139,10 +149,7 @@ def block_rows(bold: BoldStoreLike, config: EncodeConfig, plan_root: Path, block
             out=str(blocks / f"{number:05d}.npz"),
             start=start,
             stop=min(start + config.block, bold.n_voxels),
-            # Single TRs at random leave no series that could be shifted.
-            n_permutations=0 if config.split == "leaky-tr" else config.n_permutations,
-            seed=config.seed,
-            spread=1.0 if config.test else SPREAD,
+            inference=inference,
         )
         for number, start in enumerate(range(0, bold.n_voxels, config.block))
     ]
@@ -157,16 +164,9 @@ def run_block(row: BlockRow) -> float:
             alpha = file["alpha"][:, row.group]
         chosen = Chosen(np.zeros((1, *alpha.shape), np.int64), alpha[None])
     with threadpool_limits(1):  # as in `run_set`
-        scores = score_block(
-            plan,
-            read_bold(row, plan),
-            n_permutations=row.n_permutations,
-            seed=row.seed,
-            spread=row.spread,
-            chosen=chosen,
-        )
+        scores = score_block(plan, read_bold(row, plan), row.inference, chosen=chosen)
     with replacing(row.out) as part, part.open("wb") as file:
-        np.savez(file, **{name: getattr(scores, name) for name in PARTS})
+        np.savez(file, **{name: getattr(scores, name) for name in BY_VOXEL + SHARED})
     return float(np.median(scores.r.mean(axis=0)))
 
 
@@ -248,12 +248,16 @@ def assemble(
     blocks = []
     for row in rows:
         with np.load(row.out, allow_pickle=False) as file:
-            blocks.append({name: file[name] for name in PARTS})
-    arrays = {name: np.concatenate([block[name] for block in blocks], axis=-1) for name in PARTS}
+            blocks.append({name: file[name] for name in BY_VOXEL + SHARED})
+    arrays = {name: np.concatenate([block[name] for block in blocks], axis=-1) for name in BY_VOXEL}
+    arrays |= {name: blocks[0][name] for name in ("block_n_trs", "block_part")}
     alive = ~arrays["dead"]
-    q = np.where(alive, np.nan, 1.0)
-    if np.isfinite(arrays["p"][alive]).all():
-        q[alive] = benjamini_hochberg(arrays["p"][alive])
+    q = {name: np.where(alive, np.nan, 1.0) for name in ("q", "q_any", "p_fwe")}
+    if alive.any() and np.isfinite(arrays["p"][alive]).all():
+        q["q"][alive] = benjamini_hochberg(arrays["p"][alive])
+        q["q_any"][alive] = benjamini_yekutieli(arrays["p"][alive])
+        maxima = np.max([block["maxima"] for block in blocks], axis=0)
+        q["p_fwe"][alive] = max_statistic(arrays["observed"][alive], maxima)
     data = bold.open(plan.runs[0])
     ijk = np.stack([np.asarray(data[axis].values) for axis in "ijk"], axis=1)
     dataset = make_dataset(arrays, q, plan.alphas, ijk).assign_attrs(

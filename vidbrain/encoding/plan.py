@@ -98,7 +98,7 @@ class Plan:
         ``"primal"``, ``"dual"`` or ``"hat"``.
     alphas : (r,) float64, ascending
     gammas : (n_candidates, n_bands) float64
-        Weightings of the bands that each voxel chooses from.
+        Weightings of the bands that each voxel chooses from; each adds up to 1.
     model : (n_candidates,) int64
         Model that a candidate belongs to: 0 has all bands, 1 + b lacks band b.
     run, tr, cell : (n,) int64
@@ -318,8 +318,8 @@ def set_path(root: Path, number: int, candidate: int) -> Path:
 def run_set(row: SetRow) -> None:
     """Decompose and write one training set; the work of one task."""
     design = load_design(Path(row.root) / "design")
-    # Weighting a band by gamma is scaling its columns by sqrt(gamma): X is not touched.
-    weight = np.sqrt(row.choices.gammas[row.candidate])[design.band]
+    # Weighting a band by gamma is scaling its columns by sqrt(gamma): X is not touched. Equal gammas are weights of 1.
+    weight = np.sqrt(row.choices.gammas[row.candidate] * len(design.bands))[design.band]
     # One BLAS thread, wherever the task runs: sums in another order would change the last bits.
     with threadpool_limits(1):
         if row.form == "dual":

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from vidbrain.config import to_mapping
 from vidbrain.encoding import gram, preflight
+from vidbrain.encoding.bands import draw_gammas
 from vidbrain.encoding.design import (
     BoldStoreLike,
     Design,
@@ -150,7 +151,16 @@ def choices_of(design: Design, layout: Layout, config: EncodeConfig) -> Choices:
     # Standardised columns: the eigenvalues of a training set add up to n_t p, over min(p, n_t - 1) directions.
     p = len(design.column)
     centre = float(np.mean([len(f.train) * p / min(p, len(f.train) - 1) for f in layout.folds]))
-    gammas, model = np.ones((1, len(design.bands))), np.zeros(1, np.int64)
+    n_bands = len(design.bands)
+    gammas, model = np.full((1, n_bands), 1 / n_bands), np.zeros(1, np.int64)
+    if config.bands and n_bands > 1:
+        gammas = draw_gammas(config.n_candidates, n_bands, seed=config.seed)
+        model = np.zeros(len(gammas), np.int64)
+    if config.partition and n_bands > 1:
+        for band in range(n_bands):
+            rest = draw_gammas(config.n_candidates, n_bands - 1, seed=config.seed)
+            gammas = np.concatenate([gammas, np.insert(rest, band, 0.0, axis=1)])
+            model = np.concatenate([model, np.full(len(rest), 1 + band)])
     return Choices(
         alphas=gram.alpha_grid(centre, config.n_alphas, config.alpha_decades),
         gammas=gammas,

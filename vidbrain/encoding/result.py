@@ -33,10 +33,12 @@ class EncodingResult:
     dataset
         ``r`` (part, voxel) float32, correlation in each held-out part (a run; the attribute ``parts`` names them);
         ``r_mean``, its mean over parts; ``r_pooled``, over all parts at once; ``r2``, pooled over parts; ``alpha``,
-        geometric mean over folds, and ``fold_alpha`` (fold, voxel); ``p``, one-sided, and ``q``, its false discovery
-        rate over live voxels, both NaN where no permutation was asked for; ``dead`` (r = 0, q = 1); ``i j k`` (voxel).
+        geometric mean over folds, and ``fold_alpha`` (fold, voxel); ``p``, one-sided; ``q``, its false discovery rate
+        over live voxels (Benjamini-Hochberg), ``q_any``, the same under any dependence (Benjamini-Yekutieli), and
+        ``p_fwe``, its family-wise error by the greatest voxel, all NaN where no permutation was asked for; ``dead`` (r = 0, q = 1); ``i j k`` (voxel).
         With several bands (attribute ``bands``) also ``gamma`` (band, voxel), their weights, and ``r2_split`` (band,
-        voxel), their shares of R²; after a partition ``r2_unique`` (band, voxel), what R² loses without a band.
+        voxel), their shares of R²; after a partition ``r2_unique`` (band, voxel), what R² loses without a band. If
+        they were kept, ``moments`` (block, moment, voxel) with ``block_n_trs`` and ``block_part``, see `bootstrap`.
     """
 
     root: Path
@@ -81,7 +83,10 @@ def open_result(root: str | Path) -> EncodingResult:
 
 
 def make_dataset(
-    arrays: Mapping[str, NDArray[Any]], q: NDArray[np.float64], alphas: NDArray[np.float64], ijk: NDArray[np.int32]
+    arrays: Mapping[str, NDArray[Any]],
+    q: Mapping[str, NDArray[np.float64]],
+    alphas: NDArray[np.float64],
+    ijk: NDArray[np.int32],
 ) -> xr.Dataset:
     """Put voxel arrays together as the data set of a result.
 
@@ -89,7 +94,8 @@ def make_dataset(
     ----------
     arrays
         As in `score.BlockScores`.
-    q : (voxel,)
+    q
+        ``q``, ``q_any`` and ``p_fwe`` (voxel).
     alphas : (r,)
     ijk : (voxel, 3)
     """
@@ -100,7 +106,7 @@ def make_dataset(
         "r2": arrays["r2"],
         "alpha": (10 ** log_alpha.mean(axis=0)).astype(np.float32),
         "p": arrays["p"].astype(np.float32),
-        "q": q.astype(np.float32),
+        **{name: values.astype(np.float32) for name, values in q.items()},
         "dead": arrays["dead"],
     }
     by_band = {}
@@ -108,12 +114,20 @@ def make_dataset(
         by_band = {"gamma": arrays["gamma"], "r2_split": arrays["r2_split"]}
     if len(arrays["r2_without"]):
         by_band["r2_unique"] = arrays["r2"] - arrays["r2_without"]
+    by_block: dict[str, Any] = {}
+    if len(arrays["moments"]):
+        by_block = {
+            "moments": (("block", "moment", "voxel"), arrays["moments"]),
+            "block_n_trs": (("block",), arrays["block_n_trs"]),
+            "block_part": (("block",), arrays["block_part"]),
+        }
     return xr.Dataset(
         {
             "r": (("part", "voxel"), arrays["r"]),
             "fold_alpha": (("fold", "voxel"), (10**log_alpha).astype(np.float32)),
             **{name: (("voxel",), values) for name, values in by_voxel.items()},
             **{name: (("band", "voxel"), values) for name, values in by_band.items()},
+            **by_block,
         },
         coords={axis: (("voxel",), ijk[:, column].astype(np.int32)) for column, axis in enumerate("ijk")},
     )

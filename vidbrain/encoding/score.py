@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from vidbrain.encoding import null
+from vidbrain.encoding.bootstrap import block_moments
 from vidbrain.encoding.choose import Chosen, best_of, inner_scores
-from vidbrain.encoding.inference import circular_products, draw_shifts, shift_p_values
 from vidbrain.encoding.plan import Plan, Test, TrainingSet
 from vidbrain.encoding.targets import Targets, tiles
 
@@ -37,6 +39,14 @@ class BlockScores:
         Weights of the bands, the mean over folds.
     p : (t,) float64
         NaN where no permutation was asked for.
+    observed : (t,) float32
+        Statistic that p is about: the mean of r over parts.
+    maxima : (n_permutations,) float32
+        Greatest null value over these voxels in each draw.
+    moments : (n_blocks, 5, t) float32
+        Sums over blocks of TRs (`bootstrap.BlockMoments`), part after part; no rows unless asked for.
+    block_n_trs, block_part : (n_blocks,)
+        TRs of each block, and its part.
     dead : (t,) bool
         Constant or not finite in at least one run.
     """
@@ -49,12 +59,47 @@ class BlockScores:
     alpha_index: NDArray[np.int16]
     gamma: F32
     p: F64
+    observed: F32
+    maxima: F32
+    moments: F32
+    block_n_trs: F32
+    block_part: NDArray[np.int64]
     dead: NDArray[np.bool_]
 
 
-def score_block(
-    plan: Plan, Y: F32, *, n_permutations: int, seed: int, spread: float, chosen: Chosen | None = None
-) -> BlockScores:
+@dataclass(frozen=True, kw_only=True)
+class Inference:
+    """How r is tested.
+
+    Attributes
+    ----------
+    kind
+        Circular shifts of each part, or permutations of blocks of TRs within it.
+    n_permutations, seed
+        Draws, the same for every voxel; none without permutations.
+    block_trs
+        TRs of a block, for permutations and for moments.
+    spread
+        Factor by which the null is widened, see `null.p_values`.
+    keep_moments
+        Keep the sums from which r can be resampled.
+    """
+
+    kind: Literal["shift", "block"] = "shift"
+    n_permutations: int = 1000
+    seed: int = 0
+    block_trs: int = 15
+    spread: float = null.SPREAD
+    keep_moments: bool = False
+
+    def draw(self, n_trs: list[int]) -> null.Null:
+        """Draw the rearrangements of parts of these lengths."""
+        if self.kind == "shift":
+            return null.draw_shifts(n_trs, self.n_permutations, self.seed)
+        return null.draw_block_permutations(n_trs, self.block_trs, self.n_permutations, self.seed)
+
+
+def score_block(plan: Plan, Y: F32, inference: Inference, *, chosen: Chosen | None = None) -> BlockScores:
     """Fit and test a block of voxels.
 
     Parameters
@@ -63,10 +108,8 @@ def score_block(
         The feature side.
     Y : (n, t) float32
         BOLD of the plan's rows; any offset and scale.
-    n_permutations, seed
-        Of the circular shifts.
-    spread
-        Factor by which the null is widened, see `inference.shift_p_values`.
+    inference
+        How r is tested.
     chosen
         Alphas and candidates; by default each voxel chooses its own.
     """
@@ -77,7 +120,9 @@ def score_block(
     r = np.zeros((len(plan.parts), t), np.float32)
     sums = {name: np.zeros(t) for name in ("product", "predicted", "measured")}
     errors, split = np.zeros((plan.n_models, t)), np.zeros((len(plan.bands), t))
-    products: dict[int, F32] = {}
+    predicted_unit: dict[int, F32] = {}
+    measured_unit: dict[int, F32] = {}
+    moments = []
     for model in range(plan.n_models):
         for test, by_band, mean in predictions(plan, targets, chosen, model):
             measured = targets.Y[test.rows]
@@ -98,15 +143,17 @@ def score_block(
             norm = np.sqrt(length * squares)
             scale = np.divide(1.0, norm, out=np.zeros_like(norm), where=norm > 0)
             r[test.part] = product * scale
-            if n_permutations:
-                predicted *= scale.astype(np.float32)
-                products[test.part] = circular_products(predicted, measured)
-    p = np.full(t, np.nan)
-    if n_permutations:
-        by_part = [products[part] for part in range(len(plan.parts))]
-        p = shift_p_values(
-            by_part, draw_shifts([len(product) for product in by_part], n_permutations, seed), spread=spread
-        )
+            if inference.keep_moments:
+                moments.append((test.part, block_moments(predicted, measured, inference.block_trs)))
+            if inference.n_permutations:
+                predicted *= (scale / len(plan.parts)).astype(np.float32)
+                predicted_unit[test.part], measured_unit[test.part] = predicted, measured
+    p, observed, maxima = np.full(t, np.nan), r.mean(axis=0), np.empty(0, np.float32)
+    if inference.n_permutations:
+        draws = inference.draw([len(predicted_unit[part]) for part in range(len(plan.parts))])
+        ordered = [[unit[part] for part in range(len(plan.parts))] for unit in (predicted_unit, measured_unit)]
+        tested = null.p_values(draws, null.products(draws, *ordered), spread=inference.spread)
+        p, observed, maxima = tested.p, tested.observed, tested.maxima
         p[targets.dead] = 1
     total = sums["measured"]
     norm = np.sqrt(sums["predicted"] * total)
@@ -127,6 +174,11 @@ def score_block(
         alpha_index=chosen.alpha[0].astype(np.int16),
         gamma=np.moveaxis(plan.gammas[chosen.candidate[0]].mean(axis=0), 1, 0).astype(np.float32),
         p=p,
+        observed=observed,
+        maxima=maxima,
+        moments=np.concatenate([m.sums for _, m in moments]) if moments else np.empty((0, 5, t), np.float32),
+        block_n_trs=np.concatenate([m.n_trs for _, m in moments]) if moments else np.empty(0, np.float32),
+        block_part=np.concatenate([np.full(len(m.n_trs), part) for part, m in moments] or [np.empty(0, np.int64)]),
         dead=targets.dead,
     )
 

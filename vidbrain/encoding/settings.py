@@ -47,7 +47,13 @@ class EncodeConfig:
     form: Literal["auto", "primal", "dual", "hat"] = "auto"
     """Which matrix is decomposed; auto takes the fewest operations."""
     n_permutations: int = 1000
-    """Circular shifts for p; the smallest possible p is 1 / (1 + this). 0 for no p."""
+    """Draws of the null for p; the smallest possible p is 1 / (1 + this). 0 for no p."""
+    null: Literal["shift", "block"] = "shift"
+    """Draws turn each run in a circle, or permute blocks of its TRs."""
+    block_trs: int = 15
+    """TRs of a block, much longer than the noise remembers."""
+    keep_moments: bool = False
+    """Keep the sums of blocks that `vidbrain compare` resamples: 20 bytes a voxel and block."""
     seed: int = 0
     """Of shifts, weightings and random splits."""
     shared_runs_only: bool = False
@@ -64,6 +70,7 @@ class EncodeConfig:
             "voxels_per_block": 1,
             "max_folds": 2,
             "n_candidates": 1,
+            "block_trs": 2,
         }
         for name, value in least.items():
             if getattr(self, name) < value:
