@@ -16,7 +16,7 @@ import xarray as xr
 from vidbrain import cluster
 from vidbrain.encoding import blocks, gram, plan
 from vidbrain.encoding.blocks import EncodeConfig, estimate, fit_encoding, prepare
-from vidbrain.encoding.design import delay
+from vidbrain.encoding.delays import delay
 from vidbrain.encoding.nuisance import nuisance_columns, partial_out
 from vidbrain.encoding.result import open_result
 from vidbrain.errors import ConfigError, ResumeError, StorageError, VidbrainError

@@ -18,21 +18,16 @@ from threadpoolctl import threadpool_limits
 from vidbrain.cluster import Client
 from vidbrain.config import fingerprint, to_mapping
 from vidbrain.encoding import gram
-from vidbrain.encoding.design import (
-    BoldStoreLike,
-    Design,
-    FeatureStoreLike,
-    build_design,
-    check_delays,
-    choose_layers,
-    choose_runs,
-)
+from vidbrain.encoding.align import BoldStoreLike, FeatureStoreLike, choose_layers, choose_runs
+from vidbrain.encoding.assembly import build_design
+from vidbrain.encoding.delays import check_delays
+from vidbrain.encoding.design import TILE, Design
 from vidbrain.encoding.folds import OuterFold, nested_folds
 from vidbrain.encoding.inference import benjamini_hochberg
 from vidbrain.encoding.nuisance import nuisance_columns
 from vidbrain.encoding.plan import Plan, gather_sets, is_planned, read_plan, write_plan
 from vidbrain.encoding.result import KIND, STORE, EncodingResult, make_dataset, open_result, summarise
-from vidbrain.encoding.score import TILE, score_block
+from vidbrain.encoding.score import score_block
 from vidbrain.errors import ConfigError
 from vidbrain.progress import SILENT, Progress
 from vidbrain.storage.atomic import check_writable, remove, replacing
@@ -211,7 +206,7 @@ def prepare(
             nuisance[run] = nuisance_columns(np.asarray(data["confounds"].values, np.float64))
     design = build_design(features, layers, kept, tr_s=bold.tr_s, delays=config.delays, nuisance=nuisance)
     folds = nested_folds(design.run, design.tr, n_blocks=config.n_inner_blocks, purge_trs=config.purge_trs)
-    n, p = design.X.shape
+    n, p = design.shape
     form = gram.choose_form(n, max(len(f.train) for f in folds), p, bold.n_voxels, len(gather_sets(folds)))
     return Prepared(layers, runs, design, folds, form, settings, made_from)
 
@@ -225,7 +220,7 @@ def estimate(prepared: Prepared, config: EncodeConfig, n_voxels: int) -> dict[st
         ``worker_bytes`` is the peak of a worker's arrays, ``plan_bytes`` what the plan takes on disk, ``flops`` all
         floating-point operations of the voxel side.
     """
-    n, p = prepared.design.X.shape
+    n, p = prepared.design.shape
     t = min(config.block, n_voxels)
     tasks = gather_sets(prepared.folds)
     flops, set_bytes, plan_bytes = 0.0, 0.0, 0.0

@@ -173,14 +173,14 @@ def write_plan(
     used = [rows for t in tasks for rows in (t.rows, *(r for _, r in t.validations), *(r for _, r in t.tests))]
     cell = cells_of(used, len(design.run))
     # Standardised columns: the eigenvalues of a training set add up to n_t p, over min(p, n_t - 1) directions.
-    p = design.X.shape[1]
+    n, p = design.shape
     centre = float(np.mean([len(f.train) * p / min(p, len(f.train) - 1) for f in folds]))
     alphas = gram.alpha_grid(centre, n_alphas, decades)
     with replacing(root / "design.npy") as part, part.open("wb") as file:
-        np.save(file, design.X)
+        np.save(file, design.rows(np.arange(n)))
     if form == "primal":
         with threadpool_limits(1):  # as in `run_set`
-            cells = [gram.moments(design.X[cell == c]) for c in range(int(cell.max()) + 1)]
+            cells = [design.moments(np.flatnonzero(cell == c)) for c in range(int(cell.max()) + 1)]
         _save(
             root / "cells.npz",
             n=np.array([c.n for c in cells]),

@@ -9,15 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vidbrain.encoding import gram
-from vidbrain.encoding.design import CONSTANT
+from vidbrain.encoding.columns import CONSTANT
+from vidbrain.encoding.design import TILE
 from vidbrain.encoding.inference import circular_products, draw_shifts, shift_p_values
 from vidbrain.encoding.plan import Plan, TrainingSet, Validation, downdate
 
 F32 = NDArray[np.float32]
-
-TILE = 512
-"""Voxels in the innermost products: their operands stay in the processor's cache. Blocks are multiples of it, so that
-every product has the same shape, and every bit of the result is the same, whatever the block size."""
 
 
 @dataclass(frozen=True)
