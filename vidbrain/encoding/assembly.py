@@ -46,7 +46,8 @@ def build_design(
         In TRs; 0 is allowed. Not used but with the response ``fir``.
     nuisance
         By run label, what was regressed out of the BOLD, (n_trs, c), a constant among it: it is taken out of the
-        delayed features too, over the rows that are used. Runs that are not named are left as they are.
+        delayed features too, over the rows that are used. Runs that are not named keep
+        theirs, less the mean of each feature over all runs.
     response
         ``fir``, or a canonical response that features are convolved with in place of delays; the module of that name
         says what counts as video then.

@@ -138,13 +138,14 @@ def measure_columns(
     scale = np.sqrt(squares / len(place))
     varies = scale > CONSTANT * np.sqrt(sizes / len(place))
     column = np.flatnonzero(varies & ~invalid)
+    # In C order, as they will be read from disk: products of another layout may differ in their last bits.
+    loadings = np.ascontiguousarray(B.reshape(len(bases), width, d * p_f)[:, :, column])
+    nothing = np.ascontiguousarray(gone.reshape(len(bases), d * p_f)[:, column])
     return Columns(
         column=column,
         shift=shift.reshape(-1)[column],
         scale=scale.reshape(-1)[column],
-        nuisance=Nuisance(Q, B.reshape(len(bases), width, -1)[:, :, column], gone.reshape(len(bases), -1)[:, column])
-        if width
-        else None,
+        nuisance=Nuisance(Q, loadings, nothing) if width else None,
         n_constant=int((~varies & ~invalid).sum()),
         n_invalid=int(invalid.sum()),
     )
