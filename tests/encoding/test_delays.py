@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from vidbrain.encoding.delays import delay, lagged_blocks, shortest_lagged, stretches, usable
+from vidbrain.encoding.delays import delay, lagged_blocks, lagged_gain, stretches, usable
 
 
 def test_delay_equals_explicit_loops():
@@ -36,11 +36,11 @@ def test_stretches_of_consecutive_numbers():
 
 def test_operations_are_counted():
     """Delays 1 to 5: a row costs 25 delayed and 9 lagged; the ends cost 2 * 4 + 4 * (3 + 2 + 1)."""
-    assert shortest_lagged((1, 2, 3, 4, 5)) == 32 / (25 - 9)
-    assert shortest_lagged((4, 2, 5, 3, 1)) == 32 / (25 - 9)
+    assert lagged_gain((1, 2, 3, 4, 5)) == (16 / 25, 32 / 16)
+    assert lagged_gain((4, 2, 5, 3, 1)) == (16 / 25, 32 / 16)
     # Differences 0 (3 pairs), 2, 4 and 6: nothing is shared but the diagonal.
-    assert shortest_lagged((1, 3, 7)) == 2 * 6 / (9 - 7)
-    assert shortest_lagged((3,)) == math.inf
+    assert lagged_gain((1, 3, 7)) == (2 / 9, 2 * 6 / 2)
+    assert lagged_gain((3,)) == (0, math.inf)
 
 
 @pytest.mark.parametrize("delays", [(0,), (3,), (1, 2, 3, 4, 5), (5, 0, 2), (1, 3, 7), (0, 40)])

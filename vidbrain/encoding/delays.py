@@ -88,22 +88,23 @@ def stretches(places: Indices) -> tuple[Indices, Indices]:
     return places[np.concatenate([[0], cuts])], places[np.concatenate([cuts - 1, [-1]])] + 1
 
 
-def shortest_lagged(delays: Sequence[int]) -> float:
-    """Rows from which on a stretch costs fewer operations by lagged products than by delaying it.
+def lagged_gain(delays: Sequence[int]) -> tuple[float, float]:
+    """Count what lagged products save over products of delayed rows.
 
-    In units of p^2 operations, d delays and their D different lags: a row costs d^2 when delayed, 1 + 2 (D - 1) when
-    lagged (the product of lag 0 is symmetric and costs half), and the ends of a stretch cost their rows once more.
+    In units of one block's products, d delays and their D different lags: a row costs d^2 when delayed, 1 + 2 (D - 1)
+    when lagged (the product of lag 0 is symmetric and costs half), and the ends of a stretch cost their rows once more.
 
     Returns
     -------
-    float
-        Infinity where lagged products never pay, as with one delay.
+    share : float
+        Share of the operations of a row that is saved; 0 where nothing is, as with one delay.
+    shortest : float
+        Rows from which on a stretch makes up for its ends; infinity where nothing is saved.
     """
     by_lag = _pairs_by_lag(delays)
-    per_row = sum(2 if lag else 1 for lag in by_lag)
+    saved = len(delays) ** 2 - sum(2 if lag else 1 for lag in by_lag)
     ends = sum((2 if lag else 1) * 2 * (pairs[-1][0] - pairs[0][0]) for lag, pairs in by_lag.items())
-    saved = len(delays) ** 2 - per_row
-    return ends / saved if saved > 0 else math.inf
+    return saved / len(delays) ** 2, ends / saved if saved else math.inf
 
 
 def lagged_blocks(

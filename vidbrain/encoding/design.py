@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vidbrain.encoding import gram
-from vidbrain.encoding.delays import Indices, lagged_blocks, shortest_lagged, stretches
+from vidbrain.encoding.delays import Indices, lagged_blocks, lagged_gain, stretches
 from vidbrain.encoding.folds import Rows
 from vidbrain.encoding.gram import CHUNK_ROWS, F32, F64, Moments
 from vidbrain.encoding.nuisance import Nuisance
@@ -22,6 +22,9 @@ from vidbrain.storage.atomic import check_writable, read_json, replacing, write_
 TILE = 512
 """Voxels in the innermost products: their operands stay in the processor's cache. Blocks are multiples of it, so that
 every product has the same shape, and every bit of the result is the same, whatever the block size."""
+
+PANEL = 64
+"""Rows of a Gram matrix that are shifted and scaled at a time, in the processor's cache."""
 
 RECORD = "design.json"
 
@@ -98,8 +101,8 @@ class Design:
         """Sum rows of X and their outer products, without forming X.
 
         With delayed features F, a run's cleaned rows are ``F - Q B``; hence over any of its rows
-        ``X'X = F'F - (F'Q) B - B'(Q'F) + B'(Q'Q) B``, where F'F comes from lagged products. Stretches of rows that are
-        too short for these to pay are formed, a few at a time.
+        ``X'X = F'F - (F'Q) B - B'(Q'F) + B'(Q'Q) B``, where F'F comes from lagged products. Where counted operations say
+        that forming rows is cheaper, as for short stretches, they are formed, `CHUNK_ROWS` at a time.
 
         Parameters
         ----------
@@ -108,11 +111,7 @@ class Design:
         """
         if np.any(np.diff(rows) <= 0):
             raise ValueError("rows must ascend")
-        first, stop = stretches(self._place(rows))
-        lagged = np.repeat(stop - first >= shortest_lagged(self.delays), stop - first)
-        if self.nuisance is not None:
-            whole = ~np.any(self.nuisance.gone, axis=1)  # else the formula would leave rounding, not 0
-            lagged &= whole[self.run[rows]]
+        lagged = self._worth_lagging(rows)
         ways = ((self._lagged_moments, rows[lagged]), (self._direct_moments, rows[~lagged]))
         parts = [way(some) for way, some in ways if len(some)]
         return functools.reduce(operator.add, parts) if parts else self._direct_moments(rows)
@@ -193,6 +192,22 @@ class Design:
         """Places of rows in `features`, before any delay."""
         return self.start[self.run[rows]] + self.tr[rows]
 
+    def _worth_lagging(self, rows: Rows) -> NDArray[np.bool_]:
+        """Mark the rows whose sums cost fewer operations by lagged products."""
+        share, shortest = lagged_gain(self.delays)
+        first, stop = stretches(self._place(rows))
+        lengths = stop - first
+        lagged = np.repeat(lengths >= shortest, lengths)
+        if self.nuisance is not None:
+            # A product of B costs a run as much as twice as many formed rows as B has rows.
+            gain = np.repeat(share * np.maximum(1 - shortest / lengths, 0), lengths)
+            pays = (
+                np.bincount(self.run[rows], weights=gain, minlength=len(self.runs)) > 2 * self.nuisance.basis.shape[1]
+            )
+            pays &= ~np.any(self.nuisance.gone, axis=1)  # there the formula would leave rounding, not 0
+            lagged &= pays[self.run[rows]]
+        return lagged
+
     def _part(self, position: int) -> tuple[slice, Indices]:
         """Columns of one delay, and their features."""
         p_f = self.features.shape[1]
@@ -233,7 +248,8 @@ class Design:
         outer = np.empty((len(self.column), len(self.column)))
         for i, j, block in lagged_blocks(self.features, *stretches(places), self.delays):
             (rows_i, f_i), (rows_j, f_j) = parts[i], parts[j]
-            outer[rows_i, rows_j] = block[np.ix_(f_i, f_j)]
+            whole = len(f_i) == len(f_j) == len(block)
+            outer[rows_i, rows_j] = block if whole else block[np.ix_(f_i, f_j)]
             outer[rows_j, rows_i] = outer[rows_i, rows_j].T
         total = np.zeros(len(self.column))
         for (columns, features), lag in zip(parts, self.delays, strict=True):
@@ -241,12 +257,13 @@ class Design:
                 total[columns] += self._undelayed(places[start : start + CHUNK_ROWS] - lag, features).sum(axis=0)
         if self.nuisance is not None:
             self._take_out_of_sums(self.nuisance, rows, total, outer)
-        outer -= np.outer(self.shift, total)
-        total -= len(rows) * self.shift
-        outer -= np.outer(total, self.shift)
-        outer /= self.scale[:, None]
-        outer /= self.scale
-        return Moments(len(rows), total / self.scale, outer)
+        centred = total - len(rows) * self.shift
+        for start in range(0, len(outer), PANEL):
+            part, at = outer[start : start + PANEL], slice(start, start + PANEL)
+            part -= np.outer(self.shift[at], total)
+            part -= np.outer(centred[at], self.shift)
+            part /= np.outer(self.scale[at], self.scale)
+        return Moments(len(rows), centred / self.scale, outer)
 
     def _take_out_of_sums(self, nuisance: Nuisance, rows: Rows, total: F64, outer: F64) -> None:
         """Make sums over delayed rows those over cleaned rows, in place: with H = F'Q - B'Q'Q / 2, less HB + B'H'."""
