@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from vidbrain.encoding.align import choose_layers, choose_runs
 from vidbrain.encoding.assembly import build_design
 from vidbrain.encoding.blocks import EncodeConfig, prepare
-from vidbrain.encoding.design import load_design
+from vidbrain.encoding.design import Design, load_design
 from vidbrain.encoding.gram import CHUNK_ROWS
 from vidbrain.errors import AlignmentError, ConfigError, EncodingError, ModelError, StorageError
 from vidbrain.testing.brains import TR_S, ToyBold, ToyFeatures, toy_world
@@ -269,6 +269,26 @@ def test_moments_of_any_rows_and_delays(seed, delays, share):
     design = build_design(features, ("x",), kept, tr_s=TR_S, delays=delays, nuisance=nuisance)
     rows = np.flatnonzero(np.random.default_rng(seed).random(design.shape[0]) < share)
     assert_same_moments(design.moments(rows), explicit(design, kept, nuisance)[rows])
+
+
+@pytest.mark.parametrize("cleaned", [True, False])
+def test_long_stretches_are_never_formed_and_short_ones_are(monkeypatch, cleaned):
+    features, kept, nuisance = world((120, 120), 3, share=1.0)
+    nuisance = nuisance if cleaned else {}
+    design = build_design(features, ("x",), kept, tr_s=TR_S, delays=(1, 2, 3, 4), nuisance=nuisance)
+    formed = []
+    original = Design._direct_moments
+    monkeypatch.setattr(Design, "_direct_moments", lambda self, rows: (formed.append(rows), original(self, rows))[1])
+    everywhere = np.arange(design.shape[0])
+    first_run = np.flatnonzero(design.run == 0)
+    for rows, expected in (
+        (everywhere, []),
+        (everywhere[::2], [everywhere[::2]]),
+        (np.append(first_run, first_run[-1] + 10), [[first_run[-1] + 10]]),
+    ):
+        formed.clear()
+        assert_same_moments(design.moments(rows), explicit(design, kept, nuisance)[rows])
+        assert [some.tolist() for some in formed] == [list(some) for some in expected]
 
 
 def test_moments_add_up_and_subtract():

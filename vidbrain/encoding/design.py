@@ -101,8 +101,8 @@ class Design:
         """Sum rows of X and their outer products, without forming X.
 
         With delayed features F, a run's cleaned rows are ``F - Q B``; hence over any of its rows
-        ``X'X = F'F - (F'Q) B - B'(Q'F) + B'(Q'Q) B``, where F'F comes from lagged products. Where counted operations say
-        that forming rows is cheaper, as for short stretches, they are formed, `CHUNK_ROWS` at a time.
+        ``X'X = F'F - (F'Q) B - B'(Q'F) + B'(Q'Q) B``, where F'F comes from lagged products. Rows that are cheaper to
+        form by counted operations, as in short stretches, are formed, `CHUNK_ROWS` at a time.
 
         Parameters
         ----------
@@ -199,11 +199,10 @@ class Design:
         lengths = stop - first
         lagged = np.repeat(lengths >= shortest, lengths)
         if self.nuisance is not None:
-            # A product of B costs a run as much as twice as many formed rows as B has rows.
+            # The products with B cost a run as much as forming twice as many rows as B has.
             gain = np.repeat(share * np.maximum(1 - shortest / lengths, 0), lengths)
-            pays = (
-                np.bincount(self.run[rows], weights=gain, minlength=len(self.runs)) > 2 * self.nuisance.basis.shape[1]
-            )
+            gains = np.bincount(self.run[rows], weights=gain, minlength=len(self.runs))
+            pays = gains > 2 * self.nuisance.basis.shape[1]
             pays &= ~np.any(self.nuisance.gone, axis=1)  # there the formula would leave rounding, not 0
             lagged &= pays[self.run[rows]]
         return lagged
