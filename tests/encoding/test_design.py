@@ -1,7 +1,9 @@
 """Undelayed features, delays and masks against explicit loops; lagged Gram matrices against the delayed matrix."""
 
 import dataclasses
+import re
 import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -389,3 +391,9 @@ def test_a_saved_design_is_read_as_it_was(tmp_path, mmap, cleaned):
     rows = np.arange(design.shape[0])
     np.testing.assert_array_equal(everything(design), everything(read))
     np.testing.assert_array_equal(design.moments(rows).gram, read.moments(rows).gram)
+
+
+def test_the_snippet_of_its_page_runs(capsys):
+    page = Path(__file__).parents[2] / "docs" / "encoding" / "design.md"
+    exec(re.search(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL)[1], {})
+    assert capsys.readouterr().out == "(150, 40) (40, 40) (15, 15)\n"

@@ -92,6 +92,31 @@ def test_reduced_moments_are_those_of_reduced_rows():
     np.testing.assert_allclose(got.total, X.sum(axis=0) @ dense, rtol=1e-9, atol=1e-8)
 
 
+def test_components_of_a_cleaned_design_are_cleaned_components():
+    features = toy(sizes=(8,))
+    rng = np.random.default_rng(2)
+    kept = {run: np.ones(len(v), bool) for run, v in features.values["layer-0"].items()}
+    nuisance = {run: np.column_stack([np.ones(len(k)), rng.standard_normal((len(k), 4))]) for run, k in kept.items()}
+    design = build_design(features, ("layer-0",), kept, tr_s=TR_S, delays=DELAYS, nuisance=nuisance)
+    everywhere = np.arange(design.shape[0])
+    runs = [v.astype(np.float64) for v in features.values["layer-0"].values()]
+    pca = make_pipeline(StandardScaler(), PCA(3, svd_solver="full")).fit(np.concatenate(runs))
+    expected = []
+    for number, run in enumerate(kept):
+        rows = design.tr[design.run == number]
+        X = np.concatenate([pca.transform(runs[number])[rows - lag] for lag in DELAYS], axis=1)
+        expected.append(X - nuisance[run][rows] @ np.linalg.lstsq(nuisance[run][rows], X, rcond=None)[0])
+    expected = np.concatenate(expected)
+    reduction = design.pca(everywhere, 3)
+    got = reduction.rows(design.rows(everywhere))
+    signs = np.sign(np.sum(got * expected, axis=0))
+    np.testing.assert_allclose(got - got.mean(axis=0), expected * signs, atol=1e-4)
+    sums = reduction.moments(design.moments(everywhere))
+    gram = sums.gram - np.outer(sums.total, sums.total) / sums.n
+    expected = (expected * signs).T @ (expected * signs)
+    np.testing.assert_allclose(gram, expected, atol=1e-6 * np.abs(expected).max())
+
+
 def test_held_out_rows_have_no_say():
     one, other = toy(), toy()
     rng = np.random.default_rng(3)

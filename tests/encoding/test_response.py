@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from nilearn.glm.first_level.hemodynamic_models import compute_regressor
+from sklearn.linear_model import Ridge
 
 from vidbrain.encoding.assembly import build_design
 from vidbrain.encoding.response import MIN_SHARE, convolve, covered, kernels
@@ -89,6 +90,21 @@ def test_a_design_is_convolved_within_runs_and_missing_video_counts_as_the_mean(
     np.testing.assert_allclose(design.rows(np.arange(design.shape[0])), expected, atol=1e-5)
     moments = design.moments(np.arange(design.shape[0]))
     np.testing.assert_allclose(moments.gram, expected.T @ expected, atol=1e-3)
+
+
+def test_planted_responses_are_found_and_noise_is_not():
+    """BOLD made by nilearn from the features of a run that was never trained on."""
+    rng = np.random.default_rng(0)
+    values = {run: rng.standard_normal((200, 4)).astype(np.float32) for run in "abc"}
+    design = hrf_design(ToyFeatures({"x": values}), {run: np.ones(200, bool) for run in "abc"})
+    planted = [nilearn_regressor(v @ np.array([1.0, -2.0, 0.5, 1.0]), "glover")[:, 0] for v in values.values()]
+    Y = np.concatenate([np.stack([signal, rng.standard_normal(200)], axis=1) for signal in planted])
+    Y = Y[design.start[design.run] + design.tr]
+    train, test = np.flatnonzero(design.run < 2), np.flatnonzero(design.run == 2)
+    predicted = Ridge(1.0).fit(design.rows(train), Y[train]).predict(design.rows(test))
+    r = [np.corrcoef(predicted[:, voxel], Y[test, voxel])[0, 1] for voxel in range(2)]
+    assert r[0] > 0.99
+    assert abs(r[1]) < 0.25
 
 
 def test_a_nan_under_the_kernel_leaves_the_feature_out():

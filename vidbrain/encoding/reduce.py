@@ -60,7 +60,7 @@ def check_reduction(reduce: Reduce, components: int | None) -> None:
     if (reduce == "none") != (components is None):
         raise ConfigError(
             f"reduce is {reduce!r}, components is {components}",
-            hint="give both, as in --reduce pca --components 100, or neither",
+            hint="give both, as in reduce 'pca' with 100 components, or neither",
         )
     if components is not None and components < 1:
         raise ConfigError(f"components must be at least 1, not {components}")
