@@ -16,7 +16,7 @@ import xarray as xr
 from vidbrain import cluster
 from vidbrain.encoding import blocks, plan
 from vidbrain.encoding.blocks import fit_encoding
-from vidbrain.encoding.design import delay
+from vidbrain.encoding.delays import delay
 from vidbrain.encoding.nuisance import nuisance_columns, partial_out
 from vidbrain.encoding.prepare import prepare
 from vidbrain.encoding.result import open_result

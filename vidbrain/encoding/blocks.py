@@ -7,7 +7,7 @@ reads its BOLD once, and writes one file. Blocks are put together at the end, an
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,8 @@ from threadpoolctl import threadpool_limits
 
 from vidbrain.cluster import Client
 from vidbrain.config import fingerprint
+from vidbrain.encoding.align import BoldStoreLike, FeatureStoreLike, choose_layers, choose_runs
 from vidbrain.encoding.choose import Chosen, inner_scores
-from vidbrain.encoding.design import BoldStoreLike, FeatureStoreLike, choose_layers, choose_runs
 from vidbrain.encoding.gram import best_alpha
 from vidbrain.encoding.multiple import benjamini_hochberg, benjamini_yekutieli, max_statistic
 from vidbrain.encoding.null import SPREAD
@@ -53,7 +53,7 @@ class BlockRow:
     start: int
     stop: int
     inference: Inference
-    group: NDArray[np.int64] | None = None
+    group: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
     shared: str | None = None
 
 
@@ -159,7 +159,7 @@ def run_block(row: BlockRow) -> float:
     """Read, fit and write one block of voxels; the work of one task. Return its median r."""
     plan = read_plan(Path(row.plan))
     chosen = None
-    if row.shared is not None and row.group is not None:
+    if row.shared is not None:
         with np.load(row.shared, allow_pickle=False) as file:
             alpha = file["alpha"][:, row.group]
         chosen = Chosen(np.zeros((1, *alpha.shape), np.int64), alpha[None])

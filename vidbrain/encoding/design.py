@@ -1,88 +1,56 @@
-"""Features of every run become one design matrix: delayed within runs, masked where there is no video, scaled."""
+"""The design matrix of all runs in parts: delayed within runs, cleaned, scaled, and never held as a whole."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import functools
+import operator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Any
 
 import numpy as np
-import xarray as xr
 from numpy.typing import NDArray
 
-from vidbrain.config import did_you_mean
-from vidbrain.encoding.nuisance import partial_out
-from vidbrain.errors import AlignmentError, ConfigError, EncodingError, ModelError
+from vidbrain.encoding import gram
+from vidbrain.encoding.delays import Indices, lagged_blocks, lagged_gain, stretches
+from vidbrain.encoding.folds import Rows
+from vidbrain.encoding.gram import CHUNK_ROWS, F32, F64, Moments
+from vidbrain.encoding.nuisance import Nuisance
+from vidbrain.encoding.reduce import Reduction, pca_basis
+from vidbrain.storage.atomic import check_writable, read_json, replacing, write_json
 
-CONSTANT = 1e-6
-"""A column whose standard deviation is below this share of its typical size is float32 rounding, hence constant."""
+TILE = 512
+"""Voxels in the innermost products: their operands stay in the processor's cache. Blocks are multiples of it, so that
+every product has the same shape, and every bit of the result is the same, whatever the block size."""
 
-MIN_TRS = 10
-"""A run with fewer usable TRs cannot be a test fold."""
+PANEL = 64
+"""Rows of a Gram matrix that are shifted and scaled at a time, in the processor's cache."""
 
-
-class FeatureStoreLike(Protocol):
-    """What `fit_encoding` needs of a feature store."""
-
-    @property
-    def info(self) -> Mapping[str, Any]:
-        """Root record with ``fingerprint``."""
-
-    @property
-    def layers(self) -> Sequence[str]:
-        """Names of the layers."""
-
-    @property
-    def runs(self) -> Sequence[str]:
-        """Run labels."""
-
-    def read(self, layer: str, run: str, /) -> xr.Dataset:
-        """Return ``features`` (tr, feature) float32 and ``valid`` (tr) bool, with ``tr_s`` in the attributes."""
-
-
-class BoldStoreLike(Protocol):
-    """What `fit_encoding` needs of a BOLD store. It is pickled to workers, so it must be a small handle on a path."""
-
-    @property
-    def info(self) -> Mapping[str, Any]:
-        """Root record with ``fingerprint``."""
-
-    @property
-    def runs(self) -> Sequence[str]:
-        """Run labels."""
-
-    @property
-    def tr_s(self) -> float:
-        """Repetition time in seconds."""
-
-    @property
-    def n_voxels(self) -> int:
-        """Voxels in the mask."""
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """Of a volume."""
-
-    @property
-    def affine(self) -> NDArray[np.float64]:
-        """Voxel indices to millimetres, (4, 4)."""
-
-    def open(self, run: str, /) -> xr.Dataset:
-        """Return lazily ``bold`` (tr, voxel), i, j, k (voxel), and ``kept`` (tr) where not all volumes may be used."""
-
-    def read(self, run: str, voxels: slice, /) -> NDArray[np.float32]:
-        """Return (tr, v) of the voxels asked for."""
+RECORD = "design.json"
 
 
 @dataclass(frozen=True)
 class Design:
-    """The design matrix of all runs, row by row, and where each row comes from.
+    """The design matrix X (n, p) of all runs in parts, and where each of its rows and columns comes from.
+
+    Only `rows` forms rows of X; sums over rows come from `moments` and `cross`, which hold little more than the result.
 
     Attributes
     ----------
-    X : (n, p) float32
-        Delayed features; every column has mean 0 and standard deviation 1 over all rows. Folds standardise again,
-        by their own training rows: this first shift and scale only keep later products accurate.
+    features : (m, p_f) float32
+        Undelayed, all TRs of all runs one after another on the TR grid of the BOLD; mean 0 and standard deviation 1
+        over the TRs that enter X, 0 at the others. May be memory-mapped.
+    start : (n_runs + 1,) int64
+        Where each run begins in `features`.
+    delays
+        In TRs.
+    column : (p,) int64
+        Columns of X among the ``len(delays) * p_f`` (delay by delay) that could be: those that are constant, or hold
+        NaN or infinity, are left out.
+    band : (p,) int64
+        Index of each column's layer in `bands`.
+    bands
+        Names of the layers.
     run : (n,) int64
         Index of each row's run in `runs`; rows are sorted by run and TR.
     tr : (n,) int64
@@ -93,306 +61,255 @@ class Design:
         TRs of BOLD by run, used or not.
     n_constant, n_invalid
         Columns left out because they never change, or hold NaN or infinity.
+    nuisance
+        What is taken out of the delayed columns of each run; None if nothing is.
+    shift, scale : (p,) float64
+        Give the cleaned columns mean 0 and standard deviation 1 over all rows. Folds standardise again, by their own
+        training rows: this first shift and scale only keep later products accurate.
     """
 
-    X: NDArray[np.float32]
-    run: NDArray[np.int64]
-    tr: NDArray[np.int64]
+    features: F32
+    start: Indices
+    delays: tuple[int, ...]
+    column: Indices
+    band: Indices
+    bands: tuple[str, ...]
+    run: Indices
+    tr: Indices
     runs: tuple[str, ...]
     n_trs: tuple[int, ...]
     n_constant: int
     n_invalid: int
-    band: NDArray[np.int64]
-    bands: tuple[str, ...]
+    nuisance: Nuisance | None
+    shift: F64
+    scale: F64
 
     @property
-    def column(self):
-        return np.arange(self.X.shape[1])
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns of X."""
+        return len(self.run), len(self.column)
 
-    def rows(self, rows):
-        return np.asarray(self.X[rows])
+    def rows(self, rows: Rows) -> F32:
+        """Form rows of X, (len(rows), p)."""
+        out = np.empty((len(rows), len(self.column)), np.float32)
+        for position in range(len(self.delays)):
+            columns, _ = self._part(position)
+            out[:, columns] = self._delayed(rows, position)
+        return out
 
-    def moments(self, rows):
-        from vidbrain.encoding import gram
+    def moments(self, rows: Rows) -> Moments:
+        """Sum rows of X and their outer products, without forming X.
 
-        return gram.moments(self.X[rows])
+        With delayed features F, a run's cleaned rows are ``F - Q B``; hence over any of its rows
+        ``X'X = F'F - (F'Q) B - B'(Q'F) + B'(Q'Q) B``, where F'F comes from lagged products. Rows that are cheaper to
+        form by counted operations, as in short stretches, are formed, `CHUNK_ROWS` at a time.
 
-    def cross(self, rows, Y, out):
-        for start in range(0, len(rows), 2048):
-            chunk = rows[start : start + 2048]
-            Xt = np.ascontiguousarray(self.X[chunk].T)
-            for at in range(0, Y.shape[1], 512):
-                out[:, at : at + 512] += Xt @ Y[start : start + 2048, at : at + 512]
+        Parameters
+        ----------
+        rows
+            Ascending.
+        """
+        if np.any(np.diff(rows) <= 0):
+            raise ValueError("rows must ascend")
+        lagged = self._worth_lagging(rows)
+        ways = ((self._lagged_moments, rows[lagged]), (self._direct_moments, rows[~lagged]))
+        parts = [way(some) for way, some in ways if len(some)]
+        return functools.reduce(operator.add, parts) if parts else self._direct_moments(rows)
 
-    def save(self, root):
-        np.save(root / "x.npy", self.X)
-        np.savez(root / "rest.npz", run=self.run, tr=self.tr, band=self.band)
+    def cross(self, rows: Rows, Y: F32, out: F32) -> None:
+        """Add ``X[rows]' Y`` to `out` in float32, `CHUNK_ROWS` rows and one delay at a time.
 
-    # shim
+        Parameters
+        ----------
+        rows
+        Y : (len(rows), t) float32
+            Best near mean 0: an offset costs digits.
+        out : (p, t) float32
+        """
+        for start in range(0, len(rows), CHUNK_ROWS):
+            chunk = rows[start : start + CHUNK_ROWS]
+            for position in range(len(self.delays)):
+                columns, _ = self._part(position)
+                Xt = np.ascontiguousarray(self._delayed(chunk, position).T, np.float32)
+                for left in range(0, Y.shape[1], TILE):
+                    tile = slice(left, left + TILE)
+                    out[columns, tile] += Xt @ Y[start : start + CHUNK_ROWS, tile]
 
+    def pca(self, rows: Rows, components: int) -> Reduction:
+        """Principal components of each band over the TRs that some training rows see, each TR once.
 
-def load_design(root):
-    X = np.load(root / "x.npy", mmap_mode="r")
-    rest = np.load(root / "rest.npz")
-    return Design(
-        X, rest["run"], rest["tr"], (), (), 0, 0, rest["band"], tuple(str(b) for b in np.unique(rest["band"]))
-    )
+        Components are those of undelayed, uncleaned features, standardised by these TRs; the same serve every delay.
+        Reduced columns keep the components' variance. A feature of which a column was left out takes no part.
 
+        Parameters
+        ----------
+        rows
+            Of the training set.
+        components
+            For each band.
 
-def delay(features: NDArray[np.float32], delays: Sequence[int]) -> NDArray[np.float32]:
-    """Put delayed copies side by side (finite impulse response model).
-
-    Parameters
-    ----------
-    features : (n_trs, n_features)
-        One run: delays never reach into another.
-    delays
-        In TRs, not negative.
-
-    Returns
-    -------
-    (n_trs, len(delays) * n_features) float32
-        Delay by delay. What would come from before the run is 0; `usable` marks those rows.
-    """
-    n_trs, n_features = features.shape
-    out = np.zeros((n_trs, len(delays), n_features), np.float32)
-    for position, lag in enumerate(delays):
-        if lag < n_trs:
-            out[lag:, position] = features[: n_trs - lag]
-    return out.reshape(n_trs, -1)
-
-
-def usable(valid: NDArray[np.bool_], delays: Sequence[int], n_trs: int) -> NDArray[np.bool_]:
-    """Mark the TRs of BOLD whose features are valid at every delay.
-
-    Parameters
-    ----------
-    valid : (n_feature_trs,) bool
-        Whether there was video during the TR.
-    delays
-        In TRs.
-    n_trs
-        TRs of BOLD; those beyond the features can be used only if every delay reaches back into them.
-
-    Returns
-    -------
-    (n_trs,) bool
-    """
-    padded = np.zeros(n_trs, bool)
-    padded[: len(valid)] = valid[:n_trs]
-    use = np.ones(n_trs, bool)
-    for lag in delays:
-        shifted = np.zeros(n_trs, bool)
-        shifted[lag:] = padded[: max(n_trs - lag, 0)]
-        use &= shifted
-    return use
-
-
-def check_delays(delays: Sequence[int]) -> None:
-    """Refuse delays that are empty, negative or repeated.
-
-    Raises
-    ------
-    ConfigError
-        If they are.
-    """
-    if not delays or min(delays) < 0 or len(set(delays)) != len(delays):
-        raise ConfigError(f"delays must be different TRs of at least 0, not {tuple(delays)}", hint="--delays 1 2 3 4 5")
-
-
-def choose_layers(features: FeatureStoreLike, layer: str | Sequence[str] | None) -> tuple[str, ...]:
-    """Check the layer names; None stands for the only layer of the store.
-
-    Raises
-    ------
-    ConfigError
-        If none are named and the store has several.
-    ModelError
-        If a layer is not in the store.
-    """
-    if layer is None:
-        if len(features.layers) != 1:
-            raise ConfigError(
-                f"the features have {len(features.layers)} layers: {', '.join(features.layers)}",
-                hint="--layer NAME, or several names to put them side by side",
-            )
-        return (features.layers[0],)
-    layers = (layer,) if isinstance(layer, str) else tuple(layer)
-    for name in layers:
-        if name not in features.layers:
-            raise ModelError(f"unknown layer {name!r}{did_you_mean(name, features.layers)}", hint="--layer NAME")
-    if not layers or len(set(layers)) != len(layers):
-        raise ConfigError(f"layers must be one or more different names, not {layers}", hint="--layer NAME")
-    return layers
-
-
-def choose_runs(
-    feature_runs: Sequence[str], bold_runs: Sequence[str], *, shared_runs_only: bool = False
-) -> tuple[str, ...]:
-    """Match runs by label, in the order of the BOLD store.
-
-    Parameters
-    ----------
-    shared_runs_only
-        Use the runs that both have; else both must have the same.
-
-    Raises
-    ------
-    AlignmentError
-        If runs are missing in one of them, or none are shared.
-    """
-    shared = tuple(run for run in bold_runs if run in set(feature_runs))
-    missing = [
-        f"{', '.join(runs)} ({where} only)"
-        for where, runs in (
-            ("features", sorted(set(feature_runs) - set(shared))),
-            ("BOLD", sorted(set(bold_runs) - set(shared))),
+        Raises
+        ------
+        EncodingError
+            If a band has fewer features, or fewer directions over these TRs.
+        """
+        seen = np.unique(self._place(rows)[:, None] - np.array(self.delays))
+        p_f = self.features.shape[1]
+        whole = np.bincount(self.column % p_f, minlength=p_f) == len(self.delays)
+        band_of = np.zeros(p_f, np.int64)
+        band_of[self.column % p_f] = self.band
+        basis = np.zeros((p_f, components * len(self.bands)))
+        for number in range(len(self.bands)):
+            mine = np.flatnonzero(whole & (band_of == number))
+            here = slice(number * components, (number + 1) * components)
+            basis[mine, here] = pca_basis(gram.moments(np.asarray(self.features[seen][:, mine])), components)
+        parts = [self._part(position) for position in range(len(self.delays))]
+        return Reduction(
+            blocks=tuple(self.scale[columns, None] * basis[features] for columns, features in parts),
+            band=np.tile(np.repeat(np.arange(len(self.bands)), components), len(self.delays)),
         )
-        if runs
-    ]
-    if not shared:
-        raise AlignmentError(f"features and BOLD share no run: {'; '.join(missing)}", likely="other subjects or tasks")
-    if missing and not shared_runs_only:
-        raise AlignmentError(
-            f"features and BOLD do not have the same runs: {'; '.join(missing)}",
-            hint="make what is missing, or use the shared runs with --shared-runs-only",
-        )
-    return shared
+
+    def save(self, root: Path) -> None:
+        """Write the design to a folder; it is whole with its record, which is written last.
+
+        Raises
+        ------
+        StorageError
+            If the folder cannot be written, or the disk is too small.
+        """
+        arrays: dict[str, NDArray[Any]] = {name: getattr(self, name) for name in _ARRAYS}
+        if self.nuisance is not None:
+            arrays |= {f"nuisance_{name}": getattr(self.nuisance, name) for name in _NUISANCE}
+        check_writable(root, sum(array.nbytes for array in arrays.values()))
+        for name, array in arrays.items():
+            with replacing(root / f"{name}.npy") as part, part.open("wb") as file:
+                np.save(file, array, allow_pickle=False)
+        record = {name: getattr(self, name) for name in ("n_constant", "n_invalid")}
+        record |= {name: list(getattr(self, name)) for name in _TUPLES}
+        write_json(root / RECORD, record | {"cleaned": self.nuisance is not None})
+
+    def _place(self, rows: Rows) -> Indices:
+        """Places of rows in `features`, before any delay."""
+        return self.start[self.run[rows]] + self.tr[rows]
+
+    def _worth_lagging(self, rows: Rows) -> NDArray[np.bool_]:
+        """Mark the rows whose sums cost fewer operations by lagged products."""
+        share, shortest = lagged_gain(self.delays)
+        first, stop = stretches(self._place(rows))
+        lengths = stop - first
+        lagged = np.repeat(lengths >= shortest, lengths)
+        if self.nuisance is not None:
+            # The products with B cost a run as much as forming twice as many rows as B has.
+            gain = np.repeat(share * np.maximum(1 - shortest / lengths, 0), lengths)
+            gains = np.bincount(self.run[rows], weights=gain, minlength=len(self.runs))
+            pays = gains > 2 * self.nuisance.basis.shape[1]
+            pays &= ~np.any(self.nuisance.gone, axis=1)  # there the formula would leave rounding, not 0
+            lagged &= pays[self.run[rows]]
+        return lagged
+
+    def _part(self, position: int) -> tuple[slice, Indices]:
+        """Columns of one delay, and their features."""
+        p_f = self.features.shape[1]
+        first, stop = np.searchsorted(self.column, (position * p_f, (position + 1) * p_f))
+        return slice(int(first), int(stop)), self.column[first:stop] - position * p_f
+
+    def _undelayed(self, places: Indices, features: Indices) -> F64:
+        """Read features at some places, in float64."""
+        values = self.features[places]
+        whole = len(features) == values.shape[1]
+        return (values if whole else values[:, features]).astype(np.float64)
+
+    def _delayed(self, rows: Rows, position: int) -> F64:
+        """Rows of X at one delay, (len(rows), p_i)."""
+        columns, features = self._part(position)
+        values = self._undelayed(self._place(rows) - self.delays[position], features)
+        if self.nuisance is not None:
+            self.nuisance.take_out(values, rows, self.run[rows], columns)
+        values -= self.shift[columns]
+        values /= self.scale[columns]
+        return values
+
+    def _direct_moments(self, rows: Rows) -> Moments:
+        """Sums over rows of X that are formed, `CHUNK_ROWS` at a time."""
+        p = len(self.column)
+        total, outer = np.zeros(p), np.zeros((p, p))
+        for start in range(0, len(rows), CHUNK_ROWS):
+            chunk = rows[start : start + CHUNK_ROWS]
+            X = np.concatenate([self._delayed(chunk, position) for position in range(len(self.delays))], axis=1)
+            total += X.sum(axis=0)
+            outer += X.T @ X
+        return Moments(len(rows), total, outer)
+
+    def _lagged_moments(self, rows: Rows) -> Moments:
+        """Sums over rows of X from lagged products of the features."""
+        places = self._place(rows)
+        parts = [self._part(position) for position in range(len(self.delays))]
+        outer = np.empty((len(self.column), len(self.column)))
+        for i, j, block in lagged_blocks(self.features, *stretches(places), self.delays):
+            (rows_i, f_i), (rows_j, f_j) = parts[i], parts[j]
+            whole = len(f_i) == len(f_j) == len(block)
+            outer[rows_i, rows_j] = block if whole else block[np.ix_(f_i, f_j)]
+            outer[rows_j, rows_i] = outer[rows_i, rows_j].T
+        total = np.zeros(len(self.column))
+        for (columns, features), lag in zip(parts, self.delays, strict=True):
+            for start in range(0, len(places), CHUNK_ROWS):
+                total[columns] += self._undelayed(places[start : start + CHUNK_ROWS] - lag, features).sum(axis=0)
+        if self.nuisance is not None:
+            self._take_out_of_sums(self.nuisance, rows, total, outer)
+        centred = total - len(rows) * self.shift
+        for start in range(0, len(outer), PANEL):
+            part, at = outer[start : start + PANEL], slice(start, start + PANEL)
+            part -= np.outer(self.shift[at], total)
+            part -= np.outer(centred[at], self.shift)
+            part /= np.outer(self.scale[at], self.scale)
+        return Moments(len(rows), centred / self.scale, outer)
+
+    def _take_out_of_sums(self, nuisance: Nuisance, rows: Rows, total: F64, outer: F64) -> None:
+        """Make sums over delayed rows those over cleaned rows, in place: with H = F'Q - B'Q'Q / 2, less HB + B'H'."""
+        places = self._place(rows)
+        halves, loadings = [], []
+        for number in np.unique(self.run[rows]):
+            mine = np.flatnonzero(self.run[rows] == number)
+            Q, B = nuisance.basis[rows[mine]], nuisance.loadings[number]
+            FQ = np.empty((len(total), Q.shape[1]))
+            for position, lag in enumerate(self.delays):
+                columns, features = self._part(position)
+                FQ[columns] = self._undelayed(places[mine] - lag, features).T @ Q
+            halves.append(FQ - B.T @ (Q.T @ Q) / 2)
+            loadings.append(B)
+            total -= B.T @ Q.sum(axis=0)
+        taken = np.concatenate(halves, axis=1) @ np.concatenate(loadings)
+        outer -= taken
+        outer -= taken.T
 
 
-def read_run(features: FeatureStoreLike, layers: Sequence[str], run: str) -> tuple[NDArray[np.float32], Any, float]:
-    """Read and concatenate the layers of a run: features (tr, feature), valid (tr,), and their TR in seconds."""
-    parts, valid, tr_s = [], None, float("nan")
-    for layer in layers:
-        data = features.read(layer, run)
-        parts.append(np.asarray(data["features"].values, np.float32))
-        mask = np.asarray(data["valid"].values, bool)
-        tr_s = float(data.attrs["tr_s"])
-        if valid is not None and len(mask) != len(valid):
-            raise AlignmentError(f"{run}: layer {layer!r} has {len(mask)} TRs, {layers[0]!r} has {len(valid)}")
-        valid = mask if valid is None else valid & mask
-    return np.concatenate(parts, axis=1), valid, tr_s
+_ARRAYS = ("features", "start", "column", "band", "run", "tr", "shift", "scale")
+_NUISANCE = ("basis", "loadings", "gone")
+_TUPLES = ("delays", "bands", "runs", "n_trs")
 
 
-def build_design(
-    features: FeatureStoreLike,
-    layers: Sequence[str],
-    kept: Mapping[str, NDArray[np.bool_]],
-    *,
-    tr_s: float,
-    delays: Sequence[int],
-    nuisance: Mapping[str, NDArray[np.float64]],
-) -> Design:
-    """Align features with BOLD by run and TR, delay them, and keep the rows that have video at every delay.
+def load_design(root: Path, *, mmap: bool = True) -> Design:
+    """Open a design that `Design.save` wrote.
 
     Parameters
     ----------
-    features
-        Store of features.
-    layers
-        Their names; several are put side by side.
-    kept
-        By run label, which volumes of the BOLD may be used, (n_trs,) bool; its order is the order of the rows.
-    tr_s
-        Repetition time of the BOLD.
-    delays
-        In TRs; 0 is allowed.
-    nuisance
-        By run label, what was regressed out of the BOLD, (n_trs, c): it is taken out of the delayed features too, over
-        the rows that are used. Runs that are not named are left as they are.
+    root
+        Folder.
+    mmap
+        Whether arrays are memory-mapped, so that only what is used is read.
 
     Raises
     ------
-    AlignmentError
-        If the TRs differ, or the features of a run are longer than its BOLD.
-    EncodingError
-        If a run keeps fewer than `MIN_TRS` rows, or no column is left.
+    StorageError
+        If it is not whole.
     """
-    pieces: list[NDArray[np.float32]] = []
-    run_of_row, tr_of_row = [], []
-    for index, (run, kept_trs) in enumerate(kept.items()):
-        n_bold = len(kept_trs)
-        values, valid, feature_tr_s = read_run(features, layers, run)
-        if abs(feature_tr_s - tr_s) > 1e-6:
-            raise AlignmentError(
-                f"{run}: features have a TR of {feature_tr_s:g} s, BOLD of {tr_s:g} s",
-                hint="extract the features again with the TR of the BOLD store",
-            )
-        if len(values) > n_bold:
-            raise AlignmentError(
-                f"{run} has {len(values)} TRs of features but {n_bold} of BOLD (TR {tr_s:g} s)",
-                likely="the BOLD series was cut, or the features belong to another run",
-            )
-        if pieces and values.shape[1] * len(delays) != pieces[0].shape[1]:
-            raise AlignmentError(
-                f"{run} has {values.shape[1]} features, the runs before it {pieces[0].shape[1] // len(delays)}",
-                likely="the features were made by two settings",
-                hint="remove them and give `vidbrain features` again",
-            )
-        rows = np.flatnonzero(usable(valid, delays, n_bold) & kept_trs)
-        if len(rows) < MIN_TRS:
-            raise EncodingError(
-                f"{run} keeps {len(rows)} of {n_bold} TRs with video at delays {tuple(delays)}; {MIN_TRS} are needed",
-                likely="almost no video was seen in this run",
-                hint="leave the run out of the features, and use --shared-runs-only",
-            )
-        n_nuisance = nuisance[run].shape[1] if run in nuisance else 0
-        if len(rows) < n_nuisance + MIN_TRS:
-            raise EncodingError(
-                f"{run} keeps {len(rows)} of {n_bold} TRs with video; {n_nuisance} confounds leave too little of them",
-                likely="the run is short, or little video was seen in it",
-                hint="leave the run out, clean the BOLD with fewer confounds, or encode with --no-clean",
-            )
-        padded = np.zeros((n_bold, values.shape[1]), np.float32)
-        padded[: len(values)] = values
-        delayed = delay(padded, delays)[rows]
-        pieces.append(partial_out(delayed, nuisance[run][rows]) if run in nuisance else delayed)
-        run_of_row.append(np.full(len(rows), index, np.int64))
-        tr_of_row.append(rows.astype(np.int64))
-    X, n_constant, n_invalid = standardised_columns(np.concatenate(pieces))
-    if X.shape[1] == 0:
-        raise EncodingError(
-            f"no feature is left: {n_constant} columns are constant, {n_invalid} hold NaN or infinity",
-            likely="the model gives the same answer to every video, or diverged in training",
-        )
-    return Design(
-        X=X,
-        run=np.concatenate(run_of_row),
-        tr=np.concatenate(tr_of_row),
-        runs=tuple(kept),
-        n_trs=tuple(len(kept_trs) for kept_trs in kept.values()),
-        n_constant=n_constant,
-        n_invalid=n_invalid,
-        band=np.zeros(X.shape[1], np.int64),
-        bands=tuple(layers[:1]),
-    )
+    record = read_json(root / RECORD)
 
+    def read(name: str) -> NDArray[Any]:
+        array: NDArray[Any] = np.load(root / f"{name}.npy", mmap_mode="r" if mmap else None, allow_pickle=False)
+        return array
 
-def standardised_columns(X: NDArray[np.float32], chunk: int = 256) -> tuple[NDArray[np.float32], int, int]:
-    """Shift and scale columns to mean 0 and standard deviation 1, leaving out those that cannot be.
-
-    Parameters
-    ----------
-    X : (n, p) float32
-    chunk
-        Columns held in float64 at a time.
-
-    Returns
-    -------
-    X : (n, p_kept) float32
-    n_constant, n_invalid : int
-        Columns left out.
-    """
-    kept, n_constant, n_invalid = [], 0, 0
-    for start in range(0, X.shape[1], chunk):
-        part = X[:, start : start + chunk].astype(np.float64)
-        finite = np.isfinite(part).all(axis=0)
-        part = part[:, finite]
-        size = np.sqrt(np.mean(part**2, axis=0))
-        part -= part.mean(axis=0)
-        scale = np.sqrt(np.mean(part**2, axis=0))
-        varies = scale > CONSTANT * size
-        kept.append((part[:, varies] / scale[varies]).astype(np.float32))
-        n_invalid += int((~finite).sum())
-        n_constant += int((~varies).sum())
-    return np.concatenate(kept, axis=1), n_constant, n_invalid
+    arrays: dict[str, Any] = {name: read(name) for name in _ARRAYS}
+    arrays |= {name: tuple(record[name]) for name in _TUPLES}
+    nuisance = Nuisance(**{name: read(f"nuisance_{name}") for name in _NUISANCE}) if record["cleaned"] else None
+    return Design(**arrays, n_constant=record["n_constant"], n_invalid=record["n_invalid"], nuisance=nuisance)

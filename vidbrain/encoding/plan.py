@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import operator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -212,12 +212,15 @@ class Choices:
     model : (n_candidates,) int64
     tolerance
         Of the compression of alphas while they are scored; 0 for exact scores.
+    pca
+        Principal components of each band, fitted to each training set; None for all columns.
     """
 
     alphas: F64
     gammas: F64
     model: NDArray[np.int64]
     tolerance: float = 0.0
+    pca: int | None = None
 
 
 def write_plan(
@@ -318,17 +321,30 @@ def set_path(root: Path, number: int, candidate: int) -> Path:
 def run_set(row: SetRow) -> None:
     """Decompose and write one training set; the work of one task."""
     design = load_design(Path(row.root) / "design")
-    # Weighting a band by gamma is scaling its columns by sqrt(gamma): X is not touched. Equal gammas are weights of 1.
-    weight = np.sqrt(row.choices.gammas[row.candidate] * len(design.bands))[design.band]
     # One BLAS thread, wherever the task runs: sums in another order would change the last bits.
     with threadpool_limits(1):
-        if row.form == "dual":
-            basis = gram.dual_basis(design.rows(row.task.rows), np.ones(len(design.column)), weight=weight)
-        else:
-            sums = _sums(Path(row.root) / CELLS, row.cell, row.task.rows)
-            basis = gram.primal_basis(sums, np.ones(len(design.column)), weight=weight)
-        arrays = _arrays(row, basis, design)
+        arrays = _arrays(row, _basis(row, design), design)
     _save(row.path, **arrays)
+
+
+def _basis(row: SetRow, design: Design) -> gram.Basis:
+    """Decompose the training set, its columns standardised, or reduced to its own principal components."""
+    # Weighting a band by gamma is scaling its columns by sqrt(gamma): X is not touched. Equal gammas are weights of 1.
+    band_weight = np.sqrt(row.choices.gammas[row.candidate] * len(design.bands))
+    reduction = None if row.choices.pca is None else design.pca(row.task.rows, row.choices.pca)
+    weight = band_weight[design.band if reduction is None else reduction.band]
+    reference = np.ones(len(design.column)) if reduction is None else None
+    if row.form == "dual":
+        X = design.rows(row.task.rows)
+        mean = X.mean(axis=0, dtype=np.float64)
+        basis = gram.dual_basis(X if reduction is None else reduction.rows(X), reference, weight=weight)
+    else:
+        sums = _sums(Path(row.root) / CELLS, row.cell, row.task.rows)
+        mean = sums.total / sums.n
+        basis = gram.primal_basis(sums if reduction is None else reduction.moments(sums), reference, weight=weight)
+    if reduction is None:
+        return basis
+    return replace(basis, mean=mean, loadings=reduction.loadings(basis.loadings))
 
 
 def is_planned(root: Path) -> bool:
@@ -417,7 +433,7 @@ def _arrays(row: SetRow, basis: gram.Basis, design: Design) -> dict[str, Any]:
     energy = np.zeros(q)
     for number, (fold, rows) in enumerate(task.validations):
         scores = basis.scores_of(design.rows(rows))
-        factor, hat = np.empty((0, q)), np.empty((0, 0, 0))
+        factor, hat = np.empty((0, q), np.float32), np.empty((0, 0, 0))
         if row.form == "hat":
             hat = corrections(scores, basis.eigenvalues, alphas, len(task.rows))
             hat -= hat.mean(axis=1, keepdims=True)  # predictions are centred; here it costs no digits
@@ -429,7 +445,7 @@ def _arrays(row: SetRow, basis: gram.Basis, design: Design) -> dict[str, Any]:
             f"v{number}_fold": np.int64(fold),
             f"v{number}_rows": rows,
             f"v{number}_scores": scores.astype(np.float32),
-            f"v{number}_factor": factor.astype(np.float32),
+            f"v{number}_factor": factor,
             f"v{number}_hat": hat.astype(np.float32),
         }
     if row.choices.tolerance > 0 and row.form != "hat" and task.validations:

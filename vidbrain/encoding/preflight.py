@@ -12,9 +12,9 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from vidbrain.encoding import gram
+from vidbrain.encoding.design import TILE
 from vidbrain.encoding.folds import Layout
 from vidbrain.encoding.plan import gather_sets
-from vidbrain.encoding.targets import TILE
 from vidbrain.errors import EncodingError
 
 FORMS: tuple[gram.Form, ...] = ("primal", "dual", "hat")
@@ -33,6 +33,10 @@ class Shape:
         TRs that are used, columns of the design, voxels.
     n_alphas, n_candidates, n_bands
         What each voxel chooses from.
+    design_bytes
+        Of the design on disk.
+    n_directions
+        Directions of a training set at most, where columns are reduced; else as many as columns.
     n_terms
         Products in place of one an alpha, where alphas are compressed; else `n_alphas`.
     """
@@ -41,8 +45,10 @@ class Shape:
     n_columns: int
     n_voxels: int
     n_alphas: int
+    design_bytes: int = 0
     n_candidates: int = 1
     n_bands: int = 1
+    n_directions: int | None = None
     n_terms: int | None = None
 
 
@@ -80,12 +86,12 @@ def cost_of(layout: Layout, form: gram.Form, shape: Shape) -> Cost:
     tasks = gather_sets(layout, form)
     plan = n * p**2 if form != "dual" else 0.0
     voxel = 2.0 * n * p * t if form != "dual" else 0.0
-    plan_bytes, largest = 4.0 * n * p, 0.0
+    plan_bytes, largest = float(shape.design_bytes), 0.0
     terms = shape.n_terms or r
     for task in tasks:
         n_train = len(task.rows)
         inner = n_train if form == "dual" else p
-        q = min(p, n_train - 1)
+        q = min(shape.n_directions or p, n_train - 1)
         plan += shape.n_candidates * (9.0 * inner**3 + (2.0 * inner**2 * p if form == "dual" else 0.0))
         flops, size = 2.0 * q * inner * t, 4.0 * q * (inner + r)
         for _, rows in task.validations:

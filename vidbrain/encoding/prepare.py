@@ -11,15 +11,10 @@ from numpy.typing import NDArray
 
 from vidbrain.config import to_mapping
 from vidbrain.encoding import gram, preflight
+from vidbrain.encoding.align import BoldStoreLike, FeatureStoreLike, choose_layers, choose_runs
+from vidbrain.encoding.assembly import build_design
 from vidbrain.encoding.bands import draw_gammas
-from vidbrain.encoding.design import (
-    BoldStoreLike,
-    Design,
-    FeatureStoreLike,
-    build_design,
-    choose_layers,
-    choose_runs,
-)
+from vidbrain.encoding.design import Design
 from vidbrain.encoding.folds import TEST, Layout, cells_of, deal, lay_out, matching
 from vidbrain.encoding.nuisance import nuisance_columns
 from vidbrain.encoding.plan import Choices, gather_sets
@@ -99,7 +94,18 @@ def prepare(
         kept[run] = np.asarray(data["kept"].values, bool) if "kept" in data else np.ones(n_trs, bool)
         if config.clean and "confounds" in data:
             nuisance[run] = nuisance_columns(np.asarray(data["confounds"].values, np.float64))
-    design = build_design(features, layers, kept, tr_s=bold.tr_s, delays=config.delays, nuisance=nuisance)
+    design = build_design(
+        features,
+        layers,
+        kept,
+        tr_s=bold.tr_s,
+        delays=config.delays,
+        nuisance=nuisance,
+        response=config.response,
+        reduce=config.reduce,
+        components=config.components,
+        seed=config.seed,
+    )
     layout = layout_of(design, config)
     choices = choices_of(design, layout, config)
     shape = preflight.Shape(
@@ -107,8 +113,10 @@ def prepare(
         n_columns=len(design.column),
         n_voxels=bold.n_voxels,
         n_alphas=config.n_alphas,
+        design_bytes=design.features.nbytes + (design.nuisance.loadings.nbytes if design.nuisance else 0),
         n_candidates=len(choices.gammas),
         n_bands=len(design.bands),
+        n_directions=choices.pca * len(design.bands) * len(design.delays) if choices.pca else None,
     )
     costs = {form: preflight.cost_of(layout, form, shape) for form in preflight.FORMS}
     if config.form != "auto":
@@ -148,10 +156,11 @@ def layout_of(design: Design, config: EncodeConfig) -> Layout:
 
 def choices_of(design: Design, layout: Layout, config: EncodeConfig) -> Choices:
     """Lay out the grid of alphas, and the weightings of the bands."""
-    # Standardised columns: the eigenvalues of a training set add up to n_t p, over min(p, n_t - 1) directions.
-    p = len(design.column)
-    centre = float(np.mean([len(f.train) * p / min(p, len(f.train) - 1) for f in layout.folds]))
     n_bands = len(design.bands)
+    # Standardised columns: the eigenvalues of a training set add up to n_t p, over min(p, n_t - 1) directions.
+    n_components = config.components if config.reduce == "pca" else None
+    p = n_components * n_bands * len(design.delays) if n_components else len(design.column)
+    centre = float(np.mean([len(f.train) * p / min(p, len(f.train) - 1) for f in layout.folds]))
     gammas, model = np.full((1, n_bands), 1 / n_bands), np.zeros(1, np.int64)
     if config.bands and n_bands > 1:
         gammas = draw_gammas(config.n_candidates, n_bands, seed=config.seed)
@@ -166,4 +175,5 @@ def choices_of(design: Design, layout: Layout, config: EncodeConfig) -> Choices:
         gammas=gammas,
         model=model,
         tolerance=config.alpha_tolerance,
+        pca=n_components,
     )

@@ -35,10 +35,11 @@ class EncodingResult:
         ``r_mean``, its mean over parts; ``r_pooled``, over all parts at once; ``r2``, pooled over parts; ``alpha``,
         geometric mean over folds, and ``fold_alpha`` (fold, voxel); ``p``, one-sided; ``q``, its false discovery rate
         over live voxels (Benjamini-Hochberg), ``q_any``, the same under any dependence (Benjamini-Yekutieli), and
-        ``p_fwe``, its family-wise error by the greatest voxel, all NaN where no permutation was asked for; ``dead`` (r = 0, q = 1); ``i j k`` (voxel).
-        With several bands (attribute ``bands``) also ``gamma`` (band, voxel), their weights, and ``r2_split`` (band,
-        voxel), their shares of R²; after a partition ``r2_unique`` (band, voxel), what R² loses without a band. If
-        they were kept, ``moments`` (block, moment, voxel) with ``block_n_trs`` and ``block_part``, see `bootstrap`.
+        ``p_fwe``, its family-wise error by the greatest voxel, all NaN where no permutation was asked for; ``dead``
+        (r = 0, q = 1); ``i j k`` (voxel). With several bands (attribute ``bands``) also ``gamma`` (band, voxel), their
+        weights, and ``r2_split`` (band, voxel), their shares of R²; after a partition ``r2_unique`` (band, voxel), what
+        R² loses without a band. If they were kept, ``moments`` (block, moment, voxel) with ``block_n_trs`` and
+        ``block_part``, see `bootstrap`.
     """
 
     root: Path

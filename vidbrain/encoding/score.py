@@ -138,8 +138,8 @@ def score_block(plan: Plan, Y: F32, inference: Inference, *, chosen: Chosen | No
             product = np.sum(predicted * measured, axis=0, dtype=np.float64)
             for name, value in zip(sums, (product, length, squares), strict=True):
                 sums[name] += value
-            for band, share in enumerate(by_band):
-                split[band] += np.sum(share * (2 * measured - predicted), axis=0, dtype=np.float64)
+            for band, contribution in enumerate(by_band):
+                split[band] += np.sum(contribution * (2 * measured - predicted), axis=0, dtype=np.float64)
             norm = np.sqrt(length * squares)
             scale = np.divide(1.0, norm, out=np.zeros_like(norm), where=norm > 0)
             r[test.part] = product * scale

@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from vidbrain.encoding.design import check_delays
-from vidbrain.encoding.targets import TILE
+from vidbrain.encoding.delays import check_delays
+from vidbrain.encoding.design import TILE
+from vidbrain.encoding.reduce import Reduce, check_reduction
+from vidbrain.encoding.response import Response
 from vidbrain.errors import ConfigError
 
 
@@ -16,6 +18,12 @@ class EncodeConfig:
 
     delays: tuple[int, ...] = (1, 2, 3, 4, 5)
     """TRs by which features are delayed (finite impulse response); never across runs."""
+    response: Response = "fir"
+    """How features become BOLD: a weight for each delay, or a canonical response in place of delays."""
+    reduce: Reduce = "none"
+    """Fewer features: principal components of the training rows of each fold, or a random projection."""
+    components: int | None = None
+    """Components of each layer, with --reduce."""
     clean: bool = True
     """Take out of the features what was taken out of the BOLD: the confounds that its store names, mean and trend."""
     test: tuple[str, ...] = ()
@@ -76,6 +84,7 @@ class EncodeConfig:
             if getattr(self, name) < value:
                 raise ConfigError(f"{name} must be at least {value}, not {getattr(self, name)}")
         check_delays(self.delays)
+        check_reduction(self.reduce, self.components)
         if not 0 < self.alpha_decades <= 16:
             raise ConfigError(f"alpha_decades must be above 0 and at most 16, not {self.alpha_decades:g}")
         if not 0 <= self.alpha_tolerance < 0.1:

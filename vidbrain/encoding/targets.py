@@ -7,16 +7,13 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from vidbrain.encoding.design import CONSTANT
+from vidbrain.encoding.columns import CONSTANT
+from vidbrain.encoding.design import TILE
 from vidbrain.encoding.folds import Rows
 from vidbrain.encoding.plan import Plan, TrainingSet, downdate
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
-
-TILE = 512
-"""Voxels in the innermost products: their operands stay in the processor's cache. Blocks are multiples of it, so that
-every product has the same shape, and every bit of the result is the same, whatever the block size."""
 
 
 def tiles(n_voxels: int) -> Iterator[slice]:
