@@ -64,13 +64,14 @@ def test_only_the_columns_that_see_a_nan_are_left_out():
     values["a"][10] = np.nan  # no video there: never looked at
     values["a"][20, 0] = np.nan  # its own volume is not kept: seen at delay 1 only
     values["a"][39, 1] = np.inf  # the last TR: seen at delay 0 only, for the next row is of another run
+    values["b"][39, 0] = np.inf  # likewise
     valid = {run: np.ones(40, bool) for run in "ab"}
     valid["a"][10] = False
     kept = all_kept({"a": 40, "b": 40})
     kept["a"][20] = False
     features = ToyFeatures({"x": values}, valid)
     design = build_design(features, ("x",), kept, tr_s=TR_S, delays=(0, 1), nuisance={})
-    assert (design.column.tolist(), design.n_constant, design.n_invalid) == ([0, 3], 0, 2)
+    assert (design.column.tolist(), design.n_constant, design.n_invalid) == ([3], 0, 3)
     assert np.isfinite(everything(design)).all()
 
 
