@@ -102,6 +102,12 @@ _COMMANDS = {
             "vidbrain encode shards/demo/features/pixels shards/demo/bold --out shards/demo/results/pixels",
         ),
         (
+            "compare",
+            "vidbrain.cli.compare:compare",
+            "Say where one feature set predicts better than another.",
+            "vidbrain compare shards/demo/results/trained shards/demo/results/untrained",
+        ),
+        (
             "report",
             "vidbrain.cli.report:report",
             "Write one page with maps, curves and numbers.",

@@ -35,6 +35,7 @@ from vidbrain.storage.info import is_done, write_info
 from vidbrain.storage.zarrs import write_dataset
 
 WORK = "work"
+MOMENT_VOXELS = 4096
 BY_VOXEL = ("r", "r_pooled", "r2", "r2_split", "r2_without", "alpha_index", "gamma", "p", "observed", "moments", "dead")
 SHARED = ("maxima", "block_n_trs", "block_part")
 
@@ -264,7 +265,10 @@ def assemble(
         runs=list(plan.runs), parts=list(plan.parts), bands=list(plan.bands)
     )
     summary = summarise(dataset, plan.alphas)
-    write_dataset(out / STORE, dataset)
+    # Those who resample read a block of voxels at a time.
+    moments = dataset.get("moments")
+    chunks = {} if moments is None else {"moments": (*moments.shape[:2], min(MOMENT_VOXELS, moments.shape[2]))}
+    write_dataset(out / STORE, dataset, chunks=chunks)
     facts = {
         "runs": list(plan.runs),
         "parts": list(plan.parts),

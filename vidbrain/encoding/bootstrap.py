@@ -218,6 +218,7 @@ def paired_difference(
     *,
     level: float = 0.95,
     how: Literal["mean", "pooled"] = "mean",
+    spread: float = 1.0,
 ) -> Difference:
     """Bound r of feature set a less r of feature set b, both resampled with the same blocks.
 
@@ -229,11 +230,15 @@ def paired_difference(
         `block_moments` of each run, of two predictions of the same BOLD.
     weights, level, how
         As in `intervals`.
+    spread
+        Factor of the resamples' deviations: `null.SPREAD` for cross-validated predictions, whose folds depend on one
+        another (`null.p_values` says why it bounds that), 1 for runs that trained nothing.
     """
     found = []
     for at in tiles(a[0].sums.shape[2]):
         (one, ones), (other, others) = resample(a, weights, at, how), resample(b, weights, at, how)
-        estimate, resamples = one - other, ones - others
+        estimate = one - other
+        resamples = estimate + np.float32(spread) * (ones - others - estimate)
         beyond = np.count_nonzero(np.abs(resamples - estimate) >= np.abs(estimate), axis=0)
         p = (1.0 + beyond) / (1.0 + len(resamples))
         found.append(np.concatenate([summary(estimate, resamples, level), p[None]]))
