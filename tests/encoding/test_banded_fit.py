@@ -4,12 +4,20 @@ import dataclasses
 
 import numpy as np
 import pytest
+import scipy.stats
 
-from tests.encoding.test_choices import best, corr
 from vidbrain.encoding.bands import draw_gammas
 from vidbrain.encoding.blocks import fit_encoding
 from vidbrain.encoding.settings import EncodeConfig
 from vidbrain.testing.brains import ToyFeatures, toy_world
+
+
+def corr(a, b):
+    return scipy.stats.pearsonr(a, b, axis=0).statistic
+
+
+def best(scores):
+    return len(scores) - 1 - np.argmax(scores[::-1], axis=0)
 
 
 def two_layers(lengths=(90, 80, 100, 85), seed=0):
@@ -84,7 +92,9 @@ def test_planted_bands_get_the_weight_and_the_explained_variance(tmp_path):
     config = EncodeConfig(delays=(2,), bands=True, partition=True, n_candidates=12, n_permutations=0)
     data = fit_encoding(features, bold, config, tmp_path, layer=("small", "large")).dataset
     gamma, split, unique = (data[name].values for name in ("gamma", "r2_split", "r2_unique"))
-    np.testing.assert_allclose(split.sum(axis=0), data["r2"].values, atol=0.02)
+    # The shares are about each run's mean, R² is not: a wrong mean is an error that no band makes.
+    assert (split.sum(axis=0) >= data["r2"].values - 1e-5).all()
+    assert np.median(split.sum(axis=0) - data["r2"].values) < 0.03
     for voxels, own, other in ((slice(0, 30), 0, 1), (slice(30, 60), 1, 0)):
         assert np.median(gamma[own, voxels]) > 0.9
         assert np.median(split[own, voxels]) > 0.2

@@ -111,12 +111,17 @@ def watch(process: subprocess.Popen, interval_s: float = 0.25) -> dict[str, int]
     return {"largest_process_bytes": largest, "all_processes_bytes": together, "read_bytes": sum(read.values())}
 
 
+def command_of(features: str, bold: str, options: argparse.Namespace, workers: int) -> list[str]:
+    """The command of a user: every run but the last session's is left out once to choose alphas, that one is tested."""
+    command = [sys.executable, "-m", "vidbrain", "encode", features, bold, "--json"]
+    command += ["--delays", *map(str, range(1, options.delays + 1)), "--test", f"*ses-{options.runs // 2:03d}*"]
+    return [*command, "--max-folds", str(options.runs), "--workers", str(workers), "--n-alphas", str(options.alphas)]
+
+
 def encode(features: str, bold: str, out: Path, options: argparse.Namespace, workers: int) -> dict[str, object]:
     """Run the command as a user would; its figures."""
     shutil.rmtree(out, ignore_errors=True)
-    command = [sys.executable, "-m", "vidbrain", "encode", features, bold, "--out", str(out), "--json"]
-    command += ["--delays", *map(str, range(1, options.delays + 1)), "--test", f"*ses-{options.runs // 2:03d}*"]
-    command += ["--max-folds", str(options.runs), "--workers", str(workers), "--n-alphas", str(options.alphas)]
+    command = [*command_of(features, bold, options, workers), "--out", str(out)]
     began = time.perf_counter()
     process = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL)
     memory = watch(process)
@@ -158,14 +163,8 @@ def main() -> int:
     features, bold = make_stores(options.root, options.runs, options.trs, options.voxels, options.features)
     stored = sum(p.stat().st_size for p in bold.rglob("*") if p.is_file())
     rate = sgemm_rate(0.5)
-    plan = subprocess.run(
-        [sys.executable, "-m", "vidbrain", "encode", str(features), str(bold), "--json", "--dry-run"]
-        + ["--delays", *map(str, range(1, options.delays + 1)), "--test", f"*ses-{options.runs // 2:03d}*"]
-        + ["--max-folds", str(options.runs), "--workers", str(options.workers), "--n-alphas", str(options.alphas)],
-        check=True,
-        capture_output=True,
-        text=True,
-    )
+    dry = [*command_of(str(features), str(bold), options, options.workers), "--dry-run"]
+    plan = subprocess.run(dry, check=True, capture_output=True, text=True)
     estimate = json.loads(plan.stdout)
     whole = encode(str(features), options.bold_url or str(bold), options.root / "result", options, options.workers)
     record = {

@@ -238,7 +238,7 @@ def paired_difference(
     for at in tiles(a[0].sums.shape[2]):
         (one, ones), (other, others) = resample(a, weights, at, how), resample(b, weights, at, how)
         estimate = one - other
-        resamples = estimate + np.float32(spread) * (ones - others - estimate)
+        resamples: F32 = np.asarray(estimate + np.float32(spread) * (ones - others - estimate), np.float32)
         beyond = np.count_nonzero(np.abs(resamples - estimate) >= np.abs(estimate), axis=0)
         p = (1.0 + beyond) / (1.0 + len(resamples))
         found.append(np.concatenate([summary(estimate, resamples, level), p[None]]))

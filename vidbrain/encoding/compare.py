@@ -93,8 +93,8 @@ def compare(
     progress.start("compare", n_voxels, "voxels")
     for start in range(0, n_voxels, BLOCK):
         voxels = slice(start, min(start + BLOCK, n_voxels))
-        both = [moments_of(result, voxels) for result in (a, b)]
-        pieces.append(paired_difference(*both, weights, level=config.level, spread=spread))
+        one, other = (moments_of(result, voxels) for result in (a, b))
+        pieces.append(paired_difference(one, other, weights, level=config.level, spread=spread))
         progress.advance(voxels.stop - voxels.start)
     progress.finish()
 
