@@ -1,6 +1,5 @@
 import uuid
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import pytest
 
@@ -32,14 +31,13 @@ class Remote:
 
     @property
     def root(self) -> Root:
-        return impatient(open_root(self.url))
+        return self.patient_for(20.0)
+
+    def patient_for(self, deadline_s: float, stall_s: float = 3.0, url: str = "") -> Root:
+        return replace(open_root(url or self.url), deadline_s=deadline_s, stall_s=stall_s)
 
     def data_requests(self, part: str = "") -> list:
         return [seen for seen in self.proxy.seen if seen.method == "GET" and part in seen.path]
-
-
-def impatient(root, deadline_s=20.0, stall_s=3.0):
-    return replace(root, deadline_s=deadline_s, stall_s=stall_s)
 
 
 def _remote(server, monkeypatch):
@@ -67,7 +65,3 @@ def honest(moto, monkeypatch):
 def hostile(rclone, monkeypatch):
     """The server that checks signatures, knows no conditions, and calls a range a whole object."""
     yield from _remote(rclone, monkeypatch)
-
-
-def tree(folder: Path) -> dict[str, bytes]:
-    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}

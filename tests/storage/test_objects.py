@@ -1,4 +1,5 @@
 import http.server
+import itertools
 import multiprocessing
 import pickle
 import subprocess
@@ -14,12 +15,12 @@ from botocore.config import Config
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.storage.conftest import BUCKET, impatient
 from vidbrain.errors import StorageError
 from vidbrain.storage.files import NoRangesError, ObjectChangedError, ObjectExistsError, ObjectMissingError
 from vidbrain.storage.objects import coalesce, open_root
 from vidbrain.testing.servers import Fault
 
+BUCKET = "bucket"
 DATA = np.random.default_rng(0).bytes(300_000)
 SPANS = [(250_000, 260_000), (0, 100), (200, 300), (299_990, 300_000), (5, 5)]
 
@@ -104,7 +105,7 @@ def test_joined_ranges_hold_all_and_lie_apart(spans, gap):
     held = [i for start, stop in joined for i in range(start, stop)]
     assert wanted <= set(held)
     assert len(held) == len(set(held))
-    assert all(b[0] - a[1] > gap for a, b in zip(joined, joined[1:], strict=False))
+    assert all(b[0] - a[1] > gap for a, b in itertools.pairwise(joined))
     # Every end is one that was asked for: nothing is read beyond.
     assert {i for span in joined for i in span} <= {i for span in spans for i in span}
 
@@ -125,7 +126,7 @@ def test_joined_ranges_hold_all_and_lie_apart(spans, gap):
 )
 def test_what_passes_is_waited_for(remote, fault):
     remote.root.put("x", DATA)
-    root = impatient(remote.root, stall_s=0.5)
+    root = remote.patient_for(20.0, stall_s=0.5)
     remote.proxy.inject(Fault(**{**vars(fault), "method": "GET"}))
     assert root.get("x") == DATA
     remote.proxy.inject(Fault(**{**vars(fault), "method": "GET"}))
@@ -179,7 +180,7 @@ def test_what_does_not_pass_is_one_clear_error(honest, fault, message):
     honest.root.put("x", DATA)
     honest.proxy.inject(Fault(**vars(fault)))
     with pytest.raises(StorageError, match=message) as caught:
-        impatient(honest.root, deadline_s=1.0, stall_s=0.3).get("x")
+        honest.patient_for(1.0, stall_s=0.3).get("x")
     assert caught.value.where == f"{honest.url}/x"
     # Under --debug too: nothing of the library below, whose texts hold what the server said.
     assert "obstore" not in "".join(traceback.format_exception(caught.value)).replace("vidbrain", "")
@@ -191,7 +192,7 @@ def test_wrong_credentials_are_named_and_not_shown(hostile, monkeypatch):
     hostile.root.put("x", DATA)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong-secret-value")
     for call in (hostile.root.get, hostile.root.head, hostile.root.delete):
-        with pytest.raises(StorageError, match="credentials are refused|no permission") as caught:
+        with pytest.raises(StorageError, match=r"credentials are refused|no permission") as caught:
             call("x")
         shown = "".join(traceback.format_exception(caught.value))
         assert "wrong-secret-value" not in shown
@@ -204,7 +205,7 @@ def test_wrong_credentials_are_named_and_not_shown(hostile, monkeypatch):
 
 
 def test_a_missing_bucket_is_not_a_missing_object(remote):
-    root = impatient(open_root("s3://no-such-bucket/a"))
+    root = remote.patient_for(20.0, url="s3://no-such-bucket/a")
     for call in (lambda: root.get("x"), lambda: root.put("x", b""), root.list):
         with pytest.raises(StorageError, match="no such bucket") as caught:
             call()

@@ -7,15 +7,19 @@ import time
 import numpy as np
 import pytest
 
-from tests.storage.conftest import tree
 from vidbrain.cli.app import run
+from vidbrain.cli.doctor import storage
 from vidbrain.errors import ResumeError, StorageError
 from vidbrain.storage.info import write_info
-from vidbrain.storage.objects import open_root
+from vidbrain.storage.objects import PART_BYTES, open_root
 from vidbrain.storage.trees import CLAIM, download_tree, upload_tree
 from vidbrain.testing.servers import Fault
 
 N_SHARDS = 6
+
+
+def tree(folder):
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
 @pytest.fixture
@@ -33,6 +37,13 @@ def make(root, *, seed):
     (root / "index.parquet").write_bytes(rng.bytes(3000))
     write_info(root, "shards", config={"seed": seed}, made_from={}, name="dataset.json")
     return root
+
+
+def test_a_folder_is_a_root_too(shards, tmp_path):
+    (shards / "large.bin").write_bytes(bytes(PART_BYTES + 1))
+    upload_tree(shards, str(tmp_path / "copy"))
+    download_tree(str(tmp_path / "copy"), tmp_path / "back")
+    assert tree(tmp_path / "copy") == tree(tmp_path / "back") == tree(shards)
 
 
 def test_there_and_back(remote, shards, tmp_path):
@@ -172,9 +183,12 @@ def test_the_commands(honest, shards, tmp_path, capsys):
     captured = capsys.readouterr()
     assert "must hold no user" in captured.err
     assert "hunter2" not in captured.err + captured.out
-    assert run(["doctor", "--url", honest.url, "--json"]) == 0
-    found = {check["what"]: check for check in json.loads(capsys.readouterr().out)["checks"]}
-    assert found["storage"]["problem"] is None
-    assert run(["doctor", "--url", "s3://no-such-bucket/a", "--json"]) == 0
-    found = {check["what"]: check for check in json.loads(capsys.readouterr().out)["checks"]}
-    assert "no such bucket" in found["storage"]["problem"]
+
+
+def test_the_doctor_asks_a_place(honest, shards):
+    empty = storage(honest.url)[0]
+    assert (empty["found"], empty["problem"]) == (f"{honest.url} answers; no artefact is there", None)
+    upload_tree(shards, honest.root)
+    assert storage(honest.url)[0]["found"].endswith("it holds dataset.json")
+    assert "no such bucket" in storage("s3://no-such-bucket/a")[0]["problem"]
+    assert "must hold no user" in storage("s3://KEY:hunter2@bucket/a")[0]["problem"]

@@ -35,15 +35,9 @@ def doctor(*, data: Path | None = None, url: str | None = None, json: Flag = Fal
     """
     console = Console(json=json)
     root = data_root(data)
-    checks = [
-        *machine(root),
-        *accelerator(),
-        *blas(),
-        *codecs(),
-        *emulator(),
-        *optional(),
-        *(storage(url) if url else []),
-    ]
+    checks = [*machine(root), *accelerator(), *blas(), *codecs(), *emulator(), *optional()]
+    if url is not None:
+        checks += storage(url)
     problems = [f"{c['what']}: {c['problem']}" for c in checks if c.get("problem")]
     if json:
         console.print_result({"checks": checks, "problems": problems})

@@ -101,15 +101,13 @@ def _kind(name: str, text: str, status: int | None, code: str | None) -> Kind:
         ("redirect without LOCATION", "region"),
         ("URL scheme is not allowed", "insecure"),
         ("BadScheme", "insecure"),
-        ("kind: Timeout", "stalled"),
-        ("kind: Connect", "unreachable"),
-        ("kind: Interrupted", "cut"),
-        ("kind: Request", "cut"),
-        ("kind: Decode", "cut"),
-        ("kind: Unknown", "cut"),
     ):
         if sign in text:
             return kind  # type: ignore[return-value]
+    found = re.search(r"HttpError \{\s*kind: (\w+)", text)
+    if found:
+        by_kind: dict[str, Kind] = {"Timeout": "stalled", "Connect": "unreachable"}
+        return by_kind.get(found[1], "cut")
     return "settings" if name == "ValueError" or "must be specified" in text else "refused"
 
 

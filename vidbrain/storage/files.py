@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,6 +89,11 @@ class Files:
             raise as_storage_error(error, path) from error
         finally:
             remove(whole)
+
+    def put_file(self, key: str, path: Path) -> None:
+        """Copy a file atomically."""
+        with replacing(self.folder / key) as part:
+            shutil.copyfile(path, part)
 
     def head(self, key: str) -> Found:
         """Size and ETag of a file."""

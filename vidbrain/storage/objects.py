@@ -281,7 +281,7 @@ class Root:
         """Write a file as an object, in parts that are repeated one by one; it appears when all have arrived."""
         self._refuse_writing()
         if self.is_local:
-            Files(Path(self.url)).put(check_key(key), path.read_bytes())
+            Files(Path(self.url)).put_file(check_key(key), path)
             return
         self._persist(key, functools.partial(_put_parts, path), patient=True)
 
@@ -308,7 +308,7 @@ class Root:
         address = parse_url(self.url)
         name = "/".join(part for part in (address.prefix, check_key(key) if key else "") if part)
         where = f"{self.url}/{key}" if key else self.url
-        begun = time.monotonic()
+        begun, n_unreachable = time.monotonic(), 0
         for attempt in itertools.count():
             try:
                 store = _store(self, retries=patient)
@@ -320,7 +320,8 @@ class Root:
                 answer = read_answer(error)
             pause = _pause_s(answer, attempt)
             over = time.monotonic() - begun + pause > self.deadline_s
-            tired = answer.kind == "unreachable" and attempt + 1 >= N_CONNECTS
+            n_unreachable += answer.kind == "unreachable"
+            tired = n_unreachable >= N_CONNECTS
             if not answer.passes or over or tired:
                 raise error_of(answer, where, attempts=attempt + 1, waited_s=time.monotonic() - begun)
             time.sleep(pause)

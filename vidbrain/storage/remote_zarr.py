@@ -166,7 +166,7 @@ def read_columns(root: Root, name: str, columns: slice) -> NDArray[Any]:
         if not isinstance(array, zarr.Array) or array.ndim != 2 or columns.step not in (None, 1):
             raise StorageError(f"{name} is no two-dimensional array, or its columns are no neighbours", where=root)
         start, stop, _ = columns.indices(int(array.shape[-1]))
-        if _is_plainly_sharded(array):
+        if start < stop and _is_plainly_sharded(array):
             _fetch_ahead(store, array, start, stop)
         return np.asarray(array[:, start:stop])
     except (KeyError, ValueError, RuntimeError, OSError) as error:
@@ -207,8 +207,11 @@ def _fetch_ahead(store: RootStore, array: zarr.Array[Any], start: int, stop: int
             else:
                 store.held[key] = _fetch_parts(store.root, key, shards, chunks, first, last)
         except ObjectMissingError:
-            # Shards that hold only the fill value are not written.
-            continue
+            # A shard of nothing but the fill value is not written. Where that is NaN, what vidbrain writes has none.
+            if np.isnan(array.fill_value):
+                raise StorageError(
+                    "a part of the array is missing", where=f"{store.root}/{key}", hint="push the data set again"
+                ) from None
 
 
 def _fetch_parts(root: Root, key: str, shards: tuple[int, int], chunks: tuple[int, int], first: int, last: int) -> Held:
