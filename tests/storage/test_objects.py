@@ -133,10 +133,10 @@ def test_what_passes_is_waited_for(remote, fault):
     assert root.get_range("x", 1000, 200_000) == DATA[1000:200_000]
 
 
-@pytest.mark.parametrize("kind", ["drop", "status"])
+@pytest.mark.parametrize("kind", ["drop", "status", "latency"])
 def test_writing_is_repeated_too(remote, kind):
-    remote.proxy.inject(Fault(kind, method="PUT", times=2))
-    remote.root.put("x", DATA)
+    remote.proxy.inject(Fault(kind, method="PUT", times=2, delay_s=1.0))
+    remote.patient_for(20.0, stall_s=0.3).put("x", DATA)
     assert remote.root.get("x") == DATA
 
 

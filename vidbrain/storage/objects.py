@@ -239,7 +239,9 @@ class Root:
             cut = len(base) + 1 if base else 0
             return [Found(meta["path"][cut:], meta["size"], meta["e_tag"]) for meta in found]
 
-        return sorted(self._persist("", ask), key=lambda found: found.key)
+        # A server was seen to name an object twice while it was replaced.
+        by_key = {found.key: found for found in self._persist("", ask)}
+        return [by_key[key] for key in sorted(by_key)]
 
     def put(self, key: str, data: bytes, *, if_absent: bool = False) -> None:
         """Write a small object in one request.
