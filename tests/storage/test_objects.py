@@ -240,8 +240,9 @@ def test_an_azure_account_that_is_not_named(monkeypatch):
 
 
 @pytest.fixture
-def web(tmp_path):
+def web(tmp_path, monkeypatch):
     """A plain web server, which knows no ranges and lists nothing."""
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
 
     class Quiet(http.server.SimpleHTTPRequestHandler):
         def __init__(self, *args):

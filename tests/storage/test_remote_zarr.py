@@ -193,7 +193,9 @@ def test_other_layouts_are_read_as_zarr_reads_them(honest, tmp_path):
         read_columns(honest.root / "x", "absent", slice(5))
 
 
-def test_a_web_server_is_enough_to_read(stores):
+def test_a_web_server_is_enough_to_read(stores, monkeypatch):
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+
     class Quiet(http.server.SimpleHTTPRequestHandler):
         def __init__(self, *args):
             super().__init__(*args, directory=str(stores))

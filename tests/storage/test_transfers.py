@@ -1,4 +1,6 @@
+import errno
 import hashlib
+import io
 
 import numpy as np
 import pytest
@@ -110,3 +112,13 @@ def test_sums_are_those_of_the_standard_tools(big):
     assert sums.sha256 == hashlib.sha256(BIG).hexdigest()
     assert sums.etags[0] == hashlib.md5(BIG).hexdigest()
     assert sums.etags[1].endswith("-3")
+
+
+def test_a_full_disk_is_said_as_such(hostile):
+    class Full(io.BytesIO):
+        def write(self, _):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    hostile.root.put("x", BIG[:1000])
+    with pytest.raises(StorageError, match="the disk is full"):
+        hostile.root.copy_to("x", Full())

@@ -33,6 +33,10 @@ _CLOCK_CODES = {"RequestTimeTooSkewed"}
 _BUCKET_CODES = {"NoSuchBucket", "ContainerNotFound", "InvalidBucketName"}
 
 
+class ChangedAnswer(Exception):  # noqa: N818 -- a sign between two functions, never seen outside
+    """The server gave another content than the one asked for."""
+
+
 @dataclass(frozen=True)
 class Answer:
     """A refusal, understood."""
@@ -77,7 +81,7 @@ def _kind(name: str, text: str, status: int | None, code: str | None) -> Kind:
         "FileNotFoundError": "missing",
         "AlreadyExistsError": "exists",
         "PreconditionError": "changed",
-        "NotModifiedError": "changed",
+        "ChangedAnswer": "changed",
         "PermissionDeniedError": "permission",
         "UnauthenticatedError": "credentials",
         "UnknownConfigurationKeyError": "settings",

@@ -22,12 +22,12 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
 from vidbrain.errors import StorageError
-from vidbrain.storage.answers import Answer, error_of, read_answer
+from vidbrain.storage.answers import Answer, ChangedAnswer, error_of, read_answer
+from vidbrain.storage.atomic import as_storage_error
 from vidbrain.storage.files import (
     Files,
     Found,
     NoRangesError,
-    ObjectChangedError,
     ObjectExistsError,
     ObjectMissingError,
 )
@@ -200,7 +200,7 @@ class Root:
             import obstore
 
             meta = obstore.head(store, name)
-            return Found(key, meta["size"], meta["e_tag"])
+            return Found(key, meta["size"], _strong(meta["e_tag"]))
 
         return self._persist(key, ask)
 
@@ -237,7 +237,9 @@ class Root:
 
             found = obstore.list(store, below or None).collect()
             cut = len(base) + 1 if base else 0
-            return [Found(meta["path"][cut:], meta["size"], meta["e_tag"]) for meta in found]
+            # A marker for the folder itself, as some consoles leave it, is no object of it.
+            found = [meta for meta in found if len(meta["path"]) > cut]
+            return [Found(meta["path"][cut:], meta["size"], _strong(meta["e_tag"])) for meta in found]
 
         # A server was seen to name an object twice while it was replaced.
         by_key = {found.key: found for found in self._persist("", ask)}
@@ -318,6 +320,8 @@ class Root:
             except StorageError:
                 raise
             except Exception as error:
+                if isinstance(error, OSError) and error.errno is not None:  # of this machine: a full disk
+                    raise as_storage_error(error, where) from error
                 # Its text may hold keys and signatures; it is read here and goes no further.
                 answer = read_answer(error)
             pause = _pause_s(answer, attempt)
@@ -362,15 +366,15 @@ def coalesce(spans: Sequence[tuple[int, int]], gap: int = GAP_BYTES) -> list[tup
 def _store(root: Root, *, retries: bool = False) -> Any:  # noqa: ANN401 -- obstore's store
     """Give this process's client for a bucket; one serves all roots in it."""
     global _owner
+    # Before the lock, which a fork may have left closed.
+    if _owner not in (None, os.getpid()):
+        raise StorageError(
+            "object storage was used before this process was forked, and cannot be used after",
+            where=root.url,
+            hint="start worker processes by 'spawn' or 'forkserver'",
+        )
     with _lock:
-        if _owner is None:
-            _owner = os.getpid()
-        if _owner != os.getpid():
-            raise StorageError(
-                "object storage was used before this process was forked, and cannot be used after",
-                where=root.url,
-                hint="start worker processes by 'spawn' or 'forkserver'",
-            )
+        _owner = os.getpid()
         address = parse_url(root.url)
         families = ("AWS_", "AZURE_", "GOOGLE_")
         environment = tuple(sorted((k, v) for k, v in os.environ.items() if k.startswith(families)))
@@ -426,9 +430,14 @@ def _asked(store: Any, name: str, span: Any, etag: str | None) -> Any:  # noqa: 
         options["if_match"] = etag
     answer = obstore.get(store, name, options=options)
     # Some servers do not know If-Match.
-    if etag is not None and answer.meta["e_tag"] not in (None, etag):
-        raise ObjectChangedError("the object was replaced while it was read", where=name)
+    if etag is not None and _strong(answer.meta["e_tag"]) not in (None, etag):
+        raise ChangedAnswer
     return answer
+
+
+def _strong(etag: str | None) -> str | None:
+    """Drop a weak ETag: it names no bytes, and matches no condition."""
+    return None if etag is None or etag.startswith("W/") else etag
 
 
 def _fetched(store: Any, name: str, span: Any, etag: str | None) -> bytes:  # noqa: ANN401 -- obstore's types

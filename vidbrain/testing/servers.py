@@ -66,6 +66,7 @@ class Server:
             "AWS_ACCESS_KEY_ID": self.access_key,
             "AWS_SECRET_ACCESS_KEY": self.secret_key,
             "AWS_REGION": "us-east-1",
+            "NO_PROXY": HOST,
         }
 
 
