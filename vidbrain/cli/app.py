@@ -114,6 +114,20 @@ _COMMANDS = {
             "vidbrain report shards/demo",
         ),
     ],
+    "Storage": [
+        (
+            "push",
+            "vidbrain.cli.transfer:push",
+            "Copy a finished artefact to object storage.",
+            "vidbrain push shards/demo/bold s3://bucket/bold",
+        ),
+        (
+            "pull",
+            "vidbrain.cli.transfer:pull",
+            "Copy a finished artefact from object storage.",
+            "vidbrain pull s3://bucket/bold shards/bold",
+        ),
+    ],
 }
 
 _NESTED = {"bold": ("simulate", "ingest", "ls"), "train": ("vqvae", "gpt")}

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from vidbrain.config import did_you_mean
 from vidbrain.errors import AlignmentError, ModelError, StorageError
 from vidbrain.storage.info import read_info
-from vidbrain.storage.roots import safe_name
+from vidbrain.storage.objects import Root
+from vidbrain.storage.roots import locate, safe_name
 from vidbrain.storage.zarrs import open_dataset, write_dataset
 
 KIND = "features"
@@ -27,12 +28,12 @@ class FeatureStore:
     Attributes
     ----------
     root
-        Its folder.
+        Its folder or URL.
     info
         The root record: source, window, pooling, TR, layers, and the fingerprints of data set and weights.
     """
 
-    root: Path
+    root: Path | Root
     info: dict[str, Any]
 
     @property
@@ -85,7 +86,7 @@ class FeatureStore:
                 where=self.root,
                 hint="runs are those of the shards that the features were made from",
             )
-        path = store_path(self.root, layer, run)
+        path = self.root / safe_name(layer) / f"{safe_name(run)}.zarr"
         dataset = open_dataset(path)
         lacking = [name for name in ("features", "valid", "time_s") if name not in dataset.variables]
         try:
@@ -102,15 +103,16 @@ class FeatureStore:
         return loaded
 
 
-def open_features(root: str | Path) -> FeatureStore:
-    """Open a finished set of features.
+def open_features(root: str | Path | Root) -> FeatureStore:
+    """Open a finished set of features, in a folder or at a URL such as ``s3://bucket/features/pixels``.
 
     Raises
     ------
     StorageError
         If it is missing, unfinished, of another kind or of a newer version.
     """
-    return FeatureStore(Path(root), read_info(root, KIND))
+    place = locate(root)
+    return FeatureStore(place, read_info(place, KIND))
 
 
 def store_path(root: str | Path, layer: str, run: str) -> Path:
