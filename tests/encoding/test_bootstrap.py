@@ -25,7 +25,7 @@ def test_resamples_equal_the_r_of_concatenated_blocks(how):
     predicted, measured = series(n_trs, t)
     measured = [y * 30 + 1e4 for y in measured]
     moments = moments_of(predicted, measured, 10)
-    lengths = [[10, 11, 10, 11, 11], [10, 10, 10, 11]]
+    lengths = [[11, 11, 10, 11, 10], [11, 10, 10, 10]]
     assert [m.n_trs.tolist() for m in moments] == lengths
     weights = bootstrap.draw_weights([5, 4], 20, seed=2)
     assert [w.sum(axis=1).tolist() for w in weights] == [[5] * 20, [4] * 20]

@@ -15,13 +15,15 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from vidbrain.encoding.null import centred
 from vidbrain.errors import EncodingError
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
 
 TILE = 512
-"""Voxels resampled at once."""
+DRAWS = 128
+"""Voxels and draws resampled at once: what they give stays in the processor's cache."""
 
 
 @dataclass(frozen=True)
@@ -100,20 +102,21 @@ def block_moments(predicted: F32, measured: F32, block_trs: int) -> BlockMoments
             f"a run of {n} TRs holds {m} blocks of {block_trs} TRs; a bootstrap needs 2 or more",
             hint="use shorter blocks (10 TRs or more)",
         )
-    first = np.arange(m) * n // m
+    block = np.arange(n) * m // n
+    member = (block == np.arange(m)[:, None]).astype(np.float32)
     sums = np.empty((m, 5, t), np.float32)
     for at in tiles(t):
-        p, y = (standard(series[:, at]) for series in (predicted, measured))
+        p, y = standard(predicted[:, at]), standard(measured[:, at])
         for row, values in enumerate((p, y, p * p, y * y, p * y)):
-            sums[:, row, at] = np.add.reduceat(values, first, axis=0, dtype=np.float64)
-    return BlockMoments(np.diff(first, append=n).astype(np.float32), sums)
+            np.matmul(member, values, out=sums[:, row, at])
+    return BlockMoments(member.sum(axis=1), sums)
 
 
-def standard(series: F32) -> F64:
+def standard(series: F32) -> F32:
     """Scale to mean 0 and variance 1 over rows; a constant column becomes 0."""
-    centred = np.asarray(series, np.float64) - series.mean(axis=0, dtype=np.float64)
-    scale = centred.std(axis=0)
-    return np.asarray(centred * np.divide(1.0, scale, out=np.zeros_like(scale), where=scale > 0), np.float64)
+    series = centred(series)
+    variance = np.einsum("it,it->t", series, series) / np.float32(len(series))
+    return series * np.divide(1, np.sqrt(variance), out=np.zeros_like(variance), where=variance > 0)
 
 
 def tiles(t: int) -> Iterator[slice]:
@@ -162,22 +165,27 @@ def correlations(
     (b, len(voxels)) float32
         0 where the resample does not vary.
     """
-    total = np.zeros(())
-    covariance = p_variance = y_variance = total.astype(np.float32)
-    for run, w in zip(moments, weights, strict=True):
-        sums = np.ascontiguousarray(run.sums[:, :, voxels])
-        p, y, pp, yy, py = (w @ sums.reshape(len(sums), -1)).reshape(len(w), 5, -1).transpose(1, 0, 2)
-        inverse = 1 / (w @ run.n_trs)[:, None]
-        py -= p * y * inverse
-        pp -= p * p * inverse
-        yy -= y * y * inverse
+    sums = [np.ascontiguousarray(run.sums[:, :, voxels]) for run in moments]
+    out = np.empty((len(weights[0]), sums[0].shape[2]), np.float32)
+    for start in range(0, len(out), DRAWS):
+        at = slice(start, start + DRAWS)
+        parts = [scatter(s, run.n_trs, w[at]) for s, run, w in zip(sums, moments, weights, strict=True)]
         if how == "mean":
-            total = total + ratio(py, pp, yy)
+            out[at] = np.sum([ratio(*part) for part in parts], axis=0) / np.float32(len(parts))
         else:
-            covariance, p_variance, y_variance = covariance + py, p_variance + pp, y_variance + yy
-    if how == "mean":
-        return np.asarray(total / np.float32(len(moments)), np.float32)
-    return ratio(covariance, p_variance, y_variance)
+            out[at] = ratio(*np.sum(parts, axis=0))
+    return out
+
+
+def scatter(sums: F32, n_trs: F32, weights: F32) -> tuple[F32, F32, F32]:
+    """Centred sums py, pp and yy of weighted blocks of one run, each (b, t), from their moments (m, 5, t)."""
+    m, _, t = sums.shape
+    p, y, pp, yy, py = (weights @ sums.reshape(m, 5 * t)).reshape(len(weights), 5, t).transpose(1, 0, 2)
+    p_mean, y_mean = p / (weights @ n_trs)[:, None], y / (weights @ n_trs)[:, None]
+    py -= p_mean * y
+    pp -= p_mean * p
+    yy -= y_mean * y
+    return py, pp, yy
 
 
 def ratio(product: F32, p_squares: F32, y_squares: F32) -> F32:
@@ -250,6 +258,15 @@ def resample(
 
 def summary(estimate: F32, resamples: F32, level: float) -> F64:
     """Rows of an `Interval`, (6, t)."""
-    low, high = np.quantile(resamples, [(1 - level) / 2, (1 + level) / 2], axis=0)
+    ordered = np.sort(np.ascontiguousarray(resamples.T), axis=1)
+    low, high = (between(ordered, share) for share in ((1 - level) / 2, (1 + level) / 2))
     deviation = resamples.std(axis=0, ddof=1, dtype=np.float64)
     return np.stack([estimate, deviation, low, high, 2 * estimate - high, 2 * estimate - low]).astype(np.float64)
+
+
+def between(ordered: F32, share: float) -> F32:
+    """Quantile of ordered rows, (t, b) to (t,), by linear interpolation (definition 7 of Hyndman & Fan 1996)."""
+    place = share * (ordered.shape[1] - 1)
+    low = int(place)
+    high = min(low + 1, ordered.shape[1] - 1)
+    return np.asarray(ordered[:, low] + (ordered[:, high] - ordered[:, low]) * np.float32(place - low), np.float32)
