@@ -53,6 +53,15 @@ class World:
         return np.repeat(np.arange(self.n_runs), self.n_trs)
 
 
+WORLDS = {
+    "typical": World(),
+    "slow": World(phi_features=0.9, phi_noise=0.9),
+    "two-runs": World(n_runs=2, n_trs=300),
+    "few-features": World(n_features=3),
+    "wide": World(n_runs=3, n_trs=100, n_features=300, block_trs=10, snr=1.5),
+}
+
+
 def ar1(rng: np.random.Generator, n: int, columns: int, phi: float) -> np.ndarray:
     noise = rng.standard_normal((n, columns)) * np.sqrt(1 - phi**2)
     noise[0] /= np.sqrt(1 - phi**2)
@@ -86,8 +95,8 @@ def simulate(world: World, seed: int) -> dict[str, dict[str, np.ndarray]]:
     """Run one simulation: for each test, p of every voxel, and what else it gives."""
     X, Y, weights = draw(world, seed)
     t = Y.shape[1]
-    copies = np.tile(Y, -(-world.n_surrogates // t))[:, : world.n_surrogates]
-    shifts = surrogate.draw_voxel_shifts([world.n_trs] * world.n_runs, copies.shape[1], seed)
+    copies = Y[:, surrogate.source_voxels(t, world.n_surrogates)]
+    shifts = surrogate.draw_shifts([world.n_trs] * world.n_runs, np.arange(world.n_surrogates), seed)
     both = np.concatenate([Y, surrogate.shift_runs(copies, world.run, shifts)], axis=1)
     all_predicted, coefficients = fit_folds(world, X, both)
     predicted, measured = [p[:, :t] for p in all_predicted], [Y[world.run == held] for held in range(world.n_runs)]
@@ -263,12 +272,13 @@ def table(figures: dict[str, dict]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--world", choices=WORLDS, default="typical")
     parser.add_argument("--simulations", type=int, default=1000)
     parser.add_argument("--leak-simulations", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    world = World()
+    world = WORLDS[options.world]
     with threadpool_limits(1):
         figures = judge(world, gather(world, options.simulations, options.seed))
         leaking = leak(options.leak_simulations, options.seed)
