@@ -212,7 +212,8 @@ def bootstraps(options: argparse.Namespace, data: Data) -> dict[str, Any]:
         for name, f in (("correlate", correlate), ("predict", predict))
     }
     every = np.stack([correlate(number, few) for number in range(b)])
-    low, high = np.quantile(every, [0.025, 0.975], axis=0)
+    tail = bootstrap.expansion(m, 0.95).tail
+    low, high = np.quantile(every, [tail, 1 - tail], axis=0)
     drawn = bootstrap.correlations(moments, weights, SOME)
     checks = {
         "largest_difference_of_r": float(np.abs(every - drawn).max()),
