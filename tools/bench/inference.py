@@ -152,7 +152,7 @@ def permutations(kind: str, options: argparse.Namespace, data: Data) -> dict[str
     )
 
     def ours() -> null.NullTest:
-        return null.p_values(drawn, null.products(drawn, *null.unit_series(data.predicted, data.measured)), spread=1)
+        return null.evaluate(drawn, *null.unit_series(data.predicted, data.measured), spread=1)
 
     times, found = seconds(ours, options.repeats)
     units = null.unit_series(data.predicted, data.measured)

@@ -316,3 +316,25 @@ def p_values(null: Null, tables: Sequence[F32], *, spread: float = SPREAD) -> Nu
             sums += shift
             np.maximum(maxima[draws], sums.max(axis=1), out=maxima[draws])
     return NullTest(observed, (1.0 + count) / (1.0 + n_draws), maxima)
+
+
+def evaluate(null: Null, predicted: Sequence[F32], measured: Sequence[F32], *, spread: float = SPREAD) -> NullTest:
+    """Tabulate and test `TILE` voxels at a time, so that tables never stand in memory for all of them.
+
+    Parameters
+    ----------
+    predicted, measured : one (n_f, t) float32 array a run
+        Centred in each run and scaled, see `unit_series`.
+    spread
+        As in `p_values`.
+    """
+    parts = []
+    for start in range(0, predicted[0].shape[1], TILE):
+        at = slice(start, start + TILE)
+        tables = products(null, [p[:, at] for p in predicted], [y[:, at] for y in measured])
+        parts.append(p_values(null, tables, spread=spread))
+    return NullTest(
+        np.concatenate([part.observed for part in parts]),
+        np.concatenate([part.p for part in parts]),
+        np.maximum.reduce([part.maxima for part in parts]),
+    )
