@@ -15,6 +15,15 @@ def test_replication_count():
     assert groups.replication_count(q, 0.05).tolist() == [2, 1, 1]
 
 
+def test_mean_map_leaves_out_voxels_that_a_subject_lacks():
+    values = np.random.default_rng(0).standard_normal((4, 30)).astype(np.float32)
+    values[1, ::3], values[:, 5] = np.nan, np.nan
+    mean, count = groups.mean_map(values)
+    frame = pd.DataFrame(values.astype(np.float64))
+    np.testing.assert_allclose(mean, frame.mean().to_numpy())
+    assert count.tolist() == frame.count().tolist()
+
+
 def test_parcel_means_equal_pandas():
     rng = np.random.default_rng(0)
     values, parcel = rng.standard_normal((3, 60)), rng.choice([0, 2, 5, 9], 60)

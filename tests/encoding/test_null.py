@@ -147,6 +147,9 @@ def test_blocks_of_voxels_combine_to_the_whole():
         null.p_values(drawn, null.products(drawn, [s[:, at] for s in p], [s[:, at] for s in y]))
         for at in (slice(0, 700), slice(700, 1300))
     ]
+    tiled = null.evaluate(drawn, p, y)
+    for name in ("observed", "p", "maxima"):
+        np.testing.assert_array_equal(getattr(tiled, name), getattr(whole, name))
     np.testing.assert_array_equal(whole.p, np.concatenate([part.p for part in parts]))
     np.testing.assert_array_equal(whole.maxima, np.maximum.reduce([part.maxima for part in parts]))
     assert null.draw_block_permutations(n_trs, 10, 50, seed=0).draws.indices.tolist() == drawn.draws.indices.tolist()

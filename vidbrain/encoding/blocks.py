@@ -17,8 +17,10 @@ from threadpoolctl import threadpool_limits
 
 from vidbrain.cluster import Client
 from vidbrain.config import fingerprint
+from vidbrain.encoding import surrogate
 from vidbrain.encoding.align import BoldStoreLike, FeatureStoreLike, choose_layers, choose_runs
 from vidbrain.encoding.choose import Chosen, inner_scores
+from vidbrain.encoding.design import TILE
 from vidbrain.encoding.gram import best_alpha
 from vidbrain.encoding.multiple import benjamini_hochberg, benjamini_yekutieli, max_statistic
 from vidbrain.encoding.null import SPREAD
@@ -36,7 +38,20 @@ from vidbrain.storage.zarrs import write_dataset
 
 WORK = "work"
 MOMENT_VOXELS = 4096
-BY_VOXEL = ("r", "r_pooled", "r2", "r2_split", "r2_without", "alpha_index", "gamma", "p", "observed", "moments", "dead")
+BY_VOXEL = (
+    "r",
+    "r_pooled",
+    "r2",
+    "r2_split",
+    "r2_without",
+    "alpha_index",
+    "gamma",
+    "p",
+    "observed",
+    "standard",
+    "moments",
+    "dead",
+)
 SHARED = ("maxima", "block_n_trs", "block_part")
 
 
@@ -165,10 +180,27 @@ def run_block(row: BlockRow) -> float:
             alpha = file["alpha"][:, row.group]
         chosen = Chosen(np.zeros((1, *alpha.shape), np.int64), alpha[None])
     with threadpool_limits(1):  # as in `run_set`
-        scores = score_block(plan, read_bold(row, plan), row.inference, chosen=chosen)
+        Y = read_bold(row, plan)
+        scores = score_block(plan, Y, row.inference, chosen=chosen)
+        surrogates = refit(row, plan, Y) if row.inference.kind == "refit" else np.empty(0)
     with replacing(row.out) as part, part.open("wb") as file:
-        np.savez(file, **{name: getattr(scores, name) for name in BY_VOXEL + SHARED})
+        np.savez(file, surrogates=surrogates, **{name: getattr(scores, name) for name in BY_VOXEL + SHARED})
     return float(np.median(scores.r.mean(axis=0)))
+
+
+def refit(row: BlockRow, plan: Plan, Y: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Fit surrogates of some voxels of the block as they were, and return the standard scores of those that live."""
+    sources = surrogate.source_voxels(row.bold.n_voxels, row.inference.n_permutations)
+    numbers = np.flatnonzero((sources >= row.start) & (sources < row.stop))
+    if not len(numbers):
+        return np.empty(0)
+    n_trs = np.bincount(plan.run).tolist()
+    shifts = surrogate.draw_shifts(n_trs, numbers, row.inference.seed)
+    turned = surrogate.shift_runs(Y[:, sources[numbers] - row.start], plan.run, shifts)
+    # Surrogates whose sources share a tile are a tile: their last bits do not depend on the block.
+    widths = np.unique(sources[numbers] // TILE, return_counts=True)[1].tolist()
+    scores = score_block(plan, turned, row.inference, widths=widths)
+    return scores.standard[~scores.dead]
 
 
 def read_bold(row: BlockRow, plan: Plan) -> NDArray[np.float32]:
@@ -249,16 +281,20 @@ def assemble(
     blocks = []
     for row in rows:
         with np.load(row.out, allow_pickle=False) as file:
-            blocks.append({name: file[name] for name in BY_VOXEL + SHARED})
+            blocks.append({name: file[name] for name in (*BY_VOXEL, *SHARED, "surrogates")})
     arrays = {name: np.concatenate([block[name] for block in blocks], axis=-1) for name in BY_VOXEL}
     arrays |= {name: blocks[0][name] for name in ("block_n_trs", "block_part")}
     alive = ~arrays["dead"]
     q = {name: np.where(alive, np.nan, 1.0) for name in ("q", "q_any", "p_fwe")}
+    turned = np.concatenate([block["surrogates"] for block in blocks])
+    if len(turned):
+        arrays["p"] = np.where(alive, surrogate.pooled_p_values(arrays["standard"], turned), 1.0)
     if alive.any() and np.isfinite(arrays["p"][alive]).all():
         q["q"][alive] = benjamini_hochberg(arrays["p"][alive])
         q["q_any"][alive] = benjamini_yekutieli(arrays["p"][alive])
         maxima = np.max([block["maxima"] for block in blocks], axis=0)
-        q["p_fwe"][alive] = max_statistic(arrays["observed"][alive], maxima)
+        if len(maxima):
+            q["p_fwe"][alive] = max_statistic(arrays["observed"][alive], maxima)
     data = bold.open(plan.runs[0])
     ijk = np.stack([np.asarray(data[axis].values) for axis in "ijk"], axis=1)
     dataset = make_dataset(arrays, q, plan.alphas, ijk).assign_attrs(

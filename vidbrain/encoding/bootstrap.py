@@ -13,15 +13,18 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+import scipy.special
 from numpy.typing import NDArray
 
+from vidbrain.encoding.null import centred
 from vidbrain.errors import EncodingError
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
 
 TILE = 512
-"""Voxels resampled at once."""
+DRAWS = 128
+"""Voxels and draws resampled at once: what they give stays in the processor's cache."""
 
 
 @dataclass(frozen=True)
@@ -50,9 +53,9 @@ class Interval:
     estimate
         Of the data as they are.
     standard_error
-        Standard deviation over resamples.
+        Standard deviation over resamples, times `Expansion.factor`.
     percentile_low, percentile_high
-        Quantiles of the resamples (Efron 1979).
+        Quantiles of the resamples (Efron 1979), at the tails of `Expansion`.
     basic_low, basic_high
         Those quantiles reflected at the estimate, ``2 estimate - quantile`` (Davison & Hinkley 1997, eq. 5.6).
     """
@@ -72,10 +75,44 @@ class Difference(Interval):
     Attributes
     ----------
     p : (t,) float64
-        Two-sided: ``(1 + #{|resample - estimate| >= |estimate|}) / (1 + n_resamples)``.
+        Two-sided, that the difference is 0: ``(1 + #{|resample - estimate| >= |estimate|}) / (1 + n_resamples)``,
+        widened by `Expansion.widened_p`.
     """
 
     p: F64
+
+
+@dataclass(frozen=True)
+class Expansion:
+    """How much a bootstrap of few blocks must be widened (Hesterberg 2015, section 4.3).
+
+    Resamples of m blocks vary by ``(m - 1) / m`` of the variance of new data, and quantiles know nothing of the
+    uncertainty of that variance, which Student's t with ``m - 1`` degrees of freedom knows.
+
+    Attributes
+    ----------
+    factor
+        ``sqrt(m / (m - 1))``, m and m - 1 summed over runs.
+    tail
+        Share of the resamples below the lower and above the upper bound: for 95 % and ten blocks 0.0086, not 0.025.
+    n_free
+        Degrees of freedom.
+    """
+
+    factor: float
+    tail: float
+    n_free: int
+
+    def widened_p(self, p: F64) -> F64:
+        """Two-sided p of Student's t from that of the resamples, which is nearly normal and too narrow."""
+        return np.asarray(2 * scipy.special.stdtr(self.n_free, scipy.special.ndtri(p / 2) / self.factor), np.float64)
+
+
+def expansion(n_blocks: Sequence[int], level: float) -> Expansion:
+    """Widen for `n_blocks` in each run and intervals that aim at `level`."""
+    free = sum(n_blocks) - len(n_blocks)
+    factor = float(np.sqrt(sum(n_blocks) / free))
+    return Expansion(factor, float(scipy.special.ndtr(factor * scipy.special.stdtrit(free, (1 - level) / 2))), free)
 
 
 def block_moments(predicted: F32, measured: F32, block_trs: int) -> BlockMoments:
@@ -100,20 +137,21 @@ def block_moments(predicted: F32, measured: F32, block_trs: int) -> BlockMoments
             f"a run of {n} TRs holds {m} blocks of {block_trs} TRs; a bootstrap needs 2 or more",
             hint="use shorter blocks (10 TRs or more)",
         )
-    first = np.arange(m) * n // m
+    block = np.arange(n) * m // n
+    member = (block == np.arange(m)[:, None]).astype(np.float32)
     sums = np.empty((m, 5, t), np.float32)
     for at in tiles(t):
-        p, y = (standard(series[:, at]) for series in (predicted, measured))
+        p, y = standard(predicted[:, at]), standard(measured[:, at])
         for row, values in enumerate((p, y, p * p, y * y, p * y)):
-            sums[:, row, at] = np.add.reduceat(values, first, axis=0, dtype=np.float64)
-    return BlockMoments(np.diff(first, append=n).astype(np.float32), sums)
+            np.matmul(member, values, out=sums[:, row, at])
+    return BlockMoments(member.sum(axis=1), sums)
 
 
-def standard(series: F32) -> F64:
+def standard(series: F32) -> F32:
     """Scale to mean 0 and variance 1 over rows; a constant column becomes 0."""
-    centred = np.asarray(series, np.float64) - series.mean(axis=0, dtype=np.float64)
-    scale = centred.std(axis=0)
-    return np.asarray(centred * np.divide(1.0, scale, out=np.zeros_like(scale), where=scale > 0), np.float64)
+    series = centred(series)
+    variance = np.einsum("it,it->t", series, series) / np.float32(len(series))
+    return series * np.divide(1, np.sqrt(variance), out=np.zeros_like(variance), where=variance > 0)
 
 
 def tiles(t: int) -> Iterator[slice]:
@@ -162,22 +200,27 @@ def correlations(
     (b, len(voxels)) float32
         0 where the resample does not vary.
     """
-    total = np.zeros(())
-    covariance = p_variance = y_variance = total.astype(np.float32)
-    for run, w in zip(moments, weights, strict=True):
-        sums = np.ascontiguousarray(run.sums[:, :, voxels])
-        p, y, pp, yy, py = (w @ sums.reshape(len(sums), -1)).reshape(len(w), 5, -1).transpose(1, 0, 2)
-        inverse = 1 / (w @ run.n_trs)[:, None]
-        py -= p * y * inverse
-        pp -= p * p * inverse
-        yy -= y * y * inverse
+    sums = [np.ascontiguousarray(run.sums[:, :, voxels]) for run in moments]
+    out = np.empty((len(weights[0]), sums[0].shape[2]), np.float32)
+    for start in range(0, len(out), DRAWS):
+        at = slice(start, start + DRAWS)
+        parts = [scatter(s, run.n_trs, w[at]) for s, run, w in zip(sums, moments, weights, strict=True)]
         if how == "mean":
-            total = total + ratio(py, pp, yy)
+            out[at] = np.sum([ratio(*part) for part in parts], axis=0) / np.float32(len(parts))
         else:
-            covariance, p_variance, y_variance = covariance + py, p_variance + pp, y_variance + yy
-    if how == "mean":
-        return np.asarray(total / np.float32(len(moments)), np.float32)
-    return ratio(covariance, p_variance, y_variance)
+            out[at] = ratio(*np.sum(parts, axis=0))
+    return out
+
+
+def scatter(sums: F32, n_trs: F32, weights: F32) -> tuple[F32, F32, F32]:
+    """Centred sums py, pp and yy of weighted blocks of one run, each (b, t), from their moments (m, 5, t)."""
+    m, _, t = sums.shape
+    p, y, pp, yy, py = (weights @ sums.reshape(m, 5 * t)).reshape(len(weights), 5, t).transpose(1, 0, 2)
+    p_mean, y_mean = p / (weights @ n_trs)[:, None], y / (weights @ n_trs)[:, None]
+    py -= p_mean * y
+    pp -= p_mean * p
+    yy -= y_mean * y
+    return py, pp, yy
 
 
 def ratio(product: F32, p_squares: F32, y_squares: F32) -> F32:
@@ -207,7 +250,8 @@ def intervals(
     how
         As in `correlations`.
     """
-    found = [summary(*resample(moments, weights, at, how), level) for at in tiles(moments[0].sums.shape[2])]
+    wider = expansion([len(run.n_trs) for run in moments], level)
+    found = [summary(*resample(moments, weights, at, how), wider) for at in tiles(moments[0].sums.shape[2])]
     return Interval(*np.concatenate(found, axis=1))
 
 
@@ -234,14 +278,15 @@ def paired_difference(
         Factor of the resamples' deviations: `null.SPREAD` for cross-validated predictions, whose folds depend on one
         another (`null.p_values` says why it bounds that), 1 for runs that trained nothing.
     """
+    wider = expansion([len(run.n_trs) for run in a], level)
     found = []
     for at in tiles(a[0].sums.shape[2]):
         (one, ones), (other, others) = resample(a, weights, at, how), resample(b, weights, at, how)
         estimate = one - other
         resamples: F32 = np.asarray(estimate + np.float32(spread) * (ones - others - estimate), np.float32)
         beyond = np.count_nonzero(np.abs(resamples - estimate) >= np.abs(estimate), axis=0)
-        p = (1.0 + beyond) / (1.0 + len(resamples))
-        found.append(np.concatenate([summary(estimate, resamples, level), p[None]]))
+        p = wider.widened_p((1.0 + beyond) / (1.0 + len(resamples)))
+        found.append(np.concatenate([summary(estimate, resamples, wider), p[None]]))
     return Difference(*np.concatenate(found, axis=1))
 
 
@@ -253,8 +298,17 @@ def resample(
     return correlations(moments, once, voxels, how)[0], correlations(moments, weights, voxels, how)
 
 
-def summary(estimate: F32, resamples: F32, level: float) -> F64:
+def summary(estimate: F32, resamples: F32, wider: Expansion) -> F64:
     """Rows of an `Interval`, (6, t)."""
-    low, high = np.quantile(resamples, [(1 - level) / 2, (1 + level) / 2], axis=0)
-    deviation = resamples.std(axis=0, ddof=1, dtype=np.float64)
-    return np.stack([estimate, deviation, low, high, 2 * estimate - high, 2 * estimate - low]).astype(np.float64)
+    ordered = np.sort(np.ascontiguousarray(resamples.T), axis=1)
+    low, high = between(ordered, wider.tail), between(ordered, 1 - wider.tail)
+    error = wider.factor * resamples.std(axis=0, ddof=1, dtype=np.float64)
+    return np.stack([estimate, error, low, high, 2 * estimate - high, 2 * estimate - low]).astype(np.float64)
+
+
+def between(ordered: F32, share: float) -> F32:
+    """Quantile of ordered rows, (t, b) to (t,), by linear interpolation (definition 7 of Hyndman & Fan 1996)."""
+    place = share * (ordered.shape[1] - 1)
+    low = int(place)
+    high = min(low + 1, ordered.shape[1] - 1)
+    return np.asarray(ordered[:, low] + (ordered[:, high] - ordered[:, low]) * np.float32(place - low), np.float32)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from vidbrain.encoding import gram
 from vidbrain.encoding.plan import Plan, TrainingSet, Validation
-from vidbrain.encoding.targets import Targets, tiles
+from vidbrain.encoding.targets import Targets
 
 F32 = NDArray[np.float32]
 Index = NDArray[np.int64]
@@ -61,7 +61,7 @@ def _measured(targets: Targets, validation: Validation) -> tuple[F32, F32]:
 
 def _add_products(training: TrainingSet, targets: Targets, scores: F32) -> None:
     held = [(np.ascontiguousarray(v.scores.T), *_measured(targets, v)) for v in training.validations]
-    for tile in tiles(targets.n_voxels):
+    for tile in targets.tiles:
         Z = targets.project(training, tile)
         parts = [
             (v.factor, scores_t @ y[:, tile], squares[tile])
@@ -74,7 +74,7 @@ def _add_products(training: TrainingSet, targets: Targets, scores: F32) -> None:
 
 def _add_hats(training: TrainingSet, targets: Targets, scores: F32) -> None:
     held = [(targets.Y[v.rows] - targets.mean(training.rows).astype(np.float32)) for v in training.validations]
-    for tile in tiles(targets.n_voxels):
+    for tile in targets.tiles:
         Z = targets.project(training, tile)
         for validation, y in zip(training.validations, held, strict=True):
             measured = y[:, tile] - y[:, tile].mean(axis=0)

@@ -24,6 +24,27 @@ def replication_count(q: NDArray[Any], level: float) -> NDArray[np.int64]:
     return np.count_nonzero(q <= level, axis=0)
 
 
+def mean_map(values: NDArray[Any]) -> tuple[F64, NDArray[np.int64]]:
+    """Average maps of subjects.
+
+    Parameters
+    ----------
+    values : (n_subjects, t)
+        NaN where a subject has no voxel.
+
+    Returns
+    -------
+    mean : (t,) float64
+        NaN where no subject has one.
+    n_subjects : (t,) int64
+        How many have.
+    """
+    known = np.isfinite(values)
+    count = np.count_nonzero(known, axis=0)
+    total = np.sum(values, axis=0, dtype=np.float64, where=known)
+    return np.divide(total, count, out=np.full(total.shape, np.nan), where=count > 0), count
+
+
 def parcel_means(values: NDArray[Any], parcel: NDArray[np.int64]) -> tuple[NDArray[np.int64], F64]:
     """Average voxels in parcels.
 

@@ -100,15 +100,24 @@ def unit_series(
     predicted, measured : one (n_f, t) float32 array a run
         0 where either does not vary.
     """
-    p_unit = [np.asarray(p - p.mean(axis=0, dtype=np.float64), np.float32) for p in predicted]
-    y_unit = [np.asarray(y - y.mean(axis=0, dtype=np.float64), np.float32) for y in measured]
-    for series in (p_unit, y_unit):
-        squares = [np.einsum("it,it->t", s, s, dtype=np.float64) for s in series]
-        total = np.sum(squares, axis=0)
-        for s, own in zip(series, squares, strict=True):
-            norm = np.sqrt(total if pooled else own * len(series))
-            s *= np.divide(1.0, norm, out=np.zeros_like(norm), where=norm > 0).astype(np.float32)
+    p_unit, y_unit = ([np.empty(s.shape, np.float32) for s in side] for side in (predicted, measured))
+    for start in range(0, predicted[0].shape[1], TILE):
+        at = slice(start, start + TILE)
+        for given, unit in ((predicted, p_unit), (measured, y_unit)):
+            series = [centred(s[:, at]) for s in given]
+            squares = [np.einsum("it,it->t", s, s) for s in series]
+            total = np.sum(squares, axis=0)
+            for out, s, own in zip(unit, series, squares, strict=True):
+                norm = np.sqrt(total if pooled else own * len(series))
+                np.multiply(s, np.divide(1, norm, out=np.zeros_like(norm), where=norm > 0), out=out[:, at])
     return p_unit, y_unit
+
+
+def centred(series: F32) -> F32:
+    """Subtract the mean over rows, and once more what rounding left of it: float32 then bears any offset."""
+    series = series - series.mean(axis=0)
+    series -= series.mean(axis=0)
+    return series
 
 
 def circular_products(predicted: F32, measured: F32) -> F32:
@@ -123,10 +132,14 @@ def circular_products(predicted: F32, measured: F32) -> F32:
     (n_trs, n_voxels) float32
         Row s is ``sum_t predicted[t] * measured[(t + s) % n_trs]``; row 0 is the observed product.
     """
-    n_trs = len(predicted)
-    spectrum = scipy.fft.rfft(predicted.T).conj()
-    spectrum *= scipy.fft.rfft(measured.T)
-    return np.ascontiguousarray(scipy.fft.irfft(spectrum, n=n_trs).T)
+    n_trs, t = predicted.shape
+    out = np.empty((n_trs, t), np.float32)
+    for start in range(0, t, TILE):
+        at = slice(start, start + TILE)
+        spectrum = scipy.fft.rfft(predicted[:, at].T).conj()
+        spectrum *= scipy.fft.rfft(measured[:, at].T)
+        out[:, at] = scipy.fft.irfft(spectrum, n=n_trs).T
+    return out
 
 
 def block_products(predicted: F32, measured: F32, block_trs: int) -> F32:
@@ -303,3 +316,25 @@ def p_values(null: Null, tables: Sequence[F32], *, spread: float = SPREAD) -> Nu
             sums += shift
             np.maximum(maxima[draws], sums.max(axis=1), out=maxima[draws])
     return NullTest(observed, (1.0 + count) / (1.0 + n_draws), maxima)
+
+
+def evaluate(null: Null, predicted: Sequence[F32], measured: Sequence[F32], *, spread: float = SPREAD) -> NullTest:
+    """Tabulate and test `TILE` voxels at a time, so that tables never stand in memory for all of them.
+
+    Parameters
+    ----------
+    predicted, measured : one (n_f, t) float32 array a run
+        Centred in each run and scaled, see `unit_series`.
+    spread
+        As in `p_values`.
+    """
+    parts = []
+    for start in range(0, predicted[0].shape[1], TILE):
+        at = slice(start, start + TILE)
+        tables = products(null, [p[:, at] for p in predicted], [y[:, at] for y in measured])
+        parts.append(p_values(null, tables, spread=spread))
+    return NullTest(
+        np.concatenate([part.observed for part in parts]),
+        np.concatenate([part.p for part in parts]),
+        np.maximum.reduce([part.maxima for part in parts]),
+    )

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vidbrain.encoding import null
-from vidbrain.encoding.bootstrap import block_moments
+from vidbrain.encoding import null, surrogate
+from vidbrain.encoding.bootstrap import BlockMoments, block_moments
 from vidbrain.encoding.choose import Chosen, best_of, inner_scores
 from vidbrain.encoding.plan import Plan, Test, TrainingSet
-from vidbrain.encoding.targets import Targets, tiles
+from vidbrain.encoding.targets import Targets
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
@@ -42,7 +43,9 @@ class BlockScores:
     observed : (t,) float32
         Statistic that p is about: the mean of r over parts.
     maxima : (n_permutations,) float32
-        Greatest null value over these voxels in each draw.
+        Greatest null value over these voxels in each draw; empty where there are none.
+    standard : (t,) float64
+        Scores that are compared with those of surrogates (`surrogate.standard_scores`); NaN unless asked for.
     moments : (n_blocks, 5, t) float32
         Sums over blocks of TRs (`bootstrap.BlockMoments`), part after part; no rows unless asked for.
     block_n_trs, block_part : (n_blocks,)
@@ -61,6 +64,7 @@ class BlockScores:
     p: F64
     observed: F32
     maxima: F32
+    standard: F64
     moments: F32
     block_n_trs: F32
     block_part: NDArray[np.int64]
@@ -74,7 +78,7 @@ class Inference:
     Attributes
     ----------
     kind
-        Circular shifts of each part, or permutations of blocks of TRs within it.
+        Circular shifts of each part, permutations of blocks of TRs within it, or surrogate voxels that are fitted anew.
     n_permutations, seed
         Draws, the same for every voxel; none without permutations.
     block_trs
@@ -85,7 +89,7 @@ class Inference:
         Keep the sums from which r can be resampled.
     """
 
-    kind: Literal["shift", "block"] = "shift"
+    kind: Literal["shift", "block", "refit"] = "shift"
     n_permutations: int = 1000
     seed: int = 0
     block_trs: int = 15
@@ -99,7 +103,69 @@ class Inference:
         return null.draw_block_permutations(n_trs, self.block_trs, self.n_permutations, self.seed)
 
 
-def score_block(plan: Plan, Y: F32, inference: Inference, *, chosen: Chosen | None = None) -> BlockScores:
+class Tally:
+    """Sums over the held-out parts of a block of voxels.
+
+    Parameters
+    ----------
+    plan, inference
+        As in `score_block`.
+    n_voxels
+        t.
+    """
+
+    def __init__(self, plan: Plan, inference: Inference, n_voxels: int) -> None:
+        self.n_parts, self.inference = len(plan.parts), inference
+        self.r = np.zeros((self.n_parts, n_voxels), np.float32)
+        self.errors = np.zeros((plan.n_models, n_voxels))
+        self.split = np.zeros((len(plan.bands), n_voxels))
+        self.product, self.length, self.squares = (np.zeros(n_voxels) for _ in range(3))
+        self.series: dict[int, tuple[F32, F32]] = {}
+        self.moments: dict[int, BlockMoments] = {}
+
+    def add_error(self, model: int, measured: F32, predicted: F32, mean: F32) -> None:
+        """Add a part's squared errors; the mean is added to the residual, where it costs no digits."""
+        self.errors[model] += np.sum((measured - predicted - mean) ** 2, axis=0, dtype=np.float64)
+
+    def add_part(self, part: int, measured: F32, predicted: F32, by_band: F32) -> None:
+        """Add a part of the joint model; measured and predicted are centred in place."""
+        measured -= measured.mean(axis=0)
+        predicted -= predicted.mean(axis=0)
+        squares = np.sum(measured**2, axis=0, dtype=np.float64)
+        length = np.sum(predicted**2, axis=0, dtype=np.float64)
+        product = np.sum(predicted * measured, axis=0, dtype=np.float64)
+        self.squares += squares
+        self.length += length
+        self.product += product
+        for band, contribution in enumerate(by_band):
+            self.split[band] += np.sum(contribution * (2 * measured - predicted), axis=0, dtype=np.float64)
+        norm = np.sqrt(length * squares)
+        scale = np.divide(1.0, norm, out=np.zeros_like(norm), where=norm > 0)
+        self.r[part] = product * scale
+        if self.inference.keep_moments:
+            self.moments[part] = block_moments(predicted, measured, self.inference.block_trs)
+        if self.inference.n_permutations:
+            # So that products add up to the mean of r over parts.
+            predicted *= (scale / self.n_parts).astype(np.float32)
+            self.series[part] = predicted, measured
+
+    def tested(self) -> tuple[F64, F32, F32, F64]:
+        """P, the statistic that it is about, greatest null values, and standard scores; NaN unless asked for."""
+        nothing, observed = np.full(self.r.shape[1], np.nan), self.r.mean(axis=0)
+        if not self.inference.n_permutations:
+            return nothing, observed, np.empty(0, np.float32), nothing
+        predicted, measured = ([self.series[part][side] for part in range(self.n_parts)] for side in (0, 1))
+        if self.inference.kind == "refit":
+            tables = [null.circular_products(*pair) for pair in zip(predicted, measured, strict=True)]
+            return nothing, observed, np.empty(0, np.float32), surrogate.standard_scores(tables)
+        draws = self.inference.draw([len(series) for series in predicted])
+        found = null.p_values(draws, null.products(draws, predicted, measured), spread=self.inference.spread)
+        return found.p, found.observed, found.maxima, nothing
+
+
+def score_block(
+    plan: Plan, Y: F32, inference: Inference, *, chosen: Chosen | None = None, widths: Sequence[int] | None = None
+) -> BlockScores:
     """Fit and test a block of voxels.
 
     Parameters
@@ -112,74 +178,49 @@ def score_block(plan: Plan, Y: F32, inference: Inference, *, chosen: Chosen | No
         How r is tested.
     chosen
         Alphas and candidates; by default each voxel chooses its own.
+    widths
+        Of tiles, see `Targets`.
     """
-    targets = Targets(plan, Y)
-    if chosen is None:
-        chosen = choose(plan, targets)
-    t = targets.n_voxels
-    r = np.zeros((len(plan.parts), t), np.float32)
-    sums = {name: np.zeros(t) for name in ("product", "predicted", "measured")}
-    errors, split = np.zeros((plan.n_models, t)), np.zeros((len(plan.bands), t))
-    predicted_unit: dict[int, F32] = {}
-    measured_unit: dict[int, F32] = {}
-    moments = []
+    targets = Targets(plan, Y, widths)
+    chosen = chosen or choose(plan, targets)
+    tally = Tally(plan, inference, targets.n_voxels)
     for model in range(plan.n_models):
         for test, by_band, mean in predictions(plan, targets, chosen, model):
             measured = targets.Y[test.rows]
             predicted = by_band.sum(axis=0) if len(by_band) > 1 else by_band[0].copy()
-            # The mean is added to the residual: a small prediction would lose its digits to it.
-            errors[model] += np.sum((measured - predicted - mean) ** 2, axis=0, dtype=np.float64)
-            if model > 0:
-                continue
-            measured -= measured.mean(axis=0)
-            predicted -= predicted.mean(axis=0)
-            squares = np.sum(measured**2, axis=0, dtype=np.float64)
-            length = np.sum(predicted**2, axis=0, dtype=np.float64)
-            product = np.sum(predicted * measured, axis=0, dtype=np.float64)
-            for name, value in zip(sums, (product, length, squares), strict=True):
-                sums[name] += value
-            for band, contribution in enumerate(by_band):
-                split[band] += np.sum(contribution * (2 * measured - predicted), axis=0, dtype=np.float64)
-            norm = np.sqrt(length * squares)
-            scale = np.divide(1.0, norm, out=np.zeros_like(norm), where=norm > 0)
-            r[test.part] = product * scale
-            if inference.keep_moments:
-                moments.append((test.part, block_moments(predicted, measured, inference.block_trs)))
-            if inference.n_permutations:
-                predicted *= (scale / len(plan.parts)).astype(np.float32)
-                predicted_unit[test.part], measured_unit[test.part] = predicted, measured
-    p, observed, maxima = np.full(t, np.nan), r.mean(axis=0), np.empty(0, np.float32)
-    if inference.n_permutations:
-        draws = inference.draw([len(predicted_unit[part]) for part in range(len(plan.parts))])
-        ordered = [[unit[part] for part in range(len(plan.parts))] for unit in (predicted_unit, measured_unit)]
-        tested = null.p_values(draws, null.products(draws, *ordered), spread=inference.spread)
-        p, observed, maxima = tested.p, tested.observed, tested.maxima
-        p[targets.dead] = 1
-    total = sums["measured"]
-    norm = np.sqrt(sums["predicted"] * total)
+            tally.add_error(model, measured, predicted, mean)
+            if model == 0:
+                tally.add_part(test.part, measured, predicted, by_band)
+    dead = targets.dead
 
     def share(values: F64) -> F32:
-        out = np.divide(values, total, out=np.zeros_like(values), where=total > 0)
-        return np.where(targets.dead, 0, out).astype(np.float32)
+        out = np.divide(values, tally.squares, out=np.zeros_like(values), where=tally.squares > 0)
+        return np.where(dead, 0, out).astype(np.float32)
 
-    r[:, targets.dead] = 0
-    r_pooled = np.divide(sums["product"], norm, out=np.zeros(t), where=(norm > 0) & ~targets.dead)
-    r2 = share(total - errors)
+    norm = np.sqrt(tally.length * tally.squares)
+    r_pooled = np.divide(tally.product, norm, out=np.zeros_like(norm), where=(norm > 0) & ~dead)
+    r2 = share(tally.squares - tally.errors)
+    p, observed, maxima, standard = tally.tested()
+    tally.r[:, dead] = 0
+    if inference.n_permutations:
+        p[dead] = 1
+    moments = sorted(tally.moments.items())
     return BlockScores(
-        r=r,
+        r=tally.r,
         r_pooled=r_pooled.astype(np.float32),
         r2=r2[0],
-        r2_split=share(split),
+        r2_split=share(tally.split),
         r2_without=r2[1:],
         alpha_index=chosen.alpha[0].astype(np.int16),
         gamma=np.moveaxis(plan.gammas[chosen.candidate[0]].mean(axis=0), 1, 0).astype(np.float32),
         p=p,
         observed=observed,
         maxima=maxima,
-        moments=np.concatenate([m.sums for _, m in moments]) if moments else np.empty((0, 5, t), np.float32),
-        block_n_trs=np.concatenate([m.n_trs for _, m in moments]) if moments else np.empty(0, np.float32),
-        block_part=np.concatenate([np.full(len(m.n_trs), part) for part, m in moments] or [np.empty(0, np.int64)]),
-        dead=targets.dead,
+        standard=standard,
+        moments=np.concatenate([np.empty((0, 5, targets.n_voxels), np.float32), *(m.sums for _, m in moments)]),
+        block_n_trs=np.concatenate([np.empty(0, np.float32), *(m.n_trs for _, m in moments)]),
+        block_part=np.repeat([part for part, _ in moments], [len(m.n_trs) for _, m in moments]).astype(np.int64),
+        dead=dead,
     )
 
 
@@ -223,7 +264,7 @@ def _predict(
     out: F32,
 ) -> None:
     by_direction = np.ascontiguousarray(training.shrinkage.T)
-    for tile in tiles(targets.n_voxels):
+    for tile in targets.tiles:
         mine = np.flatnonzero(users[tile])
         if not len(mine):
             continue

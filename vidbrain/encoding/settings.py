@@ -56,8 +56,8 @@ class EncodeConfig:
     """Which matrix is decomposed; auto takes the fewest operations."""
     n_permutations: int = 1000
     """Draws of the null for p; the smallest possible p is 1 / (1 + this). 0 for no p."""
-    null: Literal["shift", "block"] = "shift"
-    """Draws turn each run in a circle, or permute blocks of its TRs."""
+    null: Literal["shift", "block", "refit"] = "shift"
+    """Draws turn each run in a circle, or permute blocks of its TRs; refit fits so many turned voxels anew."""
     block_trs: int = 15
     """TRs of a block, much longer than the noise remembers."""
     keep_moments: bool = False
@@ -93,6 +93,8 @@ class EncodeConfig:
             raise ConfigError("partition compares weighted layers", hint="give --bands too")
         if self.bands and self.alpha_per != "voxel":
             raise ConfigError("with bands every voxel chooses for itself", hint="leave out --alpha-per")
+        if self.null == "refit" and self.alpha_per != "voxel":
+            raise ConfigError("refitted voxels choose alphas of their own", hint="--null shift, or --alpha-per voxel")
         if self.bands and self.form == "hat":
             raise ConfigError("hat blocks cannot be weighted anew", hint="--form primal or dual")
 

@@ -3,8 +3,7 @@
 `null.p_values` keeps predictions frozen and bounds what the folds share by a factor of sqrt(2). Here nothing is
 bounded: a surrogate voxel is a real one with each run shifted by its own random amount, which keeps its autocorrelation
 and breaks its tie to the features. Its score, alpha and fit are computed like any voxel's, so its r has the dependence
-of the folds and of the choice of alpha in it. A few thousand surrogates from the whole brain cost what as many voxels
-cost.
+of the folds and of the choice of alpha in it. Ten thousand surrogates cost what as many voxels cost.
 
 Scores are standardised by each voxel's own frozen null first. What is left is nearly the same distribution for every
 voxel, so that all voxels may be compared with all surrogates.
@@ -21,15 +20,34 @@ F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
 
 
-def draw_voxel_shifts(n_trs: Sequence[int], n_voxels: int, seed: int) -> NDArray[np.int64]:
-    """Draw a circular shift for each run and surrogate voxel, from 0 (included) to the run's length.
+def source_voxels(n_voxels: int, n_surrogates: int) -> NDArray[np.int64]:
+    """Voxel that each surrogate is made of, ascending and evenly spread; more surrogates than voxels repeat them.
+
+    A block of voxels computes the surrogates whose source it holds: together they do not depend on the blocks.
 
     Returns
     -------
-    (n_runs, n_voxels) int64
+    (n_surrogates,) int64
     """
-    rng = np.random.default_rng(seed)
-    return np.stack([rng.integers(0, n, n_voxels) for n in n_trs])
+    return np.arange(n_surrogates) * n_voxels // n_surrogates
+
+
+def draw_shifts(n_trs: Sequence[int], numbers: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
+    """Draw a circular shift for each run and surrogate, from 0 (included) to the run's length.
+
+    Parameters
+    ----------
+    n_trs
+        Length of each run.
+    numbers : (s,) int64
+        Which surrogates; each has its own stream of random numbers, whatever the others are.
+
+    Returns
+    -------
+    (n_runs, s) int64
+    """
+    drawn = [np.random.default_rng([seed, number]).integers(0, n_trs) for number in numbers.tolist()]
+    return np.array(drawn, np.int64).reshape(len(numbers), len(n_trs)).T
 
 
 def shift_runs(Y: F32, run: NDArray[np.int64], shifts: NDArray[np.int64]) -> F32:
@@ -83,7 +101,7 @@ def pooled_p_values(scores: F64, surrogate_scores: F64) -> F64:
     ----------
     scores : (t,) float64
     surrogate_scores : (n_surrogates,) float64
-        Of the same fit, from voxels drawn over the whole brain.
+        Of the same fit, over the whole brain; without those whose source is dead, which never exceed anything.
     """
     below = np.searchsorted(np.sort(surrogate_scores), scores, side="left")
     n = len(surrogate_scores)

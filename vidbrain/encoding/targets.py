@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,10 +16,15 @@ F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
 
 
-def tiles(n_voxels: int) -> Iterator[slice]:
-    """Cut a block into tiles."""
-    for start in range(0, n_voxels, TILE):
-        yield slice(start, min(start + TILE, n_voxels))
+def cut(widths: Sequence[int]) -> tuple[slice, ...]:
+    """Lay tiles of these widths side by side."""
+    stops = np.cumsum(widths).tolist()
+    return tuple(slice(stop - width, stop) for stop, width in zip(stops, widths, strict=True))
+
+
+def tiles(n_voxels: int) -> tuple[slice, ...]:
+    """Cut a block into tiles of `TILE` voxels."""
+    return cut([TILE] * (n_voxels // TILE) + [n_voxels % TILE] * (n_voxels % TILE > 0))
 
 
 class Targets:
@@ -31,29 +36,35 @@ class Targets:
         The feature side.
     Y : (n, t) float32
         BOLD of the plan's rows; any offset and scale.
+    widths
+        Of tiles, where other voxels than neighbours are fitted: what one tile holds decides its last bits. Default
+        `TILE`.
 
     Attributes
     ----------
+    tiles
+        Cut the voxels.
     Y : (n, t) float32
         Standardised; dead voxels are 0.
     dead : (t,) bool
         Not finite, or constant in at least one run.
     """
 
-    def __init__(self, plan: Plan, Y: F32) -> None:
+    def __init__(self, plan: Plan, Y: F32, widths: Sequence[int] | None = None) -> None:
         self._plan = plan
         self.Y, self.dead = standardise(Y, plan.run)
         self.n_voxels = self.Y.shape[1]
+        self.tiles = tiles(self.n_voxels) if widths is None else cut(widths)
         n_cells = int(plan.cell.max()) + 1
         cells = [np.flatnonzero(plan.cell == cell) for cell in range(n_cells)]
         self._sums: F64 = np.stack([self.Y[rows].sum(axis=0, dtype=np.float64) for rows in cells])
-        self._counts = np.array([len(rows) for rows in cells])
         self._products: F32 | None = None
         self._total: F64 | None = None
         if plan.form != "dual":
             self._products = np.zeros((n_cells, len(plan.design.column), self.n_voxels), np.float32)
             for rows, out in zip(cells, self._products, strict=True):
-                plan.design.cross(rows, self.Y[rows], out)
+                for tile in self.tiles if widths is not None else [slice(None)]:
+                    plan.design.cross(rows, self.Y[rows, tile], out[:, tile])
             self._total = self._products.sum(axis=0, dtype=np.float64)
 
     def mean(self, rows: Rows) -> F64:
