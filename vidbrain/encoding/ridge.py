@@ -90,7 +90,32 @@ def number_folds(n: int, groups: ArrayLike | None, n_folds: int) -> NDArray[np.i
     return np.repeat(np.arange(n_folds), [len(part) for part in np.array_split(np.arange(n), n_folds)])
 
 
-class RidgeEncoder(MultiOutputMixin, RegressorMixin, BaseEstimator):
+class LinearEncoder(MultiOutputMixin, RegressorMixin, BaseEstimator):
+    """What encoders share once they have `coef_` and `intercept_`: predictions, and the mean r as their score."""
+
+    coef_: Floats
+    intercept_: Floats
+
+    def predict(self, X: ArrayLike) -> Floats:
+        """Predict (n, t), or (n,) where y was one-dimensional."""
+        check_is_fitted(self)
+        features = validate_data(self, X, dtype=(np.float64, np.float32), reset=False)
+        return np.asarray(features @ self.coef_.T + self.intercept_.astype(self.coef_.dtype))
+
+    def score(self, X: ArrayLike, y: ArrayLike) -> float:
+        """Mean over targets of the r between y and its prediction.
+
+        Parameters
+        ----------
+        X : (n, p)
+        y : (n, t) or (n,)
+        """
+        predicted = self.predict(X)
+        n = len(predicted)
+        return float(correlation(np.asarray(y).reshape(n, -1), predicted.reshape(n, -1)).mean())
+
+
+class RidgeEncoder(LinearEncoder):
     """Ridge regression that chooses an alpha for each target by the r of held-out groups.
 
     Columns are centred, not scaled. Where there are more columns than rows, the dual form is solved. Products with
@@ -164,21 +189,3 @@ class RidgeEncoder(MultiOutputMixin, RegressorMixin, BaseEstimator):
         self.intercept_ = found.intercept[0] if flat else found.intercept
         self.alpha_ = alpha[0] if flat else alpha
         return self
-
-    def predict(self, X: ArrayLike) -> Floats:
-        """Predict (n, t), or (n,) where y was one-dimensional."""
-        check_is_fitted(self)
-        features = validate_data(self, X, dtype=(np.float64, np.float32), reset=False)
-        return np.asarray(features @ self.coef_.T + self.intercept_.astype(self.coef_.dtype))
-
-    def score(self, X: ArrayLike, y: ArrayLike) -> float:
-        """Mean over targets of the r between y and its prediction.
-
-        Parameters
-        ----------
-        X : (n, p)
-        y : (n, t) or (n,)
-        """
-        predicted = self.predict(X)
-        n = len(predicted)
-        return float(correlation(np.asarray(y).reshape(n, -1), predicted.reshape(n, -1)).mean())

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -96,11 +97,10 @@ def fit_ridge(
     n_bases = (len(folds) + 1) * len(gammas)
     form = gram.choose_form(len(X), len(X) - len(X) // len(folds), X.shape[1], Y.shape[1], n_bases)
     X, x_mean, x_scale = standardise(X if order is None else X[order])
-    side = (Dual if form == "dual" else Primal)(X, folds, bands, targets.dtype)
     alphas = alphas / x_scale**2
     coef = np.empty((X.shape[1], Y.shape[1]), targets.dtype)
-    n_threads = blas_threads()
-    with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(n_threads) as pool:
+    with blas_threads() as pool:
+        side = (Dual if form == "dual" else Primal)(X, folds, bands, targets.dtype, pool)
         chosen = _search(side, targets, alphas, gammas, alpha_per_target, coef, pool)
         _fit(side, targets, alphas[chosen[0]], gammas, chosen[1], coef, pool)
         intercept = _restore(targets, x_mean, x_scale, coef, pool)
@@ -112,10 +112,9 @@ def solve_ridge(X: Floats, Y: Floats, alphas: F64) -> tuple[Floats, F64]:
     targets = Targets(Y, None)
     form = gram.choose_form(len(X), len(X), X.shape[1], Y.shape[1], 1)
     X, x_mean, x_scale = standardise(X)
-    side = (Dual if form == "dual" else Primal)(X, [], [np.arange(X.shape[1])], targets.dtype)
     coef = np.empty((X.shape[1], Y.shape[1]), targets.dtype)
-    n_threads = blas_threads()
-    with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(n_threads) as pool:
+    with blas_threads() as pool:
+        side = (Dual if form == "dual" else Primal)(X, [], [np.arange(X.shape[1])], targets.dtype, pool)
         if isinstance(side, Primal):
 
             def reduce_tile(at: slice) -> None:
@@ -144,9 +143,16 @@ def check_alphas(alphas: F64) -> None:
         )
 
 
-def blas_threads() -> int:
-    """Threads that BLAS may use now."""
-    return max((int(lib["num_threads"]) for lib in threadpool_info() if lib["user_api"] == "blas"), default=1)
+@contextmanager
+def blas_threads() -> Iterator[ThreadPoolExecutor]:
+    """Take over the threads of BLAS: a pool of as many, in each of which BLAS is single-threaded.
+
+    Tiles then stay in the cache of one core, element-wise work is shared out too, and no thread of BLAS waits in a
+    loop for another.
+    """
+    n_threads = max((int(lib["num_threads"]) for lib in threadpool_info() if lib["user_api"] == "blas"), default=1)
+    with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(n_threads) as pool:
+        yield pool
 
 
 def standardise(X: Floats) -> tuple[F64, F64, float]:

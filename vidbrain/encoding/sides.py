@@ -14,8 +14,10 @@ Products with targets are float32: X and Y were centred and scaled before. The f
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import reduce
+from functools import partial, reduce
+from itertools import combinations_with_replacement
 from operator import add
 from typing import Any, TypeVar
 
@@ -155,24 +157,23 @@ class Primal:
         Columns of each band.
     dtype
         Of the last fit.
+    pool
+        Threads to work in.
     """
 
-    def __init__(self, X: F64, folds: Sequence[slice], bands: Sequence[Columns], dtype: np.dtype[Any]) -> None:
+    def __init__(
+        self, X: F64, folds: Sequence[slice], bands: Sequence[Columns], dtype: np.dtype[Any], pool: ThreadPoolExecutor
+    ) -> None:
         self.X32 = X.astype(np.float32)
         self.X = self.X32 if dtype == np.float32 else X
         self.folds, self.bands = folds, bands
-        self.cells = [_moments(X[rows]) for rows in folds]
+        self.cells = list(pool.map(_moments, [X[rows] for rows in folds]))
         self.all = reduce(add, self.cells) if folds else _moments(X)
         self.most = [2 * cell.n > self.all.n for cell in self.cells]
         self.train = [_others(self.cells, self.all, f, self.most[f]) for f in range(len(folds))]
         self.means = [(sums.total / sums.n).astype(np.float32) for sums in self.train]
         self.by_rows = [rows.stop - rows.start <= X.shape[1] for rows in folds]
-        self.held = []
-        for rows, by_rows in zip(folds, self.by_rows, strict=True):
-            centred = X[rows] - X[rows].mean(axis=0)
-            if not by_rows:
-                centred = scipy.linalg.qr(centred, mode="r", overwrite_a=True, check_finite=False)[0][: X.shape[1]]
-            self.held.append(centred)
+        self.held = list(pool.map(_held_rows, [X[rows] for rows in folds]))
 
     def weigh(self, gamma: F64) -> Weights:
         """Prepare a candidate."""
@@ -228,13 +229,17 @@ class Primal:
 class Dual:
     """Feature side from kernels, a matrix (n, n) for each band; parameters as for `Primal`."""
 
-    def __init__(self, X: F64, folds: Sequence[slice], bands: Sequence[Columns], dtype: np.dtype[Any]) -> None:
-        self.X = X.astype(dtype)
+    def __init__(
+        self, X: F64, folds: Sequence[slice], bands: Sequence[Columns], dtype: np.dtype[Any], pool: ThreadPoolExecutor
+    ) -> None:
+        self.X = X.astype(dtype, copy=False)
         self.folds, self.bands = folds, bands
         self.kernels = np.empty((len(bands), len(X), len(X)))
+        places = list(combinations_with_replacement(folds or [slice(0, len(X))], 2))
         for kernel, columns in zip(self.kernels, bands, strict=True):
             part = X if len(columns) == X.shape[1] else X[:, columns]
-            np.matmul(part, part.T, out=kernel)
+            for _ in pool.map(partial(_fill_kernel, part, kernel), places):
+                pass
 
     def weigh(self, gamma: F64) -> Weights:
         """Prepare a candidate."""
@@ -290,6 +295,21 @@ def fold_sums(rows: F32, folds: Sequence[slice]) -> tuple[F32, F32]:
         squares[number] = about_zero - sums[number] ** 2 / (fold.stop - fold.start)
         squares[number][squares[number] <= ROUNDING * about_zero] = 0
     return sums.astype(np.float32), squares.astype(np.float32)
+
+
+def _fill_kernel(X: F64, kernel: F64, place: tuple[slice, slice]) -> None:
+    rows, columns = place
+    kernel[rows, columns] = X[rows] @ X[columns].T
+    kernel[columns, rows] = kernel[rows, columns].T
+
+
+def _held_rows(X: F64) -> F64:
+    """Rows about their mean, or the R of their QR factors where that is smaller."""
+    centred = X - X.mean(axis=0)
+    if len(X) <= X.shape[1]:
+        return centred
+    factor: F64 = scipy.linalg.qr(centred, mode="r", overwrite_a=True, check_finite=False)[0]
+    return factor[: X.shape[1]]
 
 
 def _moments(X: F64) -> gram.Moments:
