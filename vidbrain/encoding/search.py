@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -101,8 +101,10 @@ def fit_ridge(
     coef = np.empty((X.shape[1], Y.shape[1]), targets.dtype)
     with blas_threads() as pool:
         side = (Dual if form == "dual" else Primal)(X, folds, bands, targets.dtype, pool)
+        # One candidate is known to be the choice: its last decomposition need not wait for the search.
+        known = pool.submit(side.solution, side.weigh(gammas[0])) if len(gammas) == 1 else None
         chosen = _search(side, targets, alphas, gammas, alpha_per_target, coef, pool)
-        _fit(side, targets, alphas[chosen[0]], gammas, chosen[1], coef, pool)
+        _fit(side, targets, alphas[chosen[0]], gammas, chosen[1], coef, pool, known)
         intercept = _restore(targets, x_mean, x_scale, coef, pool)
     return RidgeFit(coef, intercept, *chosen)
 
@@ -234,11 +236,18 @@ def _search(
 
 
 def _fit(
-    side: Side, targets: Targets, alpha: F64, gammas: F64, candidate: I64, coef: Floats, pool: ThreadPoolExecutor
+    side: Side,
+    targets: Targets,
+    alpha: F64,
+    gammas: F64,
+    candidate: I64,
+    coef: Floats,
+    pool: ThreadPoolExecutor,
+    known: Future[Solution] | None = None,
 ) -> None:
     """Write coefficients of the standardised problem, where `coef` holds ``X'Y`` (primal)."""
     for number in np.unique(candidate):
-        solution = side.solution(side.weigh(gammas[number]))
+        solution = side.solution(side.weigh(gammas[number])) if known is None else known.result()
         columns = np.flatnonzero(candidate == number)
         whole = len(columns) == len(candidate)
         places = tiles(len(columns))
