@@ -1,4 +1,7 @@
-"""How well predictions fit, for each target: r, R squared, and both split over the bands of a joint model."""
+"""How well predictions fit, for each target: r, R squared, and both split over the bands of a joint model.
+
+Everything is float64. What does not vary scores 0; what is not a number stays so, in its own target.
+"""
 
 from __future__ import annotations
 
@@ -113,9 +116,9 @@ def _centre(A: NDArray[np.floating]) -> F64:
     A = A.astype(np.float64)
     size = np.abs(A).max(axis=-2, keepdims=True, initial=0.0)
     centred = A - A.mean(axis=-2, keepdims=True)
-    varies = np.abs(centred).max(axis=-2, keepdims=True, initial=0.0) > 8 * np.finfo(np.float64).eps * size
-    return np.where(varies, centred, 0.0)
+    constant = np.abs(centred).max(axis=-2, keepdims=True, initial=0.0) <= 8 * np.finfo(np.float64).eps * size
+    return np.where(constant, 0.0, centred)
 
 
 def _ratio(product: F64, norm: F64) -> F64:
-    return np.divide(product, norm, out=np.zeros_like(product), where=np.broadcast_to(norm > 0, product.shape))
+    return np.divide(product, norm, out=np.zeros_like(product), where=np.broadcast_to(norm != 0, product.shape))

@@ -34,9 +34,6 @@ Floats = NDArray[Any]
 Pick = slice | NDArray[np.int64]
 Sums = TypeVar("Sums", gram.Moments, F32)
 
-ROUNDING = 1e-12
-"""Squares of a target about its mean in a fold, below this share of its squares about zero, are rounding."""
-
 
 class Targets:
     """Targets, read a tile at a time: centred, scaled to unit variance, with rows sorted by fold.
@@ -208,9 +205,7 @@ class Primal:
         assert tile.products is not None
         assert tile.total is not None
         y_sum = _others(tile.sums, tile.sums.sum(axis=0), fold, self.most[fold])
-        part: F32 = _others(tile.products, tile.total, fold, self.most[fold])
-        part -= np.outer(self.means[fold], y_sum)
-        return part
+        return _others(tile.products, tile.total, fold, self.most[fold]) - np.outer(self.means[fold], y_sum)
 
     def held_part(self, tile: Tile, fold: int) -> F32:
         """Rows of the fold, or its centred ``X_v' Y_v``."""
@@ -291,9 +286,8 @@ def fold_sums(rows: F32, folds: Sequence[slice]) -> tuple[F32, F32]:
     sums = np.stack([rows[fold].sum(axis=0, dtype=np.float64) for fold in folds])
     squares = np.empty_like(sums)
     for number, fold in enumerate(folds):
-        about_zero = np.sum(rows[fold] ** 2, axis=0, dtype=np.float64)
-        squares[number] = about_zero - sums[number] ** 2 / (fold.stop - fold.start)
-        squares[number][squares[number] <= ROUNDING * about_zero] = 0
+        mean = (sums[number] / (fold.stop - fold.start)).astype(np.float32)
+        squares[number] = np.sum((rows[fold] - mean) ** 2, axis=0, dtype=np.float64)
     return sums.astype(np.float32), squares.astype(np.float32)
 
 
