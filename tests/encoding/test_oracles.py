@@ -196,13 +196,15 @@ def test_targets_that_do_not_vary(p, dtype):
     np.testing.assert_allclose(found.intercept[0], 1234.1, rtol=1e-6)
 
 
+@pytest.mark.parametrize("value", [0.0, 0.1, 1e6 / 3])
 @pytest.mark.parametrize("p", [3, 300])
-def test_features_that_do_not_vary_predict_the_mean(p):
+def test_features_that_do_not_vary_predict_the_mean(p, value):
     Y = make_data(t=5)[1]
-    found = RidgeEncoder(ALPHAS).fit(np.full((120, p), 3.0), Y)
+    found = RidgeEncoder(ALPHAS).fit(np.full((120, p), value), Y)
     assert (found.cv_scores_ == 0).all()
     np.testing.assert_array_equal(found.coef_, 0)
     np.testing.assert_allclose(found.predict(np.ones((2, p))), [Y.mean(axis=0)] * 2)
+    np.testing.assert_array_equal(solve(np.full((120, p), value), Y, 1.0)[0], 0)
 
 
 def test_one_alpha_is_scored_and_used():

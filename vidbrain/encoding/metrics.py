@@ -112,12 +112,11 @@ def _tiles(n_targets: int) -> Iterator[slice]:
 
 
 def _centre(A: NDArray[np.floating]) -> F64:
-    """Remove the mean over rows, (..., n, t), in float64; what is only rounding of a constant becomes 0."""
-    A = A.astype(np.float64)
-    size = np.abs(A).max(axis=-2, keepdims=True, initial=0.0)
-    centred = A - A.mean(axis=-2, keepdims=True)
-    constant = np.abs(centred).max(axis=-2, keepdims=True, initial=0.0) <= 8 * np.finfo(np.float64).eps * size
-    return np.where(constant, 0.0, centred)
+    """Remove the mean over rows, (..., n, t), in float64; a constant becomes 0 exactly."""
+    moved = A.astype(np.float64)
+    moved -= moved[..., :1, :].copy()
+    moved -= moved.mean(axis=-2, keepdims=True)
+    return moved
 
 
 def _ratio(product: F64, norm: F64) -> F64:

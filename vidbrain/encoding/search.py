@@ -80,7 +80,7 @@ def fit_ridge(
     gammas : (n_candidates, n_bands), optional
         Candidate weights of bands; default plain ridge.
     bands : sequence of (p_b,) int64
-        Columns of each band, with `gammas`.
+        Columns of each band; needed with `gammas`.
     alpha_per_target
         Whether each target has an alpha of its own; else all share the one with the best mean r over targets.
 
@@ -110,7 +110,19 @@ def fit_ridge(
 
 
 def solve_ridge(X: Floats, Y: Floats, alphas: F64) -> tuple[Floats, F64]:
-    """Fit ridge with given alphas, (t,), through one decomposition: coef (p, t) and intercept (t,)."""
+    """Fit ridge with given alphas, through one decomposition.
+
+    Parameters
+    ----------
+    X : (n, p) float32 or float64
+    Y : (n, t) float32 or float64
+    alphas : (t,)
+
+    Returns
+    -------
+    coef : (p, t), float32 where the targets are, else float64
+    intercept : (t,) float64
+    """
     targets = Targets(Y, None)
     form = gram.choose_form(len(X), len(X), X.shape[1], Y.shape[1], 1)
     X, x_mean, x_scale = standardise(X)
@@ -159,11 +171,13 @@ def blas_threads() -> Iterator[ThreadPoolExecutor]:
 
 def standardise(X: Floats) -> tuple[F64, F64, float]:
     """Centre columns, and divide all by one number, so that units do not matter to float32: X, mean (p,), scale."""
-    mean = X.mean(axis=0, dtype=np.float64)
-    X = X - mean
+    first = X[0].astype(np.float64)
+    X = X - first  # constant columns become 0 exactly, which a rounded mean would miss
+    shift = X.mean(axis=0)
+    X -= shift
     scale = float(np.sqrt(np.mean(X**2))) or 1.0
     X /= scale
-    return X, mean, scale
+    return X, first + shift, scale
 
 
 def tiles(n_targets: int) -> list[slice]:

@@ -218,7 +218,8 @@ class Primal:
 
     def statistic(self, y: Floats, tile: Tile) -> Floats:
         """``X'Y`` over all rows, (p, w), in the precision of the targets."""
-        return np.asarray(self.X.T @ y) if tile.total is None or y.dtype != np.float32 else tile.total
+        assert tile.total is not None
+        return tile.total if y.dtype == np.float32 else np.asarray(self.X.T @ y)
 
 
 class Dual:
