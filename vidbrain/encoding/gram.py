@@ -58,7 +58,8 @@ class Basis:
     eigenvalues : (q,) float64
         Descending, all positive: directions without variance are left out.
     mean, inverse_scale : (p,) float64
-        Of the training rows; `inverse_scale` is 0 for columns that are constant there.
+        Of the training rows; `inverse_scale` includes the columns' weights, and is 0 for columns that are constant
+        there.
     loadings : (p, q) float64
         ``scale^-1 V``: scores of new rows are ``(x - mean) @ loadings``.
     scores : (n_t, q) float64 or None
@@ -102,6 +103,11 @@ def inverse_scales(variance: F64, reference: F64 | None) -> F64:
     return np.where(varies, 1.0 / np.sqrt(np.where(varies, variance, 1.0)), 0.0)
 
 
+def weighted(inverse: F64, weight: F64 | None) -> F64:
+    """Inverse scales times the columns' weights, where there are any."""
+    return inverse if weight is None else inverse * weight
+
+
 def primal_basis(sums: Moments, reference: F64 | None, *, weight: F64 | None = None) -> Basis:
     """Decompose the covariance of a training set (p <= n).
 
@@ -112,13 +118,11 @@ def primal_basis(sums: Moments, reference: F64 | None, *, weight: F64 | None = N
     reference : (p,) float64 or None
         Variance of the columns over all rows; None leaves columns as they are.
     weight : (p,) float64 or None
-        Multiplies the scaled columns: the root of a band's gamma.
+        Multiplies the scaled columns: the square root of a band's gamma. Loadings include it.
     """
     mean = sums.total / sums.n
     gram = sums.gram - np.outer(mean, sums.total)
-    inverse = inverse_scales(np.diag(gram) / sums.n, reference)
-    if weight is not None:
-        inverse = inverse * weight
+    inverse = weighted(inverse_scales(np.diag(gram) / sums.n, reference), weight)
     gram *= inverse[:, None]
     gram *= inverse
     eigenvalues, vectors = positive_part(gram, sums.n)
@@ -135,14 +139,12 @@ def dual_basis(X: F32, reference: F64 | None, *, weight: F64 | None = None) -> B
     reference : (p,) float64 or None
         Variance of the columns over all rows; None leaves columns as they are.
     weight : (p,) float64 or None
-        Multiplies the scaled columns: the root of a band's gamma.
+        Multiplies the scaled columns: the square root of a band's gamma. Loadings include it.
     """
     centred = X.astype(np.float64)
     mean = centred.mean(axis=0)
     centred -= mean
-    inverse = inverse_scales(np.mean(centred**2, axis=0), reference)
-    if weight is not None:
-        inverse = inverse * weight
+    inverse = weighted(inverse_scales(np.mean(centred**2, axis=0), reference), weight)
     centred *= inverse
     eigenvalues, vectors = positive_part(centred @ centred.T, len(X))
     root = np.sqrt(eigenvalues)
