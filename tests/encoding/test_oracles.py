@@ -9,9 +9,10 @@ from sklearn.linear_model import Ridge
 from sklearn.model_selection import PredefinedSplit
 from threadpoolctl import threadpool_limits
 
-from vidbrain.encoding import gram, search
+from vidbrain.encoding import search
 from vidbrain.encoding.ridge import RidgeEncoder, solve
 from vidbrain.encoding.search import TILE, fit_ridge
+from vidbrain.encoding.sides import Dual, Primal
 from vidbrain.errors import ConfigError
 
 ALPHAS = np.logspace(-2, 5, 8)
@@ -45,7 +46,7 @@ def naive_scores(X, Y, fold, alphas):
 @pytest.mark.parametrize("folds", ["contiguous", "interleaved", "one of nine tenths", "more rows than columns"])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_search_equals_the_naive_solver(form, folds, dtype, monkeypatch):
-    monkeypatch.setattr(gram, "choose_form", lambda *_: form)
+    monkeypatch.setattr(search, "cheaper_side", lambda *_: {"primal": Primal, "dual": Dual}[form])
     X, Y = (a.astype(dtype) for a in make_data())
     n = len(X)
     fold = {
@@ -161,7 +162,7 @@ def test_units_change_nothing(p, x_unit, y_unit):
 
 @pytest.mark.parametrize("form", ["primal", "dual"])
 def test_duplicate_and_constant_columns(form, monkeypatch):
-    monkeypatch.setattr(gram, "choose_form", lambda *_: form)
+    monkeypatch.setattr(search, "cheaper_side", lambda *_: {"primal": Primal, "dual": Dual}[form])
     X, Y = make_data()
     X = np.column_stack([X, X[:, 0], np.full(120, 7.0)])
     fold = np.repeat(np.arange(4), 30)
@@ -173,7 +174,7 @@ def test_duplicate_and_constant_columns(form, monkeypatch):
 
 @pytest.mark.parametrize("form", ["primal", "dual"])
 def test_a_column_that_varies_in_one_fold_only(form, monkeypatch):
-    monkeypatch.setattr(gram, "choose_form", lambda *_: form)
+    monkeypatch.setattr(search, "cheaper_side", lambda *_: {"primal": Primal, "dual": Dual}[form])
     X, Y = make_data()
     fold = np.repeat(np.arange(4), 30)
     X[fold != 2, 3] = 1.5
@@ -217,7 +218,7 @@ def test_one_alpha_is_scored_and_used():
 
 @pytest.mark.parametrize("form", ["primal", "dual"])
 def test_a_tiny_alpha_with_deficient_rank_is_the_shortest_least_squares_solution(form, monkeypatch):
-    monkeypatch.setattr(gram, "choose_form", lambda *_: form)
+    monkeypatch.setattr(search, "cheaper_side", lambda *_: {"primal": Primal, "dual": Dual}[form])
     rng = np.random.default_rng(0)
     X = rng.standard_normal((60, 6)) @ rng.standard_normal((6, 90))
     Y = rng.standard_normal((60, 7))

@@ -39,8 +39,9 @@ from sklearn.linear_model import RidgeCV as SklearnRidgeCV
 from sklearn.model_selection import PredefinedSplit
 from threadpoolctl import threadpool_limits
 
-from vidbrain.encoding import gram
 from vidbrain.encoding.ridge import RidgeEncoder
+from vidbrain.encoding.search import cheaper_side
+from vidbrain.encoding.sides import Dual
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ def count_flops(shape: Shape) -> dict[str, float]:
     n, p, t, r, k = shape.n, shape.p, shape.t, shape.n_alphas, shape.n_folds
     n_held = n / k
     n_train = n - n_held
-    dual = gram.choose_form(n, n - n // k, p, t, k + 1) == "dual"
+    dual = cheaper_side(n, n - n // k, p, t, k + 1) is Dual
     q = n_train - 1 if dual else min(p, n_train - 1)
     rows = min(n_held, q)
     flops = {
