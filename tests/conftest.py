@@ -15,4 +15,4 @@ def videos(tmp_path_factory):
 
 @pytest.fixture
 def config():
-    return ShardConfig(frame_size=32, segment_frames=32, shard_frames=128, clip_frames=8, clip_step=2)
+    return ShardConfig(frame_size=32, segment_frames=32, shard_frames=128, clip_frames=8, clip_step=2, codec="zstd")

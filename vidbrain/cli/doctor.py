@@ -114,7 +114,7 @@ def codecs() -> list[dict[str, Any]]:
         check("PyAV", f"{av.__version__}, bundles its FFmpeg", None if writer else "it cannot write H.264 (libx264)")
     ]
     decord = importlib.util.find_spec("decord") is not None
-    rows.append(check("decord", "used for decoding" if decord else "absent; PyAV decodes"))
+    rows.append(check("decord", "found; PyAV decodes unless it is asked for" if decord else "absent; PyAV decodes"))
     return rows
 
 

@@ -44,10 +44,12 @@ COLUMNS = {
     "n_bytes": pa.int64(),
     "parts": pa.list_(pa.int64()),
     "crc32": pa.int64(),
+    "part_crc32": pa.list_(pa.int64()),
     "n_clips": pa.int64(),
 }
 """Columns of the index, one row a segment in plan order. `offset` is that of the member's bytes in its tar; `parts` are
-the lengths of its independently decodable parts; `n_clips` counts the clips of a data set of codes (0 for frames)."""
+the lengths of its independently decodable parts, `part_crc32` their checksums (null in data sets that were written
+before there was this column); `n_clips` counts the clips of a data set of codes (0 for frames)."""
 
 
 def shard_path(root: str | Path, shard: int) -> Path:
@@ -164,6 +166,8 @@ def open_manifest(root: str | Path, *, kind: str = "shards") -> Manifest:
         table = pq.read_table(root / INDEX)
     except (OSError, pa.ArrowException) as error:
         raise StorageError(f"the index cannot be read: {error}", where=root / INDEX) from error
+    if "part_crc32" not in table.column_names:
+        table = table.append_column("part_crc32", pa.nulls(len(table), COLUMNS["part_crc32"]))
     lacking = [name for name in COLUMNS if name not in table.column_names]
     if lacking or len(table) != info["n_segments"]:
         raise ShardError(
@@ -211,4 +215,7 @@ def _fault(segments: pd.DataFrame) -> str | None:
     sums = [sum(parts.tolist()) if len(parts) and parts.min() >= 0 else -1 for parts in segments["parts"]]
     if any(found != n_bytes for found, n_bytes in zip(sums, segments["n_bytes"].tolist(), strict=True)):
         return "parts that do not add up to their member"
+    pairs = zip(segments["part_crc32"], segments["parts"], strict=True)
+    if any(sums is not None and len(sums) != len(parts) for sums, parts in pairs):
+        return "another number of parts than of their checksums"
     return None

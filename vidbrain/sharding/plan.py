@@ -35,6 +35,8 @@ class ShardConfig:
     """Height and width of the stored frames, in pixels."""
     fit: Literal["squash", "crop", "pad"] = "squash"
     """How a frame becomes square: squash (as the study did), crop the centre, or pad with black."""
+    codec: Literal["auto", "zstd", "h264", "jpeg"] = "auto"
+    """How frames are stored: lossless zstd, H.264 4:4:4, JPEG sheets, or auto: by measuring a sample of the source."""
     segment_frames: int = 256
     """Frames that a segment owns; shorter segments give more diverse small prefixes."""
     clip_frames: int = 16

@@ -8,7 +8,8 @@ import json
 import math
 import tarfile
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -49,12 +50,26 @@ def write_shard(root: str | Path, shard: int, samples: Iterable[Sample]) -> None
                     tar.addfile(_member(f"{key}.json", len(note)), io.BytesIO(note))
                     keys.append(key)
                     places.append(
-                        {"offset": offset, "n_bytes": len(data), "parts": list(parts), "crc32": zlib.crc32(data)}
+                        {
+                            "offset": offset,
+                            "n_bytes": len(data),
+                            "parts": list(parts),
+                            "crc32": zlib.crc32(data),
+                            "part_crc32": _checksums(data, parts),
+                        }
                     )
         n_bytes, digest = hashed.n_bytes, hashed.sha256.hexdigest()
     marker = {"shard": shard, "n_bytes": n_bytes, "sha256": digest, "keys": keys, "segments": places}
     with replacing(marker_path(root, shard)) as part:
         part.write_text(json.dumps(marker, separators=(",", ":")) + "\n")
+
+
+def _checksums(data: bytes, parts: Sequence[int]) -> list[int]:
+    """CRC-32 of each part, so that a reader need not fetch the whole member to trust a part of it."""
+    bounds = [0, *accumulate(parts)]
+    if bounds[-1] != len(data):  # a member of codes: its one number counts clips
+        bounds = [0, len(data)]
+    return [zlib.crc32(data[first:past]) for first, past in pairwise(bounds)]
 
 
 def _member(name: str, n_bytes: int) -> tarfile.TarInfo:

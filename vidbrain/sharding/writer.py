@@ -8,18 +8,21 @@ goes. The same command goes on wherever it was stopped, and the bytes do not dep
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vidbrain.cluster import Client
 from vidbrain.config import fingerprint, to_mapping
 from vidbrain.errors import ResumeError, ShardError
 from vidbrain.progress import SILENT, Progress
 from vidbrain.records import Recording, SegmentRef
+from vidbrain.sharding.choice import PLAN as PLAN
+from vidbrain.sharding.choice import settle_codec, write_choice
 from vidbrain.sharding.codecs import get_codec
 from vidbrain.sharding.manifest import DATASET, SHARDS, marker_path, shard_path, write_index
 from vidbrain.sharding.plan import Listed, Plan, ShardConfig, make_plan
@@ -31,9 +34,7 @@ from vidbrain.video.decode import read_frames
 from vidbrain.video.probe import probe
 from vidbrain.video.sources import find_recordings
 
-PLAN = "plan.json"
 SPOOL = "spool"
-CODEC = "zstd"
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,7 @@ class _Tarred:
     root: str
     plan: str
     size: int
+    codec: str
 
 
 def list_source(source: str | Path, client: Client | None = None) -> list[Listed]:
@@ -130,14 +132,16 @@ def write_shards(
     root = Path(root)
     listing = list_source(source, client)
     plan = make_plan(listing, config)
-    content = _content_settings(config)
+    config, choice = settle_codec(listing, config, root, lambda recording: _decode(recording, config))
+    content = to_mapping(config)
     made_from = {"plan": plan.fingerprint, "source": source_fingerprint(listing)}
     if is_done(root, "shards", config=content, made_from=made_from, name=DATASET):
         if (root / SPOOL).is_dir():  # killed just after the root record
             remove(root / SPOOL)
         return read_info(root, "shards", name=DATASET)
     check_writable(root, estimate_bytes(plan, config))
-    _claim(root, plan, content, made_from)
+    write_choice(root, choice)
+    _claim(root, content, made_from)
     (root / SHARDS).mkdir(exist_ok=True)
     (root / SPOOL).mkdir(exist_ok=True)
     for folder in (root, root / SHARDS, root / SPOOL):
@@ -156,7 +160,8 @@ def write_shards(
         config=content,
         made_from=made_from,
         facts={
-            "codec": CODEC,
+            "codec": config.codec,
+            **({"codec_choice": choice} if choice else {}),
             "height": config.frame_size,
             "width": config.frame_size,
             "margin": config.margin,
@@ -172,17 +177,13 @@ def write_shards(
     return record
 
 
-def _content_settings(config: ShardConfig) -> dict[str, Any]:
-    return {**to_mapping(config), "codec": CODEC}
-
-
 def estimate_bytes(plan: Plan, config: ShardConfig) -> int:
     """Bytes that writing needs at most, about: a tenth of the raw pixels, twice (spool and tar)."""
     stored = sum(segment.n_stored for segment in plan.segments)
     return math.ceil(2 * stored * config.frame_size**2 * 3 / 10)
 
 
-def _claim(root: Path, plan: Plan, content: dict[str, Any], made_from: dict[str, str]) -> None:
+def _claim(root: Path, content: dict[str, Any], made_from: dict[str, str]) -> None:
     """Write the plan's record first, so that a later call knows whether it goes on with the same plan."""
     path = root / PLAN
     record = {"config": content, "made_from": made_from}
@@ -196,6 +197,10 @@ def _claim(root: Path, plan: Plan, content: dict[str, Any], made_from: dict[str,
             )
     else:
         write_json(path, record)
+
+
+def _decode(recording: Recording, config: ShardConfig) -> Generator[NDArray[np.uint8], None, None]:
+    yield from read_frames(str(recording.video), size=(config.frame_size, config.frame_size), fit=config.fit)
 
 
 def _entities(item: Listed, plan: Plan) -> dict[str, Any]:
@@ -250,7 +255,7 @@ def _spool_index(spool: str | Path, recording: str) -> Path:
 
 def _spool_one(work: _Spooled) -> int:
     """Decode one recording in order and append its encoded segments to its spool file."""
-    codec, size = get_codec(CODEC), work.config.frame_size
+    codec, size = get_codec(work.config.codec), work.config.frame_size
     key, video = work.listed.recording.key, work.listed.recording.video
     assert video is not None
     index: dict[str, Any] = {}
@@ -258,7 +263,7 @@ def _spool_one(work: _Spooled) -> int:
     with replacing(spool) as part, part.open("wb") as out:
         waiting, held, first = list(work.segments), np.empty((0, size, size, 3), np.uint8), 0
         n_seen = 0
-        for block in read_frames(Path(video), size=(size, size), fit=work.config.fit):
+        for block in _decode(work.listed.recording, work.config):
             held, n_seen = np.concatenate([held, block]), n_seen + len(block)
             while waiting and first + len(held) >= waiting[0].start_frame + waiting[0].n_stored:
                 segment = waiting.pop(0)
@@ -295,7 +300,7 @@ def _is_whole(root: Path, shard: int, plan: Plan) -> bool:
 def _assemble(plan: Plan, config: ShardConfig, root: Path, client: Client) -> list[dict[str, Any]]:
     """Write the missing tars; return the index rows of all segments, in plan order."""
     todo = [
-        _Tarred(shard, plan.segments[first:last], str(root), plan.fingerprint, config.frame_size)
+        _Tarred(shard, plan.segments[first:last], str(root), plan.fingerprint, config.frame_size, config.codec)
         for shard, (first, last) in enumerate(plan.shards)
         if not _is_whole(root, shard, plan)
     ]
@@ -313,6 +318,7 @@ def _assemble(plan: Plan, config: ShardConfig, root: Path, client: Client) -> li
                     "n_frames": segment.n_frames,
                     "n_stored": segment.n_stored,
                     "shard": shard,
+                    "part_crc32": None,  # markers of earlier versions have none
                     **place,
                 }
             )
@@ -331,7 +337,7 @@ def _tar_one(work: _Tarred) -> None:
             handle.seek(offset)
             return handle.read(n_bytes)
 
-    extension = get_codec(CODEC).extension
+    extension = get_codec(work.codec).extension
     write_shard(
         work.root,
         work.shard,

@@ -236,7 +236,8 @@ class ClipSource:
         segments, starts = self.table.locate(clips)
         video = np.empty((len(clips), *self.shape), np.uint8)
         for i in np.lexsort((starts, segments)):
-            video[i] = self._reader.clip(int(segments[i]), int(starts[i]), self.clip)
+            wanted = range(int(starts[i]), int(starts[i]) + self.clip.span, self.clip.step)
+            self._reader.read_into(int(segments[i]), wanted, video[i])
         return ClipBatch(video, clips, segments, starts)
 
 

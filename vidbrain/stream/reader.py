@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import zlib
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,8 +13,9 @@ from numpy.typing import NDArray
 
 from vidbrain.errors import ShardError
 from vidbrain.records import ClipSpec
-from vidbrain.sharding.codecs import PART_FRAMES, get_codec
+from vidbrain.sharding.codecs import get_codec
 from vidbrain.sharding.manifest import Manifest, shard_path
+from vidbrain.sharding.parts import PART_FRAMES, cut
 from vidbrain.storage.atomic import as_storage_error
 
 OPEN_SHARDS = 64
@@ -41,8 +43,61 @@ class SegmentReader:
         self._shard = table["shard"].to_numpy(np.int64)
         self._offset = table["offset"].to_numpy(np.int64)
         self._parts: Sequence[NDArray[np.int64]] = table["parts"].tolist()
+        self._checksums: Sequence[NDArray[np.int64] | None] = table["part_crc32"].tolist()
         self._files: OrderedDict[int, int] = OrderedDict()
         self.n_bytes = 0
+
+    def read_into(self, segment: int, keep: range, out: NDArray[np.uint8]) -> None:
+        """Decode frames straight to where they are wanted, from the parts that hold them.
+
+        Parameters
+        ----------
+        segment
+            Position in the manifest.
+        keep
+            Numbers of frames in the recording, ascending, all stored in this segment.
+        out : (len(keep), H, W, 3) uint8
+            Frame ``keep[i]`` is written at i.
+
+        Raises
+        ------
+        ShardError
+            If the bytes are damaged; names shard and key.
+        """
+        start = int(self._start[segment])
+        inside = range(keep.start - start, keep.stop - start, keep.step)
+        if not inside or inside[0] < 0 or inside[-1] >= self._stored[segment]:
+            raise ValueError(f"frames {keep} are not stored in {self._keys[segment]}")
+        low, high = inside[0] // PART_FRAMES, inside[-1] // PART_FRAMES + 1
+        sizes = np.asarray(self._parts[segment], np.int64)
+        at = int(self._offset[segment] + sizes[:low].sum())
+        data = memoryview(self._pread(int(self._shard[segment]), at, int(sizes[low:high].sum())))
+        try:
+            self._decode(segment, low, data, inside, out)
+        except ShardError as error:
+            raise ShardError(
+                error.message,
+                where=f"{shard_path(self._root, int(self._shard[segment]))} {self._keys[segment]}",
+                hint="run `vidbrain verify` on the data set",
+            ) from error
+
+    def _decode(self, segment: int, low: int, data: memoryview, inside: range, out: NDArray[np.uint8]) -> None:
+        """Decode the frames `inside` the segment from the bytes of its parts `low` and following."""
+        stored, sizes, checksums = int(self._stored[segment]), self._parts[segment], self._checksums[segment]
+        bounds = np.concatenate([[0], np.cumsum(sizes[low:])])
+        written = 0
+        for number, wanted in cut(inside):
+            if number >= len(sizes):
+                raise ShardError(f"it stores {stored} frames in {len(sizes)} parts of {PART_FRAMES}")
+            part = data[bounds[number - low] : bounds[number - low + 1]]
+            # Before any decoder sees the bytes.
+            if checksums is not None and zlib.crc32(part) != checksums[number]:
+                raise ShardError(f"part {number} of the segment is damaged: its checksum differs from the index's")
+            n_frames = self._codec.decode_into(part, out[written : written + len(wanted)], wanted)
+            written += len(wanted)
+            expected = min(PART_FRAMES, stored - number * PART_FRAMES)
+            if n_frames != expected:
+                raise ShardError(f"part {number} of the segment holds {n_frames} frames, the index says {expected}")
 
     def frames(self, segment: int, first: int, past: int) -> NDArray[np.uint8]:
         """Return frames ``[first, past)`` of the recording, all stored in this segment: uint8 (n, H, W, 3).
@@ -52,30 +107,16 @@ class SegmentReader:
         ShardError
             If the bytes are damaged; names shard and key.
         """
-        begin, end = first - self._start[segment], past - self._start[segment]
-        if not 0 <= begin < end <= self._stored[segment]:
-            raise ValueError(f"frames {first}..{past} are not stored in {self._keys[segment]}")
-        low, high = int(begin // PART_FRAMES), int(-(-end // PART_FRAMES))
-        sizes = np.asarray(self._parts[segment], np.int64)
-        at = int(self._offset[segment] + sizes[:low].sum())
-        data = memoryview(self._pread(int(self._shard[segment]), at, int(sizes[low:high].sum())))
-        out, position = [], 0
-        try:
-            for size in sizes[low:high]:
-                out.append(self._codec.decode_part(data[position : position + size], self._height, self._width))
-                position += int(size)
-        except ShardError as error:
-            raise ShardError(
-                error.message,
-                where=f"{shard_path(self._root, int(self._shard[segment]))} {self._keys[segment]}",
-                hint="run `vidbrain verify` on the data set",
-            ) from error
-        frames = out[0] if len(out) == 1 else np.concatenate(out)
-        return frames[begin - low * PART_FRAMES : end - low * PART_FRAMES]
+        return self._read(segment, range(first, past))
 
     def clip(self, segment: int, start: int, spec: ClipSpec) -> NDArray[np.uint8]:
         """Return a clip that begins at frame `start` of the recording: uint8 (T, H, W, 3)."""
-        return self.frames(segment, start, start + spec.span)[:: spec.step]
+        return self._read(segment, range(start, start + spec.span, spec.step))
+
+    def _read(self, segment: int, keep: range) -> NDArray[np.uint8]:
+        out = np.empty((len(keep), self._height, self._width, 3), np.uint8)
+        self.read_into(segment, keep, out)
+        return out
 
     def _pread(self, shard: int, offset: int, n_bytes: int) -> bytes:
         if shard not in self._files:
