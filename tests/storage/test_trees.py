@@ -144,6 +144,8 @@ def test_only_finished_artefacts_travel(remote, shards, tmp_path):
     (shards / "dataset.json").unlink()
     with pytest.raises(StorageError, match="no finished artefact"):
         upload_tree(shards, remote.root)
+    with pytest.raises(StorageError, match="read only"):
+        upload_tree(shards, "http://127.0.0.1:9/a")
     with pytest.raises(StorageError, match="no such folder"):
         upload_tree(tmp_path / "none", remote.root)
     with pytest.raises(StorageError, match="no finished artefact"):
@@ -166,7 +168,9 @@ def test_names_that_lead_out_of_the_folder_are_refused(shards, tmp_path, monkeyp
 def test_the_commands(honest, shards, tmp_path, capsys):
     push = ["push", str(shards), honest.url, "--json"]
     assert run([*push, "--dry-run"]) == 0
-    planned = json.loads(capsys.readouterr().out)
+    captured = capsys.readouterr()
+    planned = json.loads(captured.out)
+    assert captured.err == ""
     assert (planned["objects"], planned["to_send"]) == (14, 14)
     assert not honest.root.list()
     assert run(push) == 0
