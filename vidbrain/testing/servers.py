@@ -90,7 +90,7 @@ def moto_server(*buckets: str) -> Iterator[Server]:
     StorageError
         If it does not come up.
     """
-    if importlib.util.find_spec("moto") is None or importlib.util.find_spec("flask") is None:
+    if any(importlib.util.find_spec(name) is None for name in ("moto", "flask", "flask_cors")):
         raise MissingExtraError("a test server needs moto", hint="pip install 'vidbrain[test]'")
     with _started([sys.executable, "-c", _MOTO], r"listening (\d+)") as port:
         server = Server(f"http://{HOST}:{port}")
