@@ -80,6 +80,14 @@ def test_features_at_a_url_are_those_in_the_folder(bucket, stores):
     xr.testing.assert_identical(there.read("toy", RUNS[0]), here.read("toy", RUNS[0]))
 
 
+def test_features_without_their_chunk_are_an_error(honest, stores):
+    upload_tree(stores / "features", honest.root)
+    honest.root.delete(f"toy/{RUNS[0]}.zarr/features/c/0/0")
+    with pytest.raises(StorageError, match="features are damaged: without its chunk"):
+        open_features(honest.url).read("toy", RUNS[0])
+    assert open_features(honest.url).read("toy", RUNS[1]).sizes["tr"] == N_TRS
+
+
 @pytest.fixture
 def counted(honest, stores):
     upload_tree(stores / "bold", honest.root / "bold")
