@@ -16,6 +16,8 @@ from vidbrain.errors import StorageError
 from vidbrain.features.store import KIND as FEATURES
 from vidbrain.features.store import open_features, write_run
 from vidbrain.storage.info import write_info
+from vidbrain.storage.objects import open_root
+from vidbrain.storage.remote_zarr import read_columns as read_remote_columns
 from vidbrain.storage.trees import upload_tree
 from vidbrain.storage.zarrs import open_dataset, read_columns, write_dataset
 from vidbrain.testing.servers import Fault
@@ -76,6 +78,14 @@ def test_features_at_a_url_are_those_in_the_folder(bucket, stores):
     here, there = open_features(stores / "features"), open_features(f"{bucket.url}/features")
     assert (there.layers, there.runs, there.fingerprint) == (here.layers, here.runs, here.fingerprint)
     xr.testing.assert_identical(there.read("toy", RUNS[0]), here.read("toy", RUNS[0]))
+
+
+def test_features_without_their_chunk_are_an_error(honest, stores):
+    upload_tree(stores / "features", honest.root)
+    honest.root.delete(f"toy/{RUNS[0]}.zarr/features/c/0/0")
+    with pytest.raises(StorageError, match="features are damaged: without its chunk"):
+        open_features(honest.url).read("toy", RUNS[0])
+    assert open_features(honest.url).read("toy", RUNS[1]).sizes["tr"] == N_TRS
 
 
 @pytest.fixture
@@ -211,3 +221,23 @@ def test_a_web_server_is_enough_to_read(stores, monkeypatch):
         features = open_features(f"{url}/features").read("toy", RUNS[0])
         xr.testing.assert_identical(features, open_features(stores / "features").read("toy", RUNS[0]))
         server.shutdown()
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_any_block_of_any_layout_is_what_was_written(tmp_path, seed):
+    rng = np.random.default_rng(seed)
+    rows, columns = (int(n) for n in rng.integers(1, 60, 2))
+    chunks = tuple(int(n) for n in rng.integers(1, 12, 2))
+    shards = tuple(int(n * k) for n, k in zip(chunks, rng.integers(1, 6, 2), strict=True))
+    values = rng.standard_normal((rows, columns)).astype(np.float32)
+    # A chunk of nothing but NaN is empty in its shard; a shard of nothing else would be absent.
+    empty = (slice(0, chunks[0]), slice(0, chunks[1]))
+    if shards != chunks and rows > chunks[0] and columns > chunks[1]:
+        values[empty] = np.nan
+    dataset = xr.Dataset({"bold": (("tr", "voxel"), values)})
+    write_dataset(tmp_path / "x", dataset, chunks={"bold": chunks}, shards={"bold": shards})
+    root = open_root(tmp_path / "x")
+    for start, stop in [*rng.integers(0, columns + 1, (8, 2)), (0, columns)]:
+        found = read_remote_columns(root, "bold", slice(int(start), int(stop)))
+        np.testing.assert_array_equal(found, values[:, start:stop])
+    np.testing.assert_array_equal(read_remote_columns(root, "bold", slice(-5, None)), values[:, -5:])

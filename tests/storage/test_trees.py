@@ -3,6 +3,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -144,6 +145,8 @@ def test_only_finished_artefacts_travel(remote, shards, tmp_path):
     (shards / "dataset.json").unlink()
     with pytest.raises(StorageError, match="no finished artefact"):
         upload_tree(shards, remote.root)
+    with pytest.raises(StorageError, match="read only"):
+        upload_tree(shards, "http://127.0.0.1:9/a")
     with pytest.raises(StorageError, match="no such folder"):
         upload_tree(tmp_path / "none", remote.root)
     with pytest.raises(StorageError, match="no finished artefact"):
@@ -166,7 +169,9 @@ def test_names_that_lead_out_of_the_folder_are_refused(shards, tmp_path, monkeyp
 def test_the_commands(honest, shards, tmp_path, capsys):
     push = ["push", str(shards), honest.url, "--json"]
     assert run([*push, "--dry-run"]) == 0
-    planned = json.loads(capsys.readouterr().out)
+    captured = capsys.readouterr()
+    planned = json.loads(captured.out)
+    assert captured.err == ""
     assert (planned["objects"], planned["to_send"]) == (14, 14)
     assert not honest.root.list()
     assert run(push) == 0
@@ -192,3 +197,24 @@ def test_the_doctor_asks_a_place(honest, shards):
     assert storage(honest.url)[0]["found"].endswith("it holds dataset.json")
     assert "no such bucket" in storage("s3://no-such-bucket/a")[0]["problem"]
     assert "must hold no user" in storage("s3://KEY:hunter2@bucket/a")[0]["problem"]
+
+
+def test_a_storm_over_push_and_pull(remote, shards, tmp_path):
+    for method in ("PUT", "HEAD", "GET"):
+        for kind in ("status", "drop", "reset", "truncate"):
+            remote.proxy.inject(Fault(kind, method=method, after_bytes=3000))
+    upload_tree(shards, remote.root)
+    remote.proxy.clear()
+    for kind in ("drop", "reset", "truncate", "status"):
+        for part in ("dataset.json", ".tar", ".parquet"):
+            remote.proxy.inject(Fault(kind, path=part, after_bytes=1000))
+    download_tree(remote.root, tmp_path / "back")
+    assert tree(tmp_path / "back") == tree(shards)
+
+
+def test_the_same_push_twice_at_once(honest, shards):
+    with ThreadPoolExecutor(2) as pool:
+        both = list(pool.map(lambda _: upload_tree(shards, honest.root), range(2)))
+    assert both[0].fingerprint == both[1].fingerprint
+    assert [found.key for found in honest.root.list()] == sorted(tree(shards))
+    assert all(honest.root.get(key) == data for key, data in tree(shards).items())

@@ -93,6 +93,9 @@ class FeatureStore:
             loaded = dataset.load()
         except (RuntimeError, ValueError, KeyError, OSError) as error:
             lacking = [f"whole chunks ({error})"]
+        # Zarr reads what is not there as NaN, the whole array, for it is one chunk.
+        if not lacking and loaded["features"].size and loaded["features"].isnull().all():
+            lacking = ["its chunk"]
         if lacking or loaded["features"].shape != (*loaded["valid"].shape, loaded.sizes.get("feature")):
             what = f"without {', '.join(lacking)}" if lacking else "of another shape"
             raise StorageError(

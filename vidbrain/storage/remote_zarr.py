@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import AsyncIterator, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -22,7 +23,7 @@ from zarr.core.buffer import Buffer, BufferPrototype
 
 from vidbrain.errors import StorageError
 from vidbrain.storage.files import ObjectMissingError
-from vidbrain.storage.objects import Root
+from vidbrain.storage.objects import N_THREADS, Root
 
 EMPTY = 2**64 - 1
 """Offset and length of a chunk that holds only the fill value (Zarr v3 sharding codec, binary shard format)."""
@@ -195,23 +196,28 @@ def _fetch_ahead(store: RootStore, array: zarr.Array[Any], start: int, stop: int
     shards, chunks = cast(tuple[int, int], array.shards), cast(tuple[int, int], array.chunks)
     n_trs, n_columns = cast(tuple[int, int], array.shape)
     n_rows = -(-n_trs // shards[0])
-    for i, j in itertools.product(range(n_rows), range(start // shards[1], -(-stop // shards[1]))):
-        key = f"{array.path}/{array.metadata.encode_chunk_key((i, j))}"
-        first, last = max(0, start - j * shards[1]), min(shards[1], stop - j * shards[1])
-        # A shard at the edge of the array is whole when what lies in the array is.
-        inside = min(shards[1], n_columns - j * shards[1])
+
+    def fetch(at: tuple[int, int]) -> tuple[str, Held | None]:
+        key = f"{array.path}/{array.metadata.encode_chunk_key(at)}"
+        edge = at[1] * shards[1]
+        first, last = max(0, start - edge), min(shards[1], stop - edge)
         try:
-            if (first, last) == (0, inside):
+            # A shard at the edge of the array is whole when what lies in the array is.
+            if (first, last) == (0, min(shards[1], n_columns - edge)):
                 data = store.root.get(key)
-                store.held[key] = Held(((0, data),), data, is_whole=True)
-            else:
-                store.held[key] = _fetch_parts(store.root, key, shards, chunks, first, last)
+                return key, Held(((0, data),), data, is_whole=True)
+            return key, _fetch_parts(store.root, key, shards, chunks, first, last)
         except ObjectMissingError:
             # A shard of nothing but the fill value is not written. Where that is NaN, what vidbrain writes has none.
             if np.isnan(array.fill_value):
                 raise StorageError(
                     "a part of the array is missing", where=f"{store.root}/{key}", hint="push the data set again"
                 ) from None
+            return key, None
+
+    places = itertools.product(range(n_rows), range(start // shards[1], -(-stop // shards[1])))
+    with ThreadPoolExecutor(N_THREADS) as pool:
+        store.held = {key: held for key, held in pool.map(fetch, places) if held is not None}
 
 
 def _fetch_parts(root: Root, key: str, shards: tuple[int, int], chunks: tuple[int, int], first: int, last: int) -> Held:

@@ -73,6 +73,8 @@ def upload_tree(folder: str | Path, url: str | Root, *, progress: Progress = SIL
         If another artefact, or a part of one, is there.
     """
     folder, root = Path(folder), open_root(url)
+    if root.is_read_only:
+        raise StorageError("a web server is read only", where=root, hint="push to s3, gs, az or a path")
     name, record = _local_record(folder)
     keys = _in_commit_order(_local_keys(folder), name)
     there = _check_place(root, name, record, [*keys, CLAIM])
@@ -91,7 +93,7 @@ def upload_tree(folder: str | Path, url: str | Root, *, progress: Progress = SIL
             upload(root, key, folder / key, sums=sums)
         return True
 
-    sent = _in_steps(send, _steps(keys, name), sizes, progress)
+    sent = _in_steps(send, _steps(keys, name), sizes, SILENT if dry_run else progress)
     if not dry_run:
         root.delete(CLAIM)
         progress.finish()
@@ -150,7 +152,7 @@ def download_tree(
         return True
 
     sizes = {key: found[key].n_bytes for key in keys}
-    sent = _in_steps(fetch, _steps(keys, name), sizes, progress)
+    sent = _in_steps(fetch, _steps(keys, name), sizes, SILENT if dry_run else progress)
     if not dry_run:
         local.delete(CLAIM)
         progress.finish()

@@ -33,13 +33,22 @@ HOST = "127.0.0.1"
 START_S = 60.0
 """Longest wait for a server to listen."""
 
+# Both end when their input ends: with the block, and also when the process that started them is killed.
 _MOTO = """
-import sys
+import os, sys
 from moto.server import ThreadedMotoServer
 server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
 server.start()
 print("listening", server.get_host_and_port()[1], flush=True)
 sys.stdin.read()
+os._exit(0)
+"""
+_GUARD = """
+import subprocess, sys
+server = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL)
+sys.stdin.read()
+server.kill()
+server.wait()
 """
 
 
@@ -81,7 +90,7 @@ def moto_server(*buckets: str) -> Iterator[Server]:
     StorageError
         If it does not come up.
     """
-    if importlib.util.find_spec("moto") is None or importlib.util.find_spec("flask") is None:
+    if any(importlib.util.find_spec(name) is None for name in ("moto", "flask", "flask_cors")):
         raise MissingExtraError("a test server needs moto", hint="pip install 'vidbrain[test]'")
     with _started([sys.executable, "-c", _MOTO], r"listening (\d+)") as port:
         server = Server(f"http://{HOST}:{port}")
@@ -110,7 +119,7 @@ def rclone_server(folder: str | Path, *buckets: str) -> Iterator[Server]:
     server = Server("")
     command = [program, "serve", "s3", "--addr", f"{HOST}:0", "--config", os.devnull, "--vfs-cache-mode", "off"]
     command += ["--auth-key", f"{server.access_key},{server.secret_key}", str(folder)]
-    with _started(command, rf"http://{re.escape(HOST)}:(\d+)") as port:
+    with _started([sys.executable, "-c", _GUARD, *command], rf"http://{re.escape(HOST)}:(\d+)") as port:
         yield Server(f"http://{HOST}:{port}")
 
 
@@ -125,16 +134,19 @@ def _started(command: list[str], listening: str) -> Iterator[int]:
             ready, _, _ = select.select([process.stdout], [], [], max(0.0, until - time.monotonic()))
             more = os.read(process.stdout.fileno(), 1 << 16) if ready else b""
             if not more:
-                raise StorageError(f"{Path(command[0]).name} does not listen: {said.decode(errors='replace')[-500:]}")
+                raise StorageError(f"the server does not listen: {said.decode(errors='replace')[-500:]}")
             said += more
         # A full pipe would stop the server.
         threading.Thread(target=_drain, args=(process,), daemon=True).start()
         yield int(found[1])
     finally:
-        process.kill()
-        process.wait()
         assert process.stdin is not None
         process.stdin.close()
+        try:
+            process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
 
 
 def _drain(process: subprocess.Popen[bytes]) -> None:
