@@ -2,7 +2,8 @@
 
 Usage: python tools/bench/brain.py ROOT [--json docs/benchmarks/brain.json] [--voxels 235000] [--workers 2]
 The stores are made under ROOT once and kept: noise with AR(1) autocorrelation, and in every tenth voxel a planted
-response to the features. `--scaling` also encodes a share of the voxels with 1 and with 2 workers.
+response to the features. `--scaling` also encodes a share of the voxels with 1 and with 2 workers; `--s3` encodes the
+whole brain a second time, with the BOLD behind an S3 server on loopback that counts the bytes it gives.
 """
 
 import argparse
@@ -27,6 +28,7 @@ from vidbrain.encoding.result import open_result
 from vidbrain.features.store import write_run
 from vidbrain.storage.info import is_done, write_info
 from vidbrain.storage.zarrs import write_dataset
+from vidbrain.testing.servers import ChaosProxy, moto_server
 
 TR_S, PHI = 1.49, 0.4
 PLANTED = 10
@@ -118,12 +120,20 @@ def command_of(features: str, bold: str, options: argparse.Namespace, workers: i
     return [*command, "--max-folds", str(options.runs), "--workers", str(workers), "--n-alphas", str(options.alphas)]
 
 
-def encode(features: str, bold: str, out: Path, options: argparse.Namespace, workers: int) -> dict[str, object]:
+def encode(
+    features: str,
+    bold: str,
+    out: Path,
+    options: argparse.Namespace,
+    workers: int,
+    environment: dict[str, str] | None = None,
+) -> dict[str, object]:
     """Run the command as a user would; its figures."""
     shutil.rmtree(out, ignore_errors=True)
     command = [*command_of(features, bold, options, workers), "--out", str(out)]
     began = time.perf_counter()
-    process = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL)
+    environment = {**os.environ, **(environment or {})}
+    process = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL, env=environment)
     memory = watch(process)
     if process.returncode:
         raise SystemExit(process.returncode)
@@ -144,6 +154,27 @@ def encode(features: str, bold: str, out: Path, options: argparse.Namespace, wor
     }
 
 
+def encode_from_s3(features: str, bold: Path, options: argparse.Namespace) -> dict[str, object]:
+    """Push the BOLD to a server, encode from it through a proxy that counts, and compare with the result from disk."""
+    with moto_server("lab") as server, ChaosProxy(server.endpoint) as proxy:
+        push = [sys.executable, "-m", "vidbrain", "push", str(bold), "s3://lab/bold"]
+        began = time.perf_counter()
+        subprocess.run(push, check=True, env={**os.environ, **server.environment()}, stdout=subprocess.DEVNULL)
+        push_s = time.perf_counter() - began
+        out = options.root / "result-s3"
+        counted = server.environment(proxy.endpoint)
+        found = encode(features, "s3://lab/bold", out, options, options.workers, counted)
+        data = [seen for seen in proxy.seen if seen.method == "GET" and "/bold/c/" in seen.path]
+    here, there = (open_result(root).dataset for root in (options.root / "result", out))
+    return {
+        "push_seconds": round(push_s, 1),
+        **found,
+        "bold_requests": len(data),
+        "bold_bytes_given": sum(seen.n_bytes for seen in data),
+        "equal_to_disk": all(np.array_equal(here[name].values, there[name].values) for name in ("r", "alpha", "p")),
+    }
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("root", type=Path)
@@ -157,7 +188,7 @@ def main() -> int:
     parser.add_argument(
         "--scaling", type=int, default=0, metavar="VOXELS", help="also 1 and 2 workers on so many voxels"
     )
-    parser.add_argument("--bold-url", help="read the BOLD from there instead, for instance s3://bucket/bold")
+    parser.add_argument("--s3", action="store_true", help="also from an S3 server on loopback")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     features, bold = make_stores(options.root, options.runs, options.trs, options.voxels, options.features)
@@ -166,13 +197,12 @@ def main() -> int:
     dry = [*command_of(str(features), str(bold), options, options.workers), "--dry-run"]
     plan = subprocess.run(dry, check=True, capture_output=True, text=True)
     estimate = json.loads(plan.stdout)
-    whole = encode(str(features), options.bold_url or str(bold), options.root / "result", options, options.workers)
+    whole = encode(str(features), str(bold), options.root / "result", options, options.workers)
     record = {
         "command": "python tools/bench/brain.py ROOT " + " ".join(sys.argv[2:]),
         "machine": {"cores": os.cpu_count(), "platform": platform.platform(), "python": platform.python_version()},
         "repetitions": 1,
         "shape": {k: getattr(options, k) for k in ("voxels", "runs", "trs", "features", "delays", "alphas", "workers")},
-        "bold": "disk" if not options.bold_url else options.bold_url.split(":")[0],
         "bold_bytes_raw": 4 * options.voxels * options.runs * options.trs,
         "bold_bytes_stored": stored,
         "sgemm_flops_per_core_second": rate,
@@ -189,6 +219,8 @@ def main() -> int:
         one, two = (float(timed[workers]["seconds"]) for workers in (1, 2))
         record["scaling"] = {"voxels": options.scaling, "seconds_1": one, "seconds_2": two, "efficiency": one / two / 2}
         record["scaling"]["largest_process_bytes_1"] = timed[1]["largest_process_bytes"]
+    if options.s3:
+        record["s3"] = encode_from_s3(str(features), bold, options)
     print(json.dumps(record, indent=2))
     if options.json:
         options.json.write_text(json.dumps(record, indent=2) + "\n")
