@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from vidbrain.encoding.bands import draw_gammas
 from vidbrain.encoding.blocks import fit_encoding
+from vidbrain.encoding.ridge.bands import draw_gammas
 from vidbrain.encoding.settings import EncodeConfig
 from vidbrain.testing.brains import ToyFeatures, toy_world
 

@@ -16,8 +16,8 @@ import xarray as xr
 from vidbrain import cluster
 from vidbrain.encoding import blocks, plan
 from vidbrain.encoding.blocks import fit_encoding
-from vidbrain.encoding.delays import delay
-from vidbrain.encoding.nuisance import nuisance_columns, partial_out
+from vidbrain.encoding.design.delays import delay
+from vidbrain.encoding.design.nuisance import nuisance_columns, partial_out
 from vidbrain.encoding.prepare import prepare
 from vidbrain.encoding.result import open_result
 from vidbrain.encoding.settings import EncodeConfig

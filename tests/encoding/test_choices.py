@@ -9,9 +9,9 @@ from sklearn.linear_model import Ridge
 
 from vidbrain.encoding import preflight
 from vidbrain.encoding.blocks import fit_encoding
-from vidbrain.encoding.compression import compress
-from vidbrain.encoding.hat import corrections
 from vidbrain.encoding.prepare import prepare
+from vidbrain.encoding.ridge.compression import compress
+from vidbrain.encoding.ridge.hat import corrections
 from vidbrain.encoding.settings import EncodeConfig
 from vidbrain.errors import ConfigError, EncodingError
 from vidbrain.testing.brains import ar1, toy_world

@@ -5,8 +5,8 @@ import pytest
 
 from vidbrain.cli.app import run
 from vidbrain.encoding.blocks import fit_encoding
-from vidbrain.encoding.bootstrap import correlations
 from vidbrain.encoding.compare import CompareConfig, compare, moments_of, open_comparison
+from vidbrain.encoding.inference.bootstrap import correlations
 from vidbrain.encoding.settings import EncodeConfig
 from vidbrain.errors import AlignmentError, EncodingError, ResumeError
 from vidbrain.testing.brains import ToyFeatures, toy_world

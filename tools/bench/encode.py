@@ -39,9 +39,9 @@ from sklearn.linear_model import RidgeCV as SklearnRidgeCV
 from sklearn.model_selection import PredefinedSplit
 from threadpoolctl import threadpool_limits
 
-from vidbrain.encoding.ridge import RidgeEncoder
-from vidbrain.encoding.search import cheaper_side
-from vidbrain.encoding.sides import Dual
+from vidbrain.encoding.ridge.plain import RidgeEncoder
+from vidbrain.encoding.ridge.search import cheaper_side
+from vidbrain.encoding.ridge.sides import Dual
 
 
 @dataclass(frozen=True)

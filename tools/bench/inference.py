@@ -29,7 +29,7 @@ import scipy
 import scipy.signal
 from threadpoolctl import threadpool_limits
 
-from vidbrain.encoding import bootstrap, null
+from vidbrain.encoding.inference import bootstrap, null
 
 Runs = list[np.ndarray]
 SOME = slice(0, 50)

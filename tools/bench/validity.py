@@ -23,9 +23,9 @@ import scipy.signal
 import scipy.stats
 from threadpoolctl import threadpool_limits
 
-from vidbrain.encoding import bootstrap, null, surrogate
-from vidbrain.encoding.multiple import benjamini_hochberg, benjamini_yekutieli, max_statistic
-from vidbrain.encoding.ridge import RidgeEncoder
+from vidbrain.encoding.inference import bootstrap, null, surrogate
+from vidbrain.encoding.inference.multiple import benjamini_hochberg, benjamini_yekutieli, max_statistic
+from vidbrain.encoding.ridge.plain import RidgeEncoder
 
 LEVELS = (0.05, 0.01)
 

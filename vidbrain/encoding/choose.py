@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from vidbrain.encoding import gram
 from vidbrain.encoding.plan import Plan, TrainingSet, Validation
+from vidbrain.encoding.ridge import gram
 from vidbrain.encoding.targets import Targets
 
 F32 = NDArray[np.float32]

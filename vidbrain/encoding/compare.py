@@ -11,9 +11,9 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from vidbrain.config import to_mapping
-from vidbrain.encoding.bootstrap import BlockMoments, draw_weights, paired_difference
-from vidbrain.encoding.multiple import benjamini_hochberg
-from vidbrain.encoding.null import SPREAD
+from vidbrain.encoding.inference.bootstrap import BlockMoments, draw_weights, paired_difference
+from vidbrain.encoding.inference.multiple import benjamini_hochberg
+from vidbrain.encoding.inference.null import SPREAD
 from vidbrain.encoding.result import LEVEL, EncodingResult
 from vidbrain.errors import AlignmentError, ConfigError, EncodingError
 from vidbrain.progress import SILENT, Progress

@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from vidbrain.cluster import Client
-from vidbrain.encoding import gram
-from vidbrain.encoding.compression import compress
-from vidbrain.encoding.design import Design, load_design
+from vidbrain.encoding.design.matrix import Design, load_design
 from vidbrain.encoding.folds import Layout, Rows, cells_of
-from vidbrain.encoding.hat import corrections
+from vidbrain.encoding.ridge import gram
+from vidbrain.encoding.ridge.compression import compress
+from vidbrain.encoding.ridge.hat import corrections
 from vidbrain.progress import SILENT, Progress
 from vidbrain.storage.atomic import read_json, remove, replacing, write_json
 

@@ -9,9 +9,9 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from vidbrain.encoding import null, surrogate
-from vidbrain.encoding.bootstrap import BlockMoments, block_moments
 from vidbrain.encoding.choose import Chosen, best_of, inner_scores
+from vidbrain.encoding.inference import null, surrogate
+from vidbrain.encoding.inference.bootstrap import BlockMoments, block_moments
 from vidbrain.encoding.plan import Plan, Test, TrainingSet
 from vidbrain.encoding.targets import Targets
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from vidbrain.encoding.delays import check_delays
-from vidbrain.encoding.design import TILE
-from vidbrain.encoding.reduce import Reduce, check_reduction
-from vidbrain.encoding.response import Response
+from vidbrain.encoding.design.delays import check_delays
+from vidbrain.encoding.design.matrix import TILE
+from vidbrain.encoding.design.reduce import Reduce, check_reduction
+from vidbrain.encoding.design.response import Response
 from vidbrain.errors import ConfigError
 
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from vidbrain.encoding.columns import CONSTANT
-from vidbrain.encoding.design import TILE
+from vidbrain.encoding.design.columns import CONSTANT
+from vidbrain.encoding.design.matrix import TILE
 from vidbrain.encoding.folds import Rows
 from vidbrain.encoding.plan import Plan, TrainingSet, downdate
 
