@@ -20,6 +20,7 @@ from vidbrain.encoding.plan import Choices, gather_sets
 from vidbrain.encoding.ridge import gram
 from vidbrain.encoding.ridge.bands import draw_gammas
 from vidbrain.encoding.settings import EncodeConfig
+from vidbrain.errors import EncodingError
 from vidbrain.records import RunKey
 
 PERFORMANCE_ONLY = ("voxels_per_block", "shared_runs_only")
@@ -107,7 +108,7 @@ def prepare(
         components=config.components,
         seed=config.seed,
     )
-    layout = layout_of(design, config)
+    layout = layout_of(design, config, units_of(features, layers[0], design, config))
     choices = choices_of(design, layout, config)
     shape = preflight.Shape(
         n_rows=len(design.run),
@@ -129,30 +130,85 @@ def prepare(
     return Prepared(layers, runs, design, layout, choices, shape, costs, form, settings, made_from)
 
 
-def layout_of(design: Design, config: EncodeConfig) -> Layout:
-    """Deal runs, sessions or single TRs to folds, as the settings say."""
+def units_of(
+    features: FeatureStoreLike, layer: str, design: Design, config: EncodeConfig
+) -> tuple[NDArray[np.int64], list[str]]:
+    """Number what each row belongs to: its run, session, level or recording, in order of appearance.
+
+    Returns
+    -------
+    unit : (n,) int64
+    names
+
+    Raises
+    ------
+    EncodingError
+        If levels or recordings are asked of features that do not know them.
+    """
+    names: list[str] = []
+    numbers: dict[str, int] = {}
+
+    def number(name: str) -> int:
+        if name not in numbers:
+            names.append(name)
+        return numbers.setdefault(name, len(numbers))
+
+    units = np.empty(len(design.run), np.int64)
+    for index, run in enumerate(design.runs):
+        mine = np.flatnonzero(design.run == index)
+        if config.leave_out == "run":
+            units[mine] = number(run)
+        elif config.leave_out == "session":
+            key = RunKey.parse(run)
+            units[mine] = number(f"sub-{key.subject}" + (f"_ses-{key.session}" if key.session else ""))
+        else:
+            shown = shown_in(features, layer, run, config.leave_out)
+            # The video that a row answers to is some TRs old.
+            seen = np.clip(design.tr[mine] - min(design.delays), 0, len(shown) - 1)
+            units[mine] = [number(shown[tr]) for tr in seen]
+    return units, names
+
+
+def shown_in(features: FeatureStoreLike, layer: str, run: str, what: str) -> list[str]:
+    """Name of the level or recording in each TR of a run; a TR without video counts to the one before."""
+    data = features.read(layer, run)
+    recordings = data.attrs.get("recordings", [])
+    if "recording" not in data or not recordings:
+        raise EncodingError(
+            f"the features of {run} do not say which {what} was shown",
+            likely="they do not come from video, or an older version made them",
+            hint="make them again with `vidbrain features`, or leave out runs or sessions",
+        )
+    named = [str(recording["key"] if what == "recording" else recording["level"]) for recording in recordings]
+    shown = np.asarray(data["recording"].values)
+    known = np.maximum.accumulate(np.where(shown >= 0, np.arange(len(shown)), -1))
+    return [named[shown[place]] if place >= 0 else named[0] for place in known]
+
+
+def layout_of(design: Design, config: EncodeConfig, units: tuple[NDArray[np.int64], list[str]]) -> Layout:
+    """Deal runs, sessions, levels, recordings or single TRs to folds, as the settings say."""
     if config.split == "leaky-tr":
         rng = np.random.default_rng(config.seed)
         n_folds = min(config.max_folds, len(design.runs) if len(design.runs) > 2 else 5)
         fold = rng.permutation(np.arange(len(design.run)) % n_folds)
         names = [f"random TRs {number + 1}" for number in range(n_folds)]
         return lay_out(fold, fold, names, design.run, design.tr, n_blocks=config.n_inner_blocks, purge_trs=0)
-    numbers: dict[object, int] = {}
-    keys = [RunKey.parse(run) if config.leave_out == "session" else run for run in design.runs]
-    units = [(key.subject, key.session) if isinstance(key, RunKey) else key for key in keys]
-    unit_of_run = np.array([numbers.setdefault(unit, len(numbers)) for unit in units])
+    unit, names = units
     if config.test:
-        unit_of_run[list(matching(design.runs, config.test))] = TEST
-    fold = deal(unit_of_run[design.run].astype(np.int64), config.max_folds)
+        unit = np.where(np.isin(design.run, matching(design.runs, config.test)), TEST, unit)
+    fold = deal(unit, config.max_folds)
+    # Runs are judged one by one; levels and recordings, which may be shorter than a run, fold by fold.
+    whole_runs = config.leave_out in ("run", "session") or bool(config.test)
+    part, labels = (design.run, list(design.runs)) if whole_runs else (fold, fold_names(unit, fold, names))
     return lay_out(
-        fold,
-        design.run,
-        design.runs,
-        design.run,
-        design.tr,
-        n_blocks=config.n_inner_blocks,
-        purge_trs=config.purge_trs,
+        fold, part, labels, design.run, design.tr, n_blocks=config.n_inner_blocks, purge_trs=config.purge_trs
     )
+
+
+def fold_names(unit: NDArray[np.int64], fold: NDArray[np.int64], names: Sequence[str]) -> list[str]:
+    """Name folds by the units in them."""
+    inside = [np.unique(unit[fold == number]) for number in range(int(fold.max()) + 1)]
+    return [", ".join(names[u] for u in some[:3]) + (", …" if len(some) > 3 else "") for some in inside]
 
 
 def choices_of(design: Design, layout: Layout, config: EncodeConfig) -> Choices:

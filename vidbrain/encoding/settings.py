@@ -27,9 +27,9 @@ class EncodeConfig:
     clean: bool = True
     """Take out of the features what was taken out of the BOLD: the confounds that its store names, mean and trend."""
     test: tuple[str, ...] = ()
-    """Patterns of runs that are only tested, such as *ses-005*; by default each run is tested by the others."""
-    leave_out: Literal["run", "session"] = "run"
-    """What is left out as a whole."""
+    """Patterns of runs that are only tested, such as `*ses-005*`; by default each run is tested by the others."""
+    leave_out: Literal["run", "session", "level", "recording"] = "run"
+    """What is left out as a whole. Levels and recordings need features that were made from video."""
     max_folds: int = 10
     """Folds at most; more runs (or sessions) than that are dealt to so many folds, neighbours together."""
     split: Literal["whole", "leaky-tr"] = "whole"

@@ -64,7 +64,8 @@ class FeatureStore:
         xarray.Dataset
             ``features (tr, feature)`` float32; ``valid (tr)`` bool, False where a volume has no video (its features
             are 0 and must be masked); ``time_s (tr)``, the middle of each volume. From video also ``n_frames (tr)``,
-            the frames in each volume. Attributes: ``tr_s``, ``layer``, ``run``; from video also ``row_s`` (what one
+            the frames in each volume, and ``recording (tr)``, the position in the attribute ``recordings`` of the one
+            that most of them are of, -1 for none. Attributes: ``tr_s``, ``layer``, ``run``; from video also ``row_s`` (what one
             row of the source stands for), ``window_s`` (its receptive field), ``sees_before_s``, ``sees_after_s``.
 
         Raises
@@ -132,6 +133,7 @@ def write_run(
     valid: NDArray[np.bool_],
     attributes: Mapping[str, Any],
     n_frames: NDArray[np.int64] | None = None,
+    recording: NDArray[np.int32] | None = None,
 ) -> None:
     """Write one layer's features of one run; the store appears whole or not at all.
 
@@ -147,10 +149,14 @@ def write_run(
         JSON values; ``tr_s`` and ``fingerprint`` are needed.
     n_frames : (n_trs,) int64
         Frames in each volume, where the features come from video.
+    recording : (n_trs,) int32
+        Recording that most of them are of, by its position in the attribute ``recordings``; -1 where there is none.
     """
     variables: dict[str, Any] = {"features": (("tr", "feature"), features), "valid": ("tr", valid)}
     if n_frames is not None:
         variables["n_frames"] = ("tr", n_frames.astype(np.int32))
+    if recording is not None:
+        variables["recording"] = ("tr", recording)
     middle_s = (np.arange(len(features)) + 0.5) * float(attributes["tr_s"])
     dataset = xr.Dataset(
         variables, coords={"time_s": ("tr", middle_s)}, attrs={"layer": layer, "run": run, **attributes}
