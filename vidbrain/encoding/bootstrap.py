@@ -279,7 +279,7 @@ def paired_difference(
     for at in tiles(a[0].sums.shape[2]):
         (one, ones), (other, others) = resample(a, weights, at, how), resample(b, weights, at, how)
         estimate, resamples = one - other, ones - others
-        beyond = np.count_nonzero(np.abs(resamples - estimate) >= np.abs(estimate), axis=0)
+        beyond = len(resamples) - np.count_nonzero(np.abs(resamples - estimate) < np.abs(estimate), axis=0)
         p = wider.widened_p((1.0 + beyond) / (1.0 + len(resamples)))
         found.append(np.concatenate([summary(estimate, resamples, wider), p[None]]))
     return Difference(*np.concatenate(found, axis=1))
