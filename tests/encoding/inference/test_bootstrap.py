@@ -139,5 +139,7 @@ def test_constants_have_r_0_and_one_block_is_refused():
     moments = moments_of(predicted, measured, 10)
     found = bootstrap.intervals(moments, bootstrap.draw_weights([6], 50, seed=0))
     assert found.estimate[1] == found.standard_error[1] == 0
+    nil = bootstrap.paired_difference(moments, moments, bootstrap.draw_weights([6], 50, seed=0))
+    assert (nil.p == 1).all()
     with pytest.raises(EncodingError, match="holds 1 blocks"):
         bootstrap.block_moments(predicted[0], measured[0], 40)

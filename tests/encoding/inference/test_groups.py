@@ -53,6 +53,8 @@ def test_sign_flip_reaches_its_floor_and_no_further(n):
     p, family_wise = groups.sign_flip(np.full((n, 3), 100.0, np.float32) + np.arange(3, dtype=np.float32))
     assert p.tolist() == [groups.smallest_sign_flip_p(n)] * 3 == [1 / 2**n] * 3
     assert family_wise[-1] == 1 / 2**n
+    with pytest.raises(ValueError, match="finite"):
+        groups.sign_flip(np.array([[1.0, np.nan], [1.0, 2.0]]))
     with pytest.raises(ValueError, match="too many"):
         groups.sign_flip(np.zeros((17, 2)))
 

@@ -25,6 +25,7 @@ def test_max_statistic_counts():
     observed = np.array([0.4, 0.35, 0.05, 0.5], np.float32)
     expected = [(1 + sum(m >= value for m in maxima)) / 5 for value in observed]
     np.testing.assert_array_equal(max_statistic(observed, maxima), expected)
+    assert max_statistic(np.array([np.nan], np.float32), maxima) == 1
 
 
 def test_family_wise_error_holds_and_planted_voxels_are_found():

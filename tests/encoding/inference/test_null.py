@@ -173,6 +173,18 @@ def test_no_draws_give_p_of_one():
     assert (null.p_values(drawn, null.products(drawn, *noise((30, 30), 3))).p == 1).all()
 
 
+def test_nan_is_never_significant_and_does_not_reach_its_neighbours():
+    p, y = null.unit_series(*noise((30, 40), 4))
+    y[0][:, 2] = np.nan
+    drawn = null.draw_block_permutations((30, 40), 5, 99, 0)
+    got = null.evaluate(drawn, p, y)
+    keep = [0, 1, 3]
+    clean = null.evaluate(drawn, [s[:, keep] for s in p], [s[:, keep] for s in y])
+    assert got.p[2] == 1
+    np.testing.assert_array_equal(got.p[keep], clean.p)
+    np.testing.assert_array_equal(got.maxima, clean.maxima)
+
+
 def test_blocks_that_are_too_few_are_refused():
     with pytest.raises(EncodingError, match="hold 1, 1 blocks"):
         null.draw_block_permutations((35, 38), 20, 10, 0)

@@ -44,6 +44,7 @@ def test_standard_scores_equal_all_pairs_of_shifts():
 def test_pooled_p_counts():
     got = surrogate.pooled_p_values(np.array([0.5, 2.0, -1.0]), np.array([0.5, 1.0, -1.0, 0.0]))
     assert got.tolist() == [3 / 5, 1 / 5, 1.0]
+    assert surrogate.pooled_p_values(np.array([np.nan]), np.zeros(4)) == 1
 
 
 def score(X, Y, run):

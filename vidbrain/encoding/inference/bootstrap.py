@@ -1,7 +1,7 @@
 """How sure is r? A block bootstrap of r, and of the difference of two r, from five moments of each block.
 
 The sums p, y, pp, yy, py of a block of TRs are all that a resampled r needs: 1000 resamples of a run are one product of
-their weights (1000, m) with its moments (m, t). Blocks are resampled within runs (Kuensch 1989, without overlap).
+their weights (1000, m) with its moments (m, t). Blocks are resampled within runs without overlap (Carlstein 1986).
 Predictions are frozen: intervals speak of new data of the same runs' length under the same model. They hold for runs
 that trained nothing; r of cross-validated folds depend on one another, which frozen predictions cannot show.
 """
@@ -57,7 +57,7 @@ class Interval:
     percentile_low, percentile_high
         Quantiles of the resamples (Efron 1979), at the tails of `Expansion`.
     basic_low, basic_high
-        Those quantiles reflected at the estimate, ``2 estimate - quantile`` (Davison & Hinkley 1997, eq. 5.6).
+        Those quantiles reflected at the estimate, ``2 estimate - quantile`` (Davison & Hinkley 1997, chapter 5).
     """
 
     estimate: F64
@@ -84,7 +84,7 @@ class Difference(Interval):
 
 @dataclass(frozen=True)
 class Expansion:
-    """How much a bootstrap of few blocks must be widened (Hesterberg 2015, section 4.3).
+    """How much a bootstrap of few blocks must be widened (Hesterberg 2015).
 
     Resamples of m blocks vary by ``(m - 1) / m`` of the variance of new data, and quantiles know nothing of the
     uncertainty of that variance, which Student's t with ``m - 1`` degrees of freedom knows.
@@ -284,7 +284,7 @@ def paired_difference(
         (one, ones), (other, others) = resample(a, weights, at, how), resample(b, weights, at, how)
         estimate = one - other
         resamples: F32 = np.asarray(estimate + np.float32(spread) * (ones - others - estimate), np.float32)
-        beyond = np.count_nonzero(np.abs(resamples - estimate) >= np.abs(estimate), axis=0)
+        beyond = len(resamples) - np.count_nonzero(np.abs(resamples - estimate) < np.abs(estimate), axis=0)
         p = wider.widened_p((1.0 + beyond) / (1.0 + len(resamples)))
         found.append(np.concatenate([summary(estimate, resamples, wider), p[None]]))
     return Difference(*np.concatenate(found, axis=1))

@@ -88,7 +88,7 @@ def sign_flip(values: NDArray[Any]) -> tuple[F64, F64]:
     Parameters
     ----------
     values : (n_subjects, t)
-        Maps of r, say.
+        Maps of r, say; finite.
 
     Returns
     -------
@@ -100,9 +100,11 @@ def sign_flip(values: NDArray[Any]) -> tuple[F64, F64]:
     Raises
     ------
     ValueError
-        With more than 16 subjects, where random flips would do.
+        With more than 16 subjects, where random flips would do; or with values that are not finite.
     """
     n, t = values.shape
+    if not np.isfinite(values).all():
+        raise ValueError("sign-flips need finite values: leave out voxels that a subject lacks")
     if n > MOST_SUBJECTS:
         raise ValueError(f"all sign-flips of {n} subjects are too many; {MOST_SUBJECTS} are the most")
     observed = np.sum(values, axis=0, dtype=np.float64)

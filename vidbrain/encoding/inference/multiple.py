@@ -77,7 +77,7 @@ def max_statistic(observed: NDArray[np.float32], maxima: NDArray[np.float32]) ->
     Returns
     -------
     (t,) float64
-        ``(1 + #{maxima >= observed}) / (1 + n_permutations)``.
+        ``(1 + #{maxima >= observed}) / (1 + n_permutations)``; 1 where `observed` is NaN.
     """
-    below = np.searchsorted(np.sort(maxima), observed, side="left")
+    below = np.where(np.isnan(observed), 0, np.searchsorted(np.sort(maxima), observed, side="left"))
     return np.asarray((1.0 + len(maxima) - below) / (1.0 + len(maxima)), np.float64)

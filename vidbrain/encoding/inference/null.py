@@ -73,9 +73,9 @@ class NullTest:
     observed : (t,) float32
         The statistic: fold-mean r or pooled r, as the series were scaled.
     p : (t,) float64
-        One-sided, ``(1 + #{null >= observed}) / (1 + n_permutations)``.
+        One-sided, ``(1 + #{null >= observed}) / (1 + n_permutations)``; 1 where r is NaN.
     maxima : (n_permutations,) float32
-        Greatest null value over these voxels in each draw; see `multiple.max_statistic`.
+        Greatest null value over these voxels in each draw, NaN left out; see `multiple.max_statistic`.
     """
 
     observed: F32
@@ -311,10 +311,10 @@ def p_values(null: Null, tables: Sequence[F32], *, spread: float = SPREAD) -> Nu
         for first in range(0, n_draws, DRAWS):
             draws = slice(first, first + DRAWS)
             sums = null.draws[draws] @ table
-            count[at] += np.count_nonzero(sums >= threshold, axis=0)
+            count[at] += len(sums) - np.count_nonzero(sums < threshold, axis=0)  # NaN counts: its p is 1
             sums *= np.float32(spread)
             sums += shift
-            np.maximum(maxima[draws], sums.max(axis=1), out=maxima[draws])
+            np.fmax(maxima[draws], np.fmax.reduce(sums, axis=1), out=maxima[draws])
     return NullTest(observed, (1.0 + count) / (1.0 + n_draws), maxima)
 
 
@@ -336,5 +336,5 @@ def evaluate(null: Null, predicted: Sequence[F32], measured: Sequence[F32], *, s
     return NullTest(
         np.concatenate([part.observed for part in parts]),
         np.concatenate([part.p for part in parts]),
-        np.maximum.reduce([part.maxima for part in parts]),
+        np.fmax.reduce([part.maxima for part in parts]),
     )

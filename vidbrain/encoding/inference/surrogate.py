@@ -100,9 +100,10 @@ def pooled_p_values(scores: F64, surrogate_scores: F64) -> F64:
     Parameters
     ----------
     scores : (t,) float64
+        NaN gives p = 1.
     surrogate_scores : (n_surrogates,) float64
         Of the same fit, over the whole brain; without those whose source is dead, which never exceed anything.
     """
-    below = np.searchsorted(np.sort(surrogate_scores), scores, side="left")
+    below = np.where(np.isnan(scores), 0, np.searchsorted(np.sort(surrogate_scores), scores, side="left"))
     n = len(surrogate_scores)
     return np.asarray((1.0 + n - below) / (1.0 + n), np.float64)
