@@ -48,10 +48,12 @@ def test_ctrl_c_ends_in_one_interrupt_and_no_traceback_of_a_worker(tmp_path):
     script.write_text(
         textwrap.dedent(
             """
-            import time
+            import signal, time
             from vidbrain import cluster
 
             if __name__ == "__main__":
+                # As in a terminal: a shell that starts the tests in the background has them ignore it.
+                signal.signal(signal.SIGINT, signal.default_int_handler)
                 try:
                     with cluster.client("local", 2) as client:
                         print("ready", flush=True)

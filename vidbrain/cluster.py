@@ -128,6 +128,11 @@ def _worker_error(error: BaseException) -> VidbrainError:
     )
 
 
+def available_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 @contextlib.contextmanager
 def client(scheduler: str = "local", n_workers: int | None = None) -> Iterator[Client]:
     """Open a client for the duration of the block.
@@ -148,7 +153,7 @@ def client(scheduler: str = "local", n_workers: int | None = None) -> Iterator[C
     if scheduler == "inline" or n_workers == 0:
         yield Client()
         return
-    count = n_workers or len(os.sched_getaffinity(0))
+    count = n_workers or available_cores()
     if scheduler == "local" and count == 1:
         yield Client()
         return

@@ -25,9 +25,10 @@ from vidbrain.bold.store import open_bold
 from vidbrain.bold.truth import measured_ceiling, open_truth
 from vidbrain.cluster import Client
 from vidbrain.config import from_mapping, read_toml
-from vidbrain.encoding.blocks import EncodeConfig, fit_encoding
+from vidbrain.encoding.blocks import fit_encoding
 from vidbrain.encoding.maps import write_maps
 from vidbrain.encoding.result import open_result
+from vidbrain.encoding.settings import EncodeConfig
 from vidbrain.features.catalog import SourceConfig, SourceName, make_source
 from vidbrain.features.drivers import extract_drivers
 from vidbrain.features.extract import ExtractConfig, extract

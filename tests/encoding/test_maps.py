@@ -6,8 +6,9 @@ import nibabel
 import numpy as np
 import pytest
 
-from vidbrain.encoding.blocks import EncodeConfig, fit_encoding
+from vidbrain.encoding.blocks import fit_encoding
 from vidbrain.encoding.maps import write_maps
+from vidbrain.encoding.settings import EncodeConfig
 from vidbrain.errors import ConfigError
 from vidbrain.testing.brains import toy_world
 

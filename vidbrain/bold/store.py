@@ -17,7 +17,9 @@ from vidbrain.bold.voxels import to_volume
 from vidbrain.errors import AlignmentError, StorageError
 from vidbrain.records import RunKey
 from vidbrain.storage.info import read_info
-from vidbrain.storage.zarrs import open_dataset
+from vidbrain.storage.objects import Root, open_root
+from vidbrain.storage.roots import locate
+from vidbrain.storage.zarrs import open_dataset, read_columns
 
 KIND = "bold"
 
@@ -29,12 +31,12 @@ class BoldStore:
     Attributes
     ----------
     root
-        Folder of the store.
+        Folder of the store, or its URL.
     info
         Its root record: settings, runs, grid, sources.
     """
 
-    root: Path
+    root: Path | Root
     info: dict[str, Any]
 
     @property
@@ -111,7 +113,7 @@ class BoldStore:
 
     def read(self, run: str | RunKey, voxels: slice = slice(None)) -> NDArray[np.float32]:
         """Read a block of neighbouring voxels of one run, (n_trs, n_voxels) float32; only its chunks are read."""
-        return np.asarray(self.open(run)["bold"][:, voxels].values, np.float32)
+        return np.asarray(read_columns(self.root / f"{self.label(run)}.zarr", "bold", voxels), np.float32)
 
     def clean_like(self, run: str | RunKey, series: ArrayLike, *, standardize: bool = True) -> NDArray[np.float64]:
         """Clean other series of a run exactly as its BOLD was: a noise-free signal, a feature.
@@ -186,19 +188,20 @@ def array_sha256(values: NDArray[np.float32]) -> str:
     return hashlib.sha256(np.ascontiguousarray(values, "<f4").data).hexdigest()
 
 
-def open_bold(root: str | Path) -> BoldStore:
-    """Open a finished BOLD store.
+def open_bold(root: str | Path | Root) -> BoldStore:
+    """Open a finished BOLD store, in a folder or at a URL such as ``s3://bucket/bold``.
 
     Raises
     ------
     StorageError
         If there is none, it is unfinished, or a run of it is missing.
     """
-    root = Path(root)
-    store = BoldStore(root, read_info(root, KIND))
-    missing = [run for run in store.runs if not (root / f"{run}.zarr" / "zarr.json").is_file()]
+    place = locate(root)
+    store = BoldStore(place, read_info(place, KIND))
+    keys = {f"{run}.zarr/zarr.json": run for run in store.runs}
+    missing = [keys[key] for key in open_root(place).missing(list(keys))]
     if missing:
         raise StorageError(
-            f"the BOLD store lacks {', '.join(missing)}", where=root, hint="give the ingest command again"
+            f"the BOLD store lacks {', '.join(missing)}", where=place, hint="give the ingest command again"
         )
     return store

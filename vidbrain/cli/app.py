@@ -114,10 +114,30 @@ _COMMANDS = {
             "vidbrain encode shards/demo/features/pixels shards/demo/bold --out shards/demo/results/pixels",
         ),
         (
+            "compare",
+            "vidbrain.cli.compare:compare",
+            "Say where one feature set predicts better than another.",
+            "vidbrain compare shards/demo/results/trained shards/demo/results/untrained",
+        ),
+        (
             "report",
             "vidbrain.cli.report:report",
             "Write one page with maps, curves and numbers.",
             "vidbrain report shards/demo",
+        ),
+    ],
+    "Storage": [
+        (
+            "push",
+            "vidbrain.cli.transfer:push",
+            "Copy a finished artefact to object storage.",
+            "vidbrain push shards/demo/bold s3://bucket/bold",
+        ),
+        (
+            "pull",
+            "vidbrain.cli.transfer:pull",
+            "Copy a finished artefact from object storage.",
+            "vidbrain pull s3://bucket/bold shards/bold",
         ),
     ],
 }

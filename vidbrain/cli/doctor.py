@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from vidbrain.cli.console import Console, Flag
+from vidbrain.cluster import available_cores
 from vidbrain.storage.roots import data_root
 
 GAME = "Airstriker-Genesis-v0"
@@ -19,7 +20,7 @@ DEMO_BYTES = 2 * 10**9
 DEMO_MEMORY = 4 * 10**9
 
 
-def doctor(*, data: Path | None = None, json: Flag = False) -> None:
+def doctor(*, data: Path | None = None, url: str | None = None, json: Flag = False) -> None:
     """Say what this machine has, and what would fail on it.
 
     Example: `vidbrain doctor --json`
@@ -28,12 +29,16 @@ def doctor(*, data: Path | None = None, json: Flag = False) -> None:
     ----------
     data
         Data root whose disk is looked at; default $VIDBRAIN_DATA, else ./shards.
+    url
+        A place in object storage that is asked, for instance s3://bucket/bold.
     json
         Print the result as JSON.
     """
     console = Console(json=json)
     root = data_root(data)
     checks = [*machine(root), *accelerator(), *blas(), *codecs(), *emulator(), *optional()]
+    if url is not None:
+        checks += storage(url)
     problems = [f"{c['what']}: {c['problem']}" for c in checks if c.get("problem")]
     if json:
         console.print_result({"checks": checks, "problems": problems})
@@ -52,7 +57,7 @@ def check(what: str, found: object, problem: str | None = None) -> dict[str, Any
 
 def machine(root: Path) -> list[dict[str, Any]]:
     """Python, cores, memory and disk."""
-    cores = len(os.sched_getaffinity(0))
+    cores = available_cores()
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
     existing = next(p for p in (root.absolute(), *root.absolute().parents) if p.exists())
     free = shutil.disk_usage(existing).free
@@ -133,3 +138,17 @@ def optional() -> list[dict[str, Any]]:
     """Extras that only some users need."""
     found = importlib.util.find_spec("dask_jobqueue") is not None
     return [check("dask-jobqueue", "found" if found else "absent; only --scheduler slurm needs it")]
+
+
+def storage(url: str) -> list[dict[str, Any]]:
+    """Whether a place in object storage answers, and what is there."""
+    from vidbrain.errors import VidbrainError
+    from vidbrain.storage.objects import open_root
+    from vidbrain.storage.trees import find_record
+
+    try:
+        root = open_root(url)
+        name = find_record(root)
+    except VidbrainError as error:
+        return [check("storage", "no", f"{error.message}" + (f"; {error.hint}" if error.hint else ""))]
+    return [check("storage", f"{root} answers; " + (f"it holds {name}" if name else "no artefact is there"))]

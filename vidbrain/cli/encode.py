@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import Parameter
 
 from vidbrain import cluster
-from vidbrain.bold.store import open_bold
+from vidbrain.bold.store import BoldStore, open_bold
 from vidbrain.cli.console import Console, Flag
-from vidbrain.encoding.blocks import EncodeConfig, estimate, fit_encoding, prepare
+from vidbrain.encoding.blocks import fit_encoding
 from vidbrain.encoding.maps import write_maps
+from vidbrain.encoding.prepare import prepare
 from vidbrain.encoding.result import EncodingResult
-from vidbrain.features.store import open_features
+from vidbrain.encoding.settings import EncodeConfig
+from vidbrain.features.store import FeatureStore, open_features
 from vidbrain.storage.roots import data_root
 
 EDGE_WARNING = 0.1
@@ -67,7 +70,7 @@ def encode(
     feature_store, bold_store = open_features(features), open_bold(bold)
     if dry_run:
         prepared = prepare(feature_store, bold_store, config, layer=layer or None)
-        facts = estimate(prepared, config, bold_store.n_voxels)
+        facts = prepared.estimate(config, workers or cluster.available_cores())
         console.print_result({"root": str(out), "layers": list(prepared.layers), "runs": list(prepared.runs), **facts})
         return
     with cluster.client(scheduler, workers) as client:
@@ -82,10 +85,40 @@ def encode(
         )
     maps = write_maps(result, out / "maps", desc=name)
     facts = summary(result, maps)
+    if config.split == "leaky-tr":
+        facts |= inflation(facts, feature_store, bold_store, config, out, layer, workers, scheduler, console)
     low = facts["alpha_at_smallest_share"]
     if low is not None and low > EDGE_WARNING and config.n_alphas > 1:
         console.note(f"{low:.0%} of voxels chose the smallest alpha: widen the grid with --alpha-decades")
     console.print_result(facts, title="simulated BOLD" if result.simulated else None)
+
+
+def inflation(
+    facts: dict[str, Any],
+    features: FeatureStore,
+    bold: BoldStore,
+    config: EncodeConfig,
+    out: Path,
+    layer: tuple[str, ...],
+    workers: int | None,
+    scheduler: str,
+    console: Console,
+) -> dict[str, Any]:
+    """Fit the honest split too, and say by how much the leaky one inflates r."""
+    with cluster.client(scheduler, workers) as client:
+        honest = fit_encoding(
+            features,
+            bold,
+            replace(config, split="whole"),
+            out / "whole",
+            layer=layer or None,
+            client=client,
+            progress=console.progress(),
+        )
+    median = honest.info["summary"]["median_r"]
+    both = median is not None and facts["median_r"] is not None
+    console.note("TRs of one run train and test here: r is inflated by neighbours in time, and no finding")
+    return {"median_r_whole_runs": median, "median_r_inflation": facts["median_r"] - median if both else None}
 
 
 def summary(result: EncodingResult, maps: list[Path]) -> dict[str, Any]:

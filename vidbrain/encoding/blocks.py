@@ -7,7 +7,7 @@ reads its BOLD once, and writes one file. Blocks are put together at the end, an
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,97 +16,61 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from vidbrain.cluster import Client
-from vidbrain.config import fingerprint, to_mapping
-from vidbrain.encoding import gram
-from vidbrain.encoding.design import (
-    BoldStoreLike,
-    Design,
-    FeatureStoreLike,
-    build_design,
-    check_delays,
-    choose_layers,
-    choose_runs,
-)
-from vidbrain.encoding.folds import OuterFold, nested_folds
-from vidbrain.encoding.inference import benjamini_hochberg
-from vidbrain.encoding.nuisance import nuisance_columns
-from vidbrain.encoding.plan import Plan, gather_sets, is_planned, read_plan, write_plan
+from vidbrain.config import fingerprint
+from vidbrain.encoding.choose import Chosen, inner_scores
+from vidbrain.encoding.design.align import BoldStoreLike, FeatureStoreLike, choose_layers, choose_runs
+from vidbrain.encoding.design.matrix import TILE
+from vidbrain.encoding.inference import surrogate
+from vidbrain.encoding.inference.multiple import benjamini_hochberg, benjamini_yekutieli, max_statistic
+from vidbrain.encoding.inference.null import SPREAD
+from vidbrain.encoding.plan import Plan, is_planned, read_plan, write_plan
+from vidbrain.encoding.prepare import identity, prepare
 from vidbrain.encoding.result import KIND, STORE, EncodingResult, make_dataset, open_result, summarise
-from vidbrain.encoding.score import TILE, score_block
-from vidbrain.errors import ConfigError
+from vidbrain.encoding.ridge.gram import best_alpha
+from vidbrain.encoding.score import Inference, score_block
+from vidbrain.encoding.settings import EncodeConfig
+from vidbrain.encoding.targets import Targets
+from vidbrain.errors import EncodingError
 from vidbrain.progress import SILENT, Progress
 from vidbrain.storage.atomic import check_writable, remove, replacing
 from vidbrain.storage.info import is_done, write_info
 from vidbrain.storage.zarrs import write_dataset
 
 WORK = "work"
-PARTS = ("r", "r2", "alpha_index", "p", "dead")
-
-
-@dataclass(frozen=True, kw_only=True)
-class EncodeConfig:
-    """How features are fitted to BOLD."""
-
-    delays: tuple[int, ...] = (1, 2, 3, 4, 5)
-    """TRs by which features are delayed (finite impulse response); never across runs."""
-    clean: bool = True
-    """Take out of the features what was taken out of the BOLD: the confounds that its store names, mean and trend."""
-    n_alphas: int = 20
-    """Ridge penalties that each voxel chooses from."""
-    alpha_decades: float = 8.0
-    """Width of their grid, in powers of ten around the mean eigenvalue."""
-    n_permutations: int = 1000
-    """Circular shifts for p; the smallest possible p is 1 / (1 + this)."""
-    seed: int = 0
-    """Of the shifts."""
-    shared_runs_only: bool = False
-    """Use the runs that features and BOLD share, instead of refusing when some are missing."""
-    n_inner_blocks: int = 5
-    """With two runs only: inner folds, contiguous blocks of the training run."""
-    purge_trs: int = 10
-    """With two runs only: TRs left out of training at each side of such a block."""
-    voxels_per_block: int = 4096
-    """Voxels of one task, rounded up to a multiple of 512; the result does not depend on it."""
-
-    def __post_init__(self) -> None:
-        least = {"n_alphas": 1, "n_permutations": 0, "n_inner_blocks": 2, "purge_trs": 0, "voxels_per_block": 1}
-        for name, value in least.items():
-            if getattr(self, name) < value:
-                raise ConfigError(f"{name} must be at least {value}, not {getattr(self, name)}")
-        check_delays(self.delays)
-        if not 0 < self.alpha_decades <= 16:
-            raise ConfigError(f"alpha_decades must be above 0 and at most 16, not {self.alpha_decades:g}")
-
-    @property
-    def block(self) -> int:
-        """Voxels of one task."""
-        return -(-self.voxels_per_block // TILE) * TILE
+MOMENT_VOXELS = 4096
+BY_VOXEL = (
+    "r",
+    "r_pooled",
+    "r2",
+    "r2_split",
+    "r2_without",
+    "alpha_index",
+    "gamma",
+    "p",
+    "observed",
+    "standard",
+    "moments",
+    "dead",
+)
+SHARED = ("maxima", "block_n_trs", "block_part")
 
 
 @dataclass(frozen=True)
 class BlockRow:
-    """One task: voxels `start` to `stop` of `bold` against the plan in `plan`, written to `out`."""
+    """One task: voxels `start` to `stop` of `bold` against the plan in `plan`, written to `out`.
+
+    `shared` is the file of alphas that voxels share, by group; None where each voxel chooses. `group` is the group of
+    each voxel.
+    """
 
     bold: BoldStoreLike
     plan: str
     out: str
     start: int
     stop: int
-    n_permutations: int
-    seed: int
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """What is known before any voxel is read."""
-
-    layers: tuple[str, ...]
-    runs: tuple[str, ...]
-    design: Design
-    folds: list[OuterFold]
-    form: gram.Form
-    settings: dict[str, Any]
-    made_from: dict[str, str]
+    inference: Inference
+    group: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+    shared: str | None = None
 
 
 def fit_encoding(
@@ -142,7 +106,7 @@ def fit_encoding(
     AlignmentError
         If runs, TRs or lengths do not fit.
     EncodingError
-        If the design cannot be solved: too few runs or rows, no varying feature.
+        If the design cannot be solved (too few runs or rows, no varying feature), or needs more memory than there is.
     ResumeError
         If `out` holds a finished result of other settings.
     """
@@ -158,20 +122,22 @@ def fit_encoding(
     plan_root = work / f"plan-{key}"
     if not is_planned(plan_root):
         prepared = prepare(features, bold, config, layer=layers)
+        prepared.check_memory(config, client.n_workers)
         result_bytes = 64 * bold.n_voxels * (len(runs) + 4)
-        check_writable(out, result_bytes + estimate(prepared, config, bold.n_voxels)["plan_bytes"])
+        check_writable(out, result_bytes + int(prepared.cost.plan_bytes))
         write_plan(
             plan_root,
             prepared.design,
-            prepared.folds,
+            prepared.layout,
             prepared.form,
-            n_alphas=config.n_alphas,
-            decades=config.alpha_decades,
+            prepared.choices,
             client=client,
             progress=progress,
         )
     plan = read_plan(plan_root)
     rows = block_rows(bold, config, plan_root, work / f"blocks-{key}-{config.block}")
+    if config.alpha_per != "voxel" and len(plan.alphas) > 1:
+        rows = share_alphas(rows, bold, config, plan, client, progress)
     todo = [row for row in rows if not Path(row.out).is_file()]
     progress.start("encode", bold.n_voxels, "voxels", done=bold.n_voxels - sum(row.stop - row.start for row in todo))
     for position, median in client.run(run_block, todo):
@@ -180,90 +146,18 @@ def fit_encoding(
     return assemble(out, rows, plan, bold, settings, made_from)
 
 
-def identity(
-    features: FeatureStoreLike, bold: BoldStoreLike, config: EncodeConfig, layers: Sequence[str], runs: Sequence[str]
-) -> tuple[dict[str, Any], dict[str, str]]:
-    """Settings and inputs that decide the result, as they stand in the root record."""
-    settings = to_mapping(config) | {"layers": list(layers), "runs": list(runs)}
-    for name in ("voxels_per_block", "shared_runs_only"):  # these do not change a bit of the result
-        del settings[name]
-    return settings, {"features": str(features.info["fingerprint"]), "bold": str(bold.info["fingerprint"])}
-
-
-def prepare(
-    features: FeatureStoreLike,
-    bold: BoldStoreLike,
-    config: EncodeConfig,
-    *,
-    layer: str | Sequence[str] | None = None,
-) -> Prepared:
-    """Align the stores and lay out folds, without decomposing anything."""
-    layers = choose_layers(features, layer)
-    runs = choose_runs(features.runs, bold.runs, shared_runs_only=config.shared_runs_only)
-    settings, made_from = identity(features, bold, config, layers, runs)
-    kept: dict[str, NDArray[np.bool_]] = {}
-    nuisance: dict[str, NDArray[np.float64]] = {}
-    for run in runs:
-        data = bold.open(run)
-        n_trs = data.sizes["tr"]
-        kept[run] = np.asarray(data["kept"].values, bool) if "kept" in data else np.ones(n_trs, bool)
-        if config.clean and "confounds" in data:
-            nuisance[run] = nuisance_columns(np.asarray(data["confounds"].values, np.float64))
-    design = build_design(features, layers, kept, tr_s=bold.tr_s, delays=config.delays, nuisance=nuisance)
-    folds = nested_folds(design.run, design.tr, n_blocks=config.n_inner_blocks, purge_trs=config.purge_trs)
-    n, p = design.X.shape
-    form = gram.choose_form(n, max(len(f.train) for f in folds), p, bold.n_voxels, len(gather_sets(folds)))
-    return Prepared(layers, runs, design, folds, form, settings, made_from)
-
-
-def estimate(prepared: Prepared, config: EncodeConfig, n_voxels: int) -> dict[str, Any]:
-    """Predict arithmetic and memory before anything is computed.
-
-    Returns
-    -------
-    dict
-        ``worker_bytes`` is the peak of a worker's arrays, ``plan_bytes`` what the plan takes on disk, ``flops`` all
-        floating-point operations of the voxel side.
-    """
-    n, p = prepared.design.X.shape
-    t = min(config.block, n_voxels)
-    tasks = gather_sets(prepared.folds)
-    flops, set_bytes, plan_bytes = 0.0, 0.0, 0.0
-    for task in tasks:
-        q = min(p, len(task.rows) - 1)
-        inner = len(task.rows) if prepared.form == "dual" else p
-        flops += 2.0 * q * inner * n_voxels
-        size = 4.0 * q * (inner + config.n_alphas)
-        for _, rows in task.validations:
-            k = min(len(rows), q)
-            area = k * q - k * k / 2
-            flops += 2.0 * n_voxels * (q * len(rows) + config.n_alphas * (area + q + k))
-            size += 4.0 * q * (k + len(rows))
-        for _, rows in task.tests:
-            flops += 2.0 * q * len(rows) * n_voxels
-            size += 4.0 * q * len(rows)
-        plan_bytes += size
-        set_bytes = max(set_bytes, size)
-    plan_bytes += 4.0 * n * p
-    worker = 4.0 * n * t * 6 + set_bytes + 4.0 * len(prepared.runs) * config.n_alphas * t
-    if prepared.form == "primal":
-        flops += 2.0 * n * p * n_voxels
-        worker += 4.0 * p * t * len(prepared.runs) + 8.0 * p * TILE * 2
-    return {
-        "form": prepared.form,
-        "n_rows": n,
-        "n_columns": p,
-        "n_voxels": n_voxels,
-        "training_sets": len(tasks),
-        "blocks": -(-n_voxels // config.block),
-        "flops": flops,
-        "worker_bytes": int(worker),
-        "plan_bytes": int(plan_bytes),
-    }
-
-
 def block_rows(bold: BoldStoreLike, config: EncodeConfig, plan_root: Path, blocks: Path) -> list[BlockRow]:
     """List the tasks, in voxel order."""
+    inference = Inference(
+        kind=config.null,
+        # Single TRs at random leave no series that could be rearranged.
+        n_permutations=0 if config.split == "leaky-tr" else config.n_permutations,
+        seed=config.seed,
+        block_trs=config.block_trs,
+        # Test runs that trained nothing leave no dependence between parts that would have to be bounded.
+        spread=1.0 if config.test else SPREAD,
+        keep_moments=config.keep_moments,
+    )
     return [
         BlockRow(
             bold=bold,
@@ -271,8 +165,7 @@ def block_rows(bold: BoldStoreLike, config: EncodeConfig, plan_root: Path, block
             out=str(blocks / f"{number:05d}.npz"),
             start=start,
             stop=min(start + config.block, bold.n_voxels),
-            n_permutations=config.n_permutations,
-            seed=config.seed,
+            inference=inference,
         )
         for number, start in enumerate(range(0, bold.n_voxels, config.block))
     ]
@@ -281,11 +174,33 @@ def block_rows(bold: BoldStoreLike, config: EncodeConfig, plan_root: Path, block
 def run_block(row: BlockRow) -> float:
     """Read, fit and write one block of voxels; the work of one task. Return its median r."""
     plan = read_plan(Path(row.plan))
+    chosen = None
+    if row.shared is not None:
+        with np.load(row.shared, allow_pickle=False) as file:
+            alpha = file["alpha"][:, row.group]
+        chosen = Chosen(np.zeros((1, *alpha.shape), np.int64), alpha[None])
     with threadpool_limits(1):  # as in `run_set`
-        scores = score_block(plan, read_bold(row, plan), n_permutations=row.n_permutations, seed=row.seed)
+        Y = read_bold(row, plan)
+        scores = score_block(plan, Y, row.inference, chosen=chosen)
+        surrogates = refit(row, plan, Y) if row.inference.kind == "refit" else np.empty(0)
     with replacing(row.out) as part, part.open("wb") as file:
-        np.savez(file, **{name: getattr(scores, name) for name in PARTS})
+        np.savez(file, surrogates=surrogates, **{name: getattr(scores, name) for name in BY_VOXEL + SHARED})
     return float(np.median(scores.r.mean(axis=0)))
+
+
+def refit(row: BlockRow, plan: Plan, Y: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Fit surrogates of some voxels of the block as they were, and return the standard scores of those that live."""
+    sources = surrogate.source_voxels(row.bold.n_voxels, row.inference.n_permutations)
+    numbers = np.flatnonzero((sources >= row.start) & (sources < row.stop))
+    if not len(numbers):
+        return np.empty(0)
+    n_trs = np.bincount(plan.run).tolist()
+    shifts = surrogate.draw_shifts(n_trs, numbers, row.inference.seed)
+    turned = surrogate.shift_runs(Y[:, sources[numbers] - row.start], plan.run, shifts)
+    # Surrogates whose sources share a tile are a tile: their last bits do not depend on the block.
+    widths = np.unique(sources[numbers] // TILE, return_counts=True)[1].tolist()
+    scores = score_block(plan, turned, row.inference, widths=widths)
+    return scores.standard[~scores.dead]
 
 
 def read_bold(row: BlockRow, plan: Plan) -> NDArray[np.float32]:
@@ -295,6 +210,63 @@ def read_bold(row: BlockRow, plan: Plan) -> NDArray[np.float32]:
         mine = plan.run == number
         Y[mine] = row.bold.read(run, slice(row.start, row.stop))[plan.tr[mine]]
     return Y
+
+
+def share_alphas(
+    rows: Sequence[BlockRow], bold: BoldStoreLike, config: EncodeConfig, plan: Plan, client: Client, progress: Progress
+) -> list[BlockRow]:
+    """First pass of a shared alpha: sum the inner scores of every group of voxels, choose, and tell the blocks."""
+    groups = groups_of(bold, config, plan)
+    passes = [
+        replace(row, out=row.out.replace(".npz", ".scores.npz"), group=groups[row.start : row.stop]) for row in rows
+    ]
+    todo = [row for row in passes if not Path(row.out).is_file()]
+    progress.start("choose", bold.n_voxels, "voxels", done=bold.n_voxels - sum(row.stop - row.start for row in todo))
+    for position, _ in client.run(run_scores, todo):
+        progress.advance(todo[position].stop - todo[position].start)
+    progress.finish()
+    total = np.zeros((plan.n_folds, len(plan.alphas), int(groups.max()) + 1))
+    for row in passes:
+        with np.load(row.out, allow_pickle=False) as file:
+            total[:, :, file["groups"]] += file["scores"]
+    shared = Path(passes[0].out).with_name("alphas.npz")
+    with replacing(shared) as part, part.open("wb") as file:
+        np.savez(file, alpha=np.stack([best_alpha(fold.astype(np.float32)) for fold in total]))
+    return [
+        replace(row, group=one.group, shared=str(shared), out=row.out.replace(".npz", ".shared.npz"))
+        for row, one in zip(rows, passes, strict=True)
+    ]
+
+
+def run_scores(row: BlockRow) -> None:
+    """Sum the inner scores of each group in a block of voxels, and write them; dead voxels do not vote."""
+    plan = read_plan(Path(row.plan))
+    with threadpool_limits(1):
+        targets = Targets(plan, read_bold(row, plan))
+        ((_, scores),) = inner_scores(plan, targets)
+    scores[:, :, targets.dead] = 0
+    groups, member = np.unique(row.group, return_inverse=True)
+    sums = np.zeros((*scores.shape[:2], len(groups)))
+    for number in range(len(groups)):
+        sums[:, :, number] = scores[:, :, member == number].sum(axis=2, dtype=np.float64)
+    with replacing(row.out) as part, part.open("wb") as file:
+        np.savez(file, groups=groups, scores=sums)
+
+
+def groups_of(bold: BoldStoreLike, config: EncodeConfig, plan: Plan) -> NDArray[np.int64]:
+    """Group of every voxel that shares an alpha.
+
+    Raises
+    ------
+    EncodingError
+        If parcels are asked for and the store has none.
+    """
+    if config.alpha_per == "all":
+        return np.zeros(bold.n_voxels, np.int64)
+    data = bold.open(plan.runs[0])
+    if "parcel" not in data:
+        raise EncodingError("the BOLD store has no parcels", hint="--alpha-per voxel, or all")
+    return np.unique(np.asarray(data["parcel"].values), return_inverse=True)[1].astype(np.int64)
 
 
 def assemble(
@@ -309,18 +281,34 @@ def assemble(
     blocks = []
     for row in rows:
         with np.load(row.out, allow_pickle=False) as file:
-            blocks.append({name: file[name] for name in PARTS})
-    arrays = {name: np.concatenate([block[name] for block in blocks], axis=-1) for name in PARTS}
+            blocks.append({name: file[name] for name in (*BY_VOXEL, *SHARED, "surrogates")})
+    arrays = {name: np.concatenate([block[name] for block in blocks], axis=-1) for name in BY_VOXEL}
+    arrays |= {name: blocks[0][name] for name in ("block_n_trs", "block_part")}
     alive = ~arrays["dead"]
-    q = np.ones(len(alive))
-    q[alive] = benjamini_hochberg(arrays["p"][alive])
+    q = {name: np.where(alive, np.nan, 1.0) for name in ("q", "q_any", "p_fwe")}
+    turned = np.concatenate([block["surrogates"] for block in blocks])
+    if len(turned):
+        arrays["p"] = np.where(alive, surrogate.pooled_p_values(arrays["standard"], turned), 1.0)
+    if alive.any() and np.isfinite(arrays["p"][alive]).all():
+        q["q"][alive] = benjamini_hochberg(arrays["p"][alive])
+        q["q_any"][alive] = benjamini_yekutieli(arrays["p"][alive])
+        maxima = np.max([block["maxima"] for block in blocks], axis=0)
+        if len(maxima):
+            q["p_fwe"][alive] = max_statistic(arrays["observed"][alive], maxima)
     data = bold.open(plan.runs[0])
     ijk = np.stack([np.asarray(data[axis].values) for axis in "ijk"], axis=1)
-    dataset = make_dataset(arrays, q, plan.alphas, ijk).assign_attrs(runs=list(plan.runs))
+    dataset = make_dataset(arrays, q, plan.alphas, ijk).assign_attrs(
+        runs=list(plan.runs), parts=list(plan.parts), bands=list(plan.bands)
+    )
     summary = summarise(dataset, plan.alphas)
-    write_dataset(out / STORE, dataset)
+    # Those who resample read a block of voxels at a time.
+    moments = dataset.get("moments")
+    chunks = {} if moments is None else {"moments": (*moments.shape[:2], min(MOMENT_VOXELS, moments.shape[2]))}
+    write_dataset(out / STORE, dataset, chunks=chunks)
     facts = {
         "runs": list(plan.runs),
+        "parts": list(plan.parts),
+        "bands": list(plan.bands),
         "simulated": bool(bold.info.get("simulated", False)),
         "space": bold.info.get("space"),
         "shape": [int(size) for size in bold.shape],

@@ -4,63 +4,84 @@ from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from vidbrain.cluster import Client
-from vidbrain.encoding import gram
-from vidbrain.encoding.design import Design
-from vidbrain.encoding.folds import OuterFold, Rows, cells_of
+from vidbrain.encoding.design.matrix import Design, load_design
+from vidbrain.encoding.folds import Layout, Rows, cells_of
+from vidbrain.encoding.ridge import gram
+from vidbrain.encoding.ridge.compression import compress
+from vidbrain.encoding.ridge.hat import corrections
 from vidbrain.progress import SILENT, Progress
 from vidbrain.storage.atomic import read_json, remove, replacing, write_json
 
 F32 = NDArray[np.float32]
-RECORD = "plan.json"
+F64 = NDArray[np.float64]
+RECORD, CELLS = "plan.json", "cells"
 
 
 @dataclass(frozen=True)
 class Validation:
-    """Rows that score alphas for one outer fold: `factor` is R (k, q), `scores` is T (n_v, q) centred."""
+    """Rows that score alphas for one outer fold.
+
+    Attributes
+    ----------
+    fold
+        Outer fold.
+    rows : (n_v,)
+    scores : (n_v, q) float32
+        T, centred over these rows.
+    factor : (k, q) float32
+        R, triangular with ``|T x| = |R x|``; empty in the hat form.
+    hat : (r, n_v, n_v) float32
+        ``(I - H)^-1 - I`` of these rows for every alpha, in the hat form; else empty. There `scores` are not centred.
+    """
 
     fold: int
     rows: Rows
-    factor: F32
     scores: F32
+    factor: F32
+    hat: F32
 
 
 @dataclass(frozen=True)
 class Test:
-    """Rows of a held-out run: `scores` is T (n_f, q), relative to the training mean."""
+    """A held-out part: `scores` is T by band (n_bands, n_f, q), relative to the training mean; they add up to T."""
 
     fold: int
+    part: int
     rows: Rows
     scores: F32
 
 
 @dataclass(frozen=True)
 class TrainingSet:
-    """One training set and what is predicted from it.
+    """One training set under one weighting of the bands, and what is predicted from it.
 
     Attributes
     ----------
     rows : (n_t,)
-    projection : (q, n_t) in the dual form, (q, p) in the primal form, float32
-        Turns ``Y_t`` (dual) or the centred ``X_t' Y_t`` (primal) into Z.
+    projection : (q, n_t) in the dual form, else (q, p), float32
+        Turns ``Y_t`` (dual) or the centred ``X_t' Y_t`` into Z.
     mean : (p,) float32
-        Of the training rows; used by the primal form.
+        Of the training rows; not used by the dual form.
     shrinkage : (r, q) float32
+    mixture : (r, m), terms : (m, q) float32
+        Fewer shrinkages of which all alphas are mixtures; empty where alphas are exact.
     """
 
     rows: Rows
     projection: F32
     mean: F32
     shrinkage: F32
+    mixture: F32
+    terms: F32
     validations: tuple[Validation, ...]
     tests: tuple[Test, ...]
 
@@ -74,35 +95,53 @@ class Plan:
     root
         Folder.
     form
-        ``"primal"`` or ``"dual"``.
+        ``"primal"``, ``"dual"`` or ``"hat"``.
     alphas : (r,) float64, ascending
+    gammas : (n_candidates, n_bands) float64
+        Weightings of the bands that each voxel chooses from; each adds up to 1.
+    model : (n_candidates,) int64
+        Model that a candidate belongs to: 0 has all bands, 1 + b lacks band b.
     run, tr, cell : (n,) int64
         Of each row.
-    runs
-        Labels of the runs that `run` counts.
-    n_sets
-        Training sets.
+    runs, parts, bands
+        Labels of the runs that `run` counts, of the parts that are judged, and of the bands.
+    n_folds
+        Outer folds.
+    validating, testing
+        Numbers of the training sets that choose alphas, and of those that predict what is judged.
     facts
         Counts of rows and columns, used and left out, for readers.
     """
 
     root: Path
     form: gram.Form
-    alphas: gram.F64
+    alphas: F64
+    gammas: F64
+    model: NDArray[np.int64]
     run: NDArray[np.int64]
     tr: NDArray[np.int64]
     cell: NDArray[np.int64]
     runs: tuple[str, ...]
-    n_sets: int
+    parts: tuple[str, ...]
+    bands: tuple[str, ...]
+    n_folds: int
+    validating: tuple[int, ...]
+    testing: tuple[int, ...]
     facts: dict[str, Any]
 
-    def design(self) -> F32:
-        """Design matrix (n, p), memory-mapped."""
-        return cast("F32", np.load(self.root / "design.npy", mmap_mode="r", allow_pickle=False))
+    @property
+    def n_models(self) -> int:
+        """The joint model, and those that lack one band."""
+        return int(self.model.max()) + 1
 
-    def training_set(self, number: int) -> TrainingSet:
-        """Read one training set."""
-        with np.load(self.root / f"set-{number:04d}.npz", allow_pickle=False) as arrays:
+    @functools.cached_property
+    def design(self) -> Design:
+        """The design, memory-mapped."""
+        return load_design(self.root / "design")
+
+    def training_set(self, number: int, candidate: int = 0) -> TrainingSet:
+        """Read one training set under one candidate."""
+        with np.load(set_path(self.root, number, candidate), allow_pickle=False) as arrays:
             got = {name: arrays[name] for name in arrays.files}
         validations = [name[:-5] for name in got if name.startswith("v") and name.endswith("_rows")]
         tests = [name[:-5] for name in got if name.startswith("f") and name.endswith("_rows")]
@@ -111,46 +150,86 @@ class Plan:
             got["projection"],
             got["mean"],
             got["shrinkage"],
+            got["mixture"],
+            got["terms"],
             tuple(
-                Validation(int(got[f"{n}_fold"]), got[f"{n}_rows"], got[f"{n}_factor"], got[f"{n}_scores"])
+                Validation(
+                    int(got[f"{n}_fold"]), got[f"{n}_rows"], got[f"{n}_scores"], got[f"{n}_factor"], got[f"{n}_hat"]
+                )
                 for n in validations
             ),
-            tuple(Test(int(got[f"{n}_fold"]), got[f"{n}_rows"], got[f"{n}_scores"]) for n in tests),
+            tuple(
+                Test(int(got[f"{n}_fold"]), int(got[f"{n}_part"]), got[f"{n}_rows"], got[f"{n}_scores"]) for n in tests
+            ),
         )
 
 
 @dataclass(frozen=True)
 class Task:
-    """A training set before it is decomposed: its rows, and (outer fold, rows) that it validates and tests."""
+    """A training set before it is decomposed.
+
+    Attributes
+    ----------
+    rows
+        Its rows.
+    validations
+        (outer fold, rows) that it validates.
+    tests
+        (outer fold, part, rows) that it tests.
+    """
 
     rows: Rows
     validations: list[tuple[int, Rows]]
-    tests: list[tuple[int, Rows]]
+    tests: list[tuple[int, int, Rows]]
 
 
-def gather_sets(folds: Sequence[OuterFold]) -> list[Task]:
-    """List distinct training sets: that of outer fold f without run g is that of fold g without run f."""
+def gather_sets(layout: Layout, form: gram.Form) -> list[Task]:
+    """List distinct training sets: that of outer fold f without g is that of fold g without f.
+
+    In the hat form an outer fold's own training set serves its inner folds too.
+    """
     found: dict[bytes, Task] = {}
 
     def task(rows: Rows) -> Task:
         return found.setdefault(rows.tobytes(), Task(rows, [], []))
 
-    for number, fold in enumerate(folds):
+    for number, fold in enumerate(layout.folds):
         for train, validation in fold.inner:
-            task(train).validations.append((number, validation))
-    for number, fold in enumerate(folds):
-        task(fold.train).tests.append((number, fold.test))
+            task(fold.train if form == "hat" else train).validations.append((number, validation))
+    for number, part, rows in layout.numbered():
+        task(layout.folds[number].train).tests.append((number, part, rows))
     return list(found.values())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choices:
+    """What a voxel chooses from.
+
+    Attributes
+    ----------
+    alphas : (r,) float64, ascending
+    gammas : (n_candidates, n_bands) float64
+    model : (n_candidates,) int64
+    tolerance
+        Of the compression of alphas while they are scored; 0 for exact scores.
+    pca
+        Principal components of each band, fitted to each training set; None for all columns.
+    """
+
+    alphas: F64
+    gammas: F64
+    model: NDArray[np.int64]
+    tolerance: float = 0.0
+    pca: int | None = None
 
 
 def write_plan(
     root: Path,
     design: Design,
-    folds: Sequence[OuterFold],
+    layout: Layout,
     form: gram.Form,
+    choices: Choices,
     *,
-    n_alphas: int,
-    decades: float,
     client: Client,
     progress: Progress = SILENT,
 ) -> None:
@@ -160,80 +239,112 @@ def write_plan(
     ----------
     root
         Folder; its name must say what the plan is made from.
-    design, folds, form
+    design, layout, form, choices
         As prepared.
-    n_alphas, decades
-        Of the grid of alphas.
     client
         Where sets are decomposed.
     progress
         Listener.
     """
-    tasks = gather_sets(folds)
-    used = [rows for t in tasks for rows in (t.rows, *(r for _, r in t.validations), *(r for _, r in t.tests))]
+    tasks = gather_sets(layout, form)
+    used = [rows for t in tasks for rows in (t.rows, *(r for _, r in t.validations), *(r for _, _, r in t.tests))]
     cell = cells_of(used, len(design.run))
-    # Standardised columns: the eigenvalues of a training set add up to n_t p, over min(p, n_t - 1) directions.
-    p = design.X.shape[1]
-    centre = float(np.mean([len(f.train) * p / min(p, len(f.train) - 1) for f in folds]))
-    alphas = gram.alpha_grid(centre, n_alphas, decades)
-    with replacing(root / "design.npy") as part, part.open("wb") as file:
-        np.save(file, design.X)
-    if form == "primal":
+    with replacing(root / "design") as part:
+        part.mkdir(parents=True)
+        design.save(part)
+    if form != "dual":
         with threadpool_limits(1):  # as in `run_set`
-            cells = [gram.moments(design.X[cell == c]) for c in range(int(cell.max()) + 1)]
-        _save(
-            root / "cells.npz",
-            n=np.array([c.n for c in cells]),
-            total=np.stack([c.total for c in cells]),
-            gram=np.stack([c.gram for c in cells]),
-        )
-    rows = [SetRow(str(root), number, form, task, cell, alphas) for number, task in enumerate(tasks)]
+            _write_cells(root / CELLS, design, cell)
+    rows = [
+        SetRow(str(root), number, candidate, form, task, cell, choices)
+        for candidate in range(len(choices.gammas))
+        for number, task in enumerate(tasks)
+    ]
     todo = [row for row in rows if not row.path.is_file()]
     progress.start("plan", len(rows), "sets", done=len(rows) - len(todo))
     for _ in client.run(run_set, todo):
         progress.advance()
     progress.finish()
-    _save(root / "rows.npz", alphas=alphas, run=design.run, tr=design.tr, cell=cell)
+    _save(
+        root / "rows.npz",
+        alphas=choices.alphas,
+        gammas=choices.gammas,
+        model=choices.model,
+        run=design.run,
+        tr=design.tr,
+        cell=cell,
+    )
     facts = {
         "n_rows": len(design.run),
         "n_trs": list(design.n_trs),
-        "n_columns": p,
+        "n_columns": len(design.column),
         "n_constant_columns": design.n_constant,
         "n_invalid_columns": design.n_invalid,
     }
-    write_json(root / RECORD, {"form": form, "runs": list(design.runs), "n_sets": len(tasks), "facts": facts})
-    remove(root / "cells.npz")
+    record = {
+        "form": form,
+        "runs": list(design.runs),
+        "parts": list(layout.parts),
+        "bands": list(design.bands),
+        "n_folds": len(layout.folds),
+        "validating": [number for number, task in enumerate(tasks) if task.validations],
+        "testing": [number for number, task in enumerate(tasks) if task.tests],
+        "facts": facts,
+    }
+    write_json(root / RECORD, record)
+    remove(root / CELLS)
 
 
 @dataclass(frozen=True)
 class SetRow:
-    """One task: decompose training set `number` of the plan in `root`."""
+    """One task: decompose training set `number` of the plan in `root` under one candidate."""
 
     root: str
     number: int
+    candidate: int
     form: gram.Form
     task: Task
     cell: NDArray[np.int64]
-    alphas: gram.F64
+    choices: Choices
 
     @property
     def path(self) -> Path:
         """The file that it writes."""
-        return Path(self.root) / f"set-{self.number:04d}.npz"
+        return set_path(Path(self.root), self.number, self.candidate)
+
+
+def set_path(root: Path, number: int, candidate: int) -> Path:
+    """File of a training set under a candidate."""
+    return root / f"set-{number:04d}-{candidate:04d}.npz"
 
 
 def run_set(row: SetRow) -> None:
     """Decompose and write one training set; the work of one task."""
-    X: F32 = np.load(Path(row.root) / "design.npy", mmap_mode="r", allow_pickle=False)
+    design = load_design(Path(row.root) / "design")
     # One BLAS thread, wherever the task runs: sums in another order would change the last bits.
     with threadpool_limits(1):
-        reference = gram.mean_squares(X)
-        if row.form == "dual":
-            basis = gram.dual_basis(X[row.task.rows], reference)
-        else:
-            basis = gram.primal_basis(_sums(Path(row.root), row.cell, row.task.rows), reference)
-        arrays = _arrays(row.task, basis, X, row.alphas)
+        arrays = _arrays(row, _basis(row, design), design)
     _save(row.path, **arrays)
+
+
+def _basis(row: SetRow, design: Design) -> gram.Basis:
+    """Decompose the training set, its columns standardised, or reduced to its own principal components."""
+    # Weighting a band by gamma is scaling its columns by sqrt(gamma): X is not touched. Equal gammas are weights of 1.
+    band_weight = np.sqrt(row.choices.gammas[row.candidate] * len(design.bands))
+    reduction = None if row.choices.pca is None else design.pca(row.task.rows, row.choices.pca)
+    weight = band_weight[design.band if reduction is None else reduction.band]
+    reference = np.ones(len(design.column)) if reduction is None else None
+    if row.form == "dual":
+        X = design.rows(row.task.rows)
+        mean = X.mean(axis=0, dtype=np.float64)
+        basis = gram.dual_basis(X if reduction is None else reduction.rows(X), reference, weight=weight)
+    else:
+        sums = _sums(Path(row.root) / CELLS, row.cell, row.task.rows)
+        mean = sums.total / sums.n
+        basis = gram.primal_basis(sums if reduction is None else reduction.moments(sums), reference, weight=weight)
+    if reduction is None:
+        return basis
+    return replace(basis, mean=mean, loadings=reduction.loadings(basis.loadings))
 
 
 def is_planned(root: Path) -> bool:
@@ -249,11 +360,17 @@ def read_plan(root: Path) -> Plan:
             root=root,
             form=record["form"],
             alphas=a["alphas"],
+            gammas=a["gammas"],
+            model=a["model"],
             run=a["run"],
             tr=a["tr"],
             cell=a["cell"],
             runs=tuple(record["runs"]),
-            n_sets=record["n_sets"],
+            parts=tuple(record["parts"]),
+            bands=tuple(record["bands"]),
+            n_folds=record["n_folds"],
+            validating=tuple(record["validating"]),
+            testing=tuple(record["testing"]),
             facts=record["facts"],
         )
 
@@ -276,14 +393,29 @@ def downdate(cell: NDArray[np.int64], rows: Rows) -> tuple[list[int], list[int]]
     return [], [int(c) for c in outside]
 
 
-def _sums(root: Path, cell: NDArray[np.int64], rows: Rows) -> gram.Moments:
+def _write_cells(path: Path, design: Design, cell: NDArray[np.int64]) -> None:
+    """Write the sums over each cell, and over all, a file each: a training set needs few of them."""
+    with replacing(path) as part:
+        part.mkdir(parents=True)
+        total: gram.Moments | None = None
+        for number in range(int(cell.max()) + 1):
+            sums = design.moments(np.flatnonzero(cell == number))
+            total = sums if total is None else total + sums
+            np.savez(part / f"{number}.npz", n=sums.n, total=sums.total, gram=sums.gram)
+        if total is not None:
+            np.savez(part / "all.npz", n=total.n, total=total.total, gram=total.gram)
+
+
+def _read_cell(path: Path, name: str) -> gram.Moments:
+    with np.load(path / f"{name}.npz", allow_pickle=False) as file:
+        return gram.Moments(int(file["n"]), file["total"], file["gram"])
+
+
+def _sums(path: Path, cell: NDArray[np.int64], rows: Rows) -> gram.Moments:
     """Sums over a row set from those over cells, by adding or by downdating the total."""
-    with np.load(root / "cells.npz", allow_pickle=False) as file:
-        n, total, outer = file["n"], file["total"], file["gram"]
-    cells = [gram.Moments(int(n[c]), total[c], outer[c]) for c in range(len(n))]
     add, subtract = downdate(cell, rows)
-    sums = functools.reduce(operator.add, [cells[c] for c in add] or cells)
-    return functools.reduce(operator.sub, [cells[c] for c in subtract], sums)
+    sums = functools.reduce(operator.add, (_read_cell(path, name) for name in (map(str, add) if add else ["all"])))
+    return functools.reduce(operator.sub, (_read_cell(path, str(number)) for number in subtract), sums)
 
 
 def _save(path: Path, **arrays: NDArray[Any]) -> None:
@@ -291,27 +423,50 @@ def _save(path: Path, **arrays: NDArray[Any]) -> None:
         np.savez(file, allow_pickle=False, **arrays)
 
 
-def _arrays(task: Task, basis: gram.Basis, X: F32, alphas: gram.F64) -> dict[str, Any]:
+def _arrays(row: SetRow, basis: gram.Basis, design: Design) -> dict[str, Any]:
+    task, alphas = row.task, row.choices.alphas
     projection = basis.loadings.T if basis.scores is None else basis.scores.T
+    shrinkage = 1.0 / (basis.eigenvalues + alphas[:, None])
+    q = len(basis.eigenvalues)
+    mixture, terms = np.empty((len(alphas), 0)), np.empty((0, q))
+    validations: dict[str, Any] = {}
+    energy = np.zeros(q)
+    for number, (fold, rows) in enumerate(task.validations):
+        scores = basis.scores_of(design.rows(rows))
+        factor, hat = np.empty((0, q), np.float32), np.empty((0, 0, 0))
+        if row.form == "hat":
+            hat = corrections(scores, basis.eigenvalues, alphas, len(task.rows))
+            hat -= hat.mean(axis=1, keepdims=True)  # predictions are centred; here it costs no digits
+        else:
+            scores -= scores.mean(axis=0)
+            factor = gram.triangle(scores)
+            energy += np.sum(scores**2, axis=0)
+        validations |= {
+            f"v{number}_fold": np.int64(fold),
+            f"v{number}_rows": rows,
+            f"v{number}_scores": scores.astype(np.float32),
+            f"v{number}_factor": factor,
+            f"v{number}_hat": hat.astype(np.float32),
+        }
+    if row.choices.tolerance > 0 and row.form != "hat" and task.validations:
+        mixture, terms = compress(shrinkage, energy * basis.eigenvalues, row.choices.tolerance)
     arrays: dict[str, Any] = {
         "rows": task.rows,
         "projection": np.ascontiguousarray(projection, np.float32),
         "mean": basis.mean.astype(np.float32),
-        "shrinkage": (1.0 / (basis.eigenvalues + alphas[:, None])).astype(np.float32),
+        "shrinkage": shrinkage.astype(np.float32),
+        "mixture": mixture.astype(np.float32),
+        "terms": terms.astype(np.float32),
+        **validations,
     }
-    for number, (fold, rows) in enumerate(task.validations):
-        scores = basis.scores_of(X[rows])
-        scores -= scores.mean(axis=0)
-        arrays |= {
-            f"v{number}_fold": np.int64(fold),
-            f"v{number}_rows": rows,
-            f"v{number}_factor": gram.triangle(scores),
-            f"v{number}_scores": scores.astype(np.float32),
-        }
-    for number, (fold, rows) in enumerate(task.tests):
+    n_bands = len(design.bands)
+    for number, (fold, part, rows) in enumerate(task.tests):
+        X = design.rows(rows)
+        by_band = [basis.scores_of(X, design.band == band) for band in range(n_bands)] if n_bands > 1 else []
         arrays |= {
             f"f{number}_fold": np.int64(fold),
+            f"f{number}_part": np.int64(part),
             f"f{number}_rows": rows,
-            f"f{number}_scores": basis.scores_of(X[rows]).astype(np.float32),
+            f"f{number}_scores": np.stack(by_band or [basis.scores_of(X)]).astype(np.float32),
         }
     return arrays

@@ -31,10 +31,15 @@ class EncodingResult:
     info
         Root record: settings, fingerprints of features and BOLD, alphas, grid, summary; ``simulated`` if the BOLD is.
     dataset
-        ``r`` (fold, voxel) float32, correlation in each held-out run; ``r_mean``, its mean over folds; ``r2``, pooled
-        over runs; ``alpha``, geometric mean over folds, and ``fold_alpha`` (fold, voxel); ``p``, one-sided, and ``q``,
-        its false discovery rate over live voxels; ``dead`` (r = 0, q = 1); ``i j k`` (voxel). ``fold`` counts the
-        attribute ``runs``.
+        ``r`` (part, voxel) float32, correlation in each held-out part (a run; the attribute ``parts`` names them);
+        ``r_mean``, its mean over parts; ``r_pooled``, over all parts at once; ``r2``, pooled over parts; ``alpha``,
+        geometric mean over folds, and ``fold_alpha`` (fold, voxel); ``p``, one-sided; ``q``, its false discovery rate
+        over live voxels (Benjamini-Hochberg), ``q_any``, the same under any dependence (Benjamini-Yekutieli), and
+        ``p_fwe``, its family-wise error by the greatest voxel, all NaN where no permutation was asked for; ``dead``
+        (r = 0, q = 1); ``i j k`` (voxel). With several bands (attribute ``bands``) also ``gamma`` (band, voxel), their
+        weights, and ``r2_split`` (band, voxel), their shares of R²; after a partition ``r2_unique`` (band, voxel), what
+        R² loses without a band. If they were kept, ``moments`` (block, moment, voxel) with ``block_n_trs`` and
+        ``block_part``, see `bootstrap`.
     """
 
     root: Path
@@ -43,7 +48,7 @@ class EncodingResult:
 
     @property
     def runs(self) -> tuple[str, ...]:
-        """The held-out run of each fold."""
+        """Runs that were used."""
         return tuple(self.info["runs"])
 
     @property
@@ -79,37 +84,53 @@ def open_result(root: str | Path) -> EncodingResult:
 
 
 def make_dataset(
-    arrays: Mapping[str, NDArray[Any]], q: NDArray[np.float64], alphas: NDArray[np.float64], ijk: NDArray[np.int32]
+    arrays: Mapping[str, NDArray[Any]],
+    q: Mapping[str, NDArray[np.float64]],
+    alphas: NDArray[np.float64],
+    ijk: NDArray[np.int32],
 ) -> xr.Dataset:
     """Put voxel arrays together as the data set of a result.
 
     Parameters
     ----------
     arrays
-        ``r`` and ``alpha_index`` (fold, voxel), ``r2``, ``p`` and ``dead`` (voxel).
-    q : (voxel,)
+        As in `score.BlockScores`.
+    q
+        ``q``, ``q_any`` and ``p_fwe`` (voxel).
     alphas : (r,)
     ijk : (voxel, 3)
     """
     log_alpha = np.log10(alphas)[arrays["alpha_index"]]
     by_voxel = {
         "r_mean": arrays["r"].mean(axis=0, dtype=np.float64).astype(np.float32),
+        "r_pooled": arrays["r_pooled"],
         "r2": arrays["r2"],
         "alpha": (10 ** log_alpha.mean(axis=0)).astype(np.float32),
         "p": arrays["p"].astype(np.float32),
-        "q": q.astype(np.float32),
+        **{name: values.astype(np.float32) for name, values in q.items()},
         "dead": arrays["dead"],
     }
+    by_band = {}
+    if len(arrays["r2_split"]) > 1:
+        by_band = {"gamma": arrays["gamma"], "r2_split": arrays["r2_split"]}
+    if len(arrays["r2_without"]):
+        by_band["r2_unique"] = arrays["r2"] - arrays["r2_without"]
+    by_block: dict[str, Any] = {}
+    if len(arrays["moments"]):
+        by_block = {
+            "moments": (("block", "moment", "voxel"), arrays["moments"]),
+            "block_n_trs": (("block",), arrays["block_n_trs"]),
+            "block_part": (("block",), arrays["block_part"]),
+        }
     return xr.Dataset(
         {
-            "r": (("fold", "voxel"), arrays["r"]),
+            "r": (("part", "voxel"), arrays["r"]),
             "fold_alpha": (("fold", "voxel"), (10**log_alpha).astype(np.float32)),
             **{name: (("voxel",), values) for name, values in by_voxel.items()},
+            **{name: (("band", "voxel"), values) for name, values in by_band.items()},
+            **by_block,
         },
-        coords={
-            "fold": np.arange(len(arrays["r"]), dtype=np.int32),
-            **{axis: (("voxel",), ijk[:, column].astype(np.int32)) for column, axis in enumerate("ijk")},
-        },
+        coords={axis: (("voxel",), ijk[:, column].astype(np.int32)) for column, axis in enumerate("ijk")},
     )
 
 
@@ -129,7 +150,7 @@ def summarise(dataset: xr.Dataset, alphas: NDArray[np.float64]) -> dict[str, Any
         "n_dead": int((~alive).sum()),
         "median_r": float(np.median(r)),
         "r_99th_percentile": float(np.percentile(r, 99)),
-        "significant_share": float(np.mean(q < LEVEL)),
+        "significant_share": float(np.mean(q < LEVEL)) if np.isfinite(q).all() else None,
         "median_r2": float(np.median(dataset["r2"].values[alive])),
         "alpha_at_smallest_share": float(np.mean(np.isclose(chosen, edges[0], rtol=1e-4) & (chosen < middle))),
         "alpha_at_largest_share": float(np.mean(np.isclose(chosen, edges[1], rtol=1e-4) & (chosen > middle))),

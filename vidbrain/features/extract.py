@@ -50,6 +50,7 @@ class RecordingPlan:
     n_frames: int
     onset_s: float
     duration_s: float
+    level: str = ""
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,13 @@ def plan_runs(manifest: Manifest, tr_s: float) -> list[RunPlan]:
     runs = []
     for label, rows in table.sort_values("onset_s").groupby("run"):
         recordings = tuple(
-            RecordingPlan(str(row.Index), int(row.recording_frames), float(row.onset_s), float(row.duration_s))
+            RecordingPlan(
+                str(row.Index),
+                int(row.recording_frames),
+                float(row.onset_s),
+                float(row.duration_s),
+                str(row.level or ""),
+            )
             for row in rows.itertuples()
         )
         end_s = max(recording.onset_s + recording.duration_s for recording in recordings)
@@ -258,11 +265,14 @@ def _extract_run(work: _Work, manifest: Manifest, advance: Callable[[int], None]
     run, source = work.run, work.source
     sums = {layer.name: np.zeros((run.n_trs, layer.n_features)) for layer in source.layers}
     n_frames = np.zeros(run.n_trs, np.int64)
-    for recording in run.recordings:
+    shown, most = np.full(run.n_trs, -1, np.int32), np.zeros(run.n_trs, np.int64)
+    for number, recording in enumerate(run.recordings):
         rows, spans = rows_of(source, manifest, recording, advance)
         times_s = frame_times(recording.onset_s, recording.duration_s, recording.n_frames)
         weights, counts = volume_weights(spans, times_s, work.tr_s, run.n_trs)
         n_frames += counts
+        shown[counts > most] = number
+        most = np.maximum(most, counts)
         for name, values in rows.items():
             sums[name] += weights @ values.astype(np.float64)
     window = source.window
@@ -276,9 +286,17 @@ def _extract_run(work: _Work, manifest: Manifest, advance: Callable[[int], None]
             "sees_before_s": layer.sees_before / work.fps,
             "sees_after_s": layer.sees_after / work.fps,
             "fingerprint": work.fingerprint,
+            "recordings": [{"key": recording.key, "level": recording.level} for recording in run.recordings],
         }
         write_run(
-            work.out, layer.name, run.label, features=features, valid=valid, attributes=attributes, n_frames=n_frames
+            work.out,
+            layer.name,
+            run.label,
+            features=features,
+            valid=valid,
+            attributes=attributes,
+            n_frames=n_frames,
+            recording=shown,
         )
 
 

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from vidbrain.config import did_you_mean
 from vidbrain.errors import AlignmentError, ModelError, StorageError
 from vidbrain.storage.info import read_info
-from vidbrain.storage.roots import safe_name
+from vidbrain.storage.objects import Root
+from vidbrain.storage.roots import locate, safe_name
 from vidbrain.storage.zarrs import open_dataset, write_dataset
 
 KIND = "features"
@@ -27,12 +28,12 @@ class FeatureStore:
     Attributes
     ----------
     root
-        Its folder.
+        Its folder or URL.
     info
         The root record: source, window, pooling, TR, layers, and the fingerprints of data set and weights.
     """
 
-    root: Path
+    root: Path | Root
     info: dict[str, Any]
 
     @property
@@ -63,8 +64,10 @@ class FeatureStore:
         xarray.Dataset
             ``features (tr, feature)`` float32; ``valid (tr)`` bool, False where a volume has no video (its features
             are 0 and must be masked); ``time_s (tr)``, the middle of each volume. From video also ``n_frames (tr)``,
-            the frames in each volume. Attributes: ``tr_s``, ``layer``, ``run``; from video also ``row_s`` (what one
-            row of the source stands for), ``window_s`` (its receptive field), ``sees_before_s``, ``sees_after_s``.
+            the frames in each volume, and ``recording (tr)``, the position in the attribute ``recordings`` of the one
+            that most of them are of, -1 for none. Attributes: ``tr_s``, ``layer``, ``run``; from video also ``row_s``
+            (what one row of the source stands for), ``window_s`` (its receptive field), ``sees_before_s``,
+            ``sees_after_s``.
 
         Raises
         ------
@@ -85,13 +88,16 @@ class FeatureStore:
                 where=self.root,
                 hint="runs are those of the shards that the features were made from",
             )
-        path = store_path(self.root, layer, run)
+        path = self.root / safe_name(layer) / f"{safe_name(run)}.zarr"
         dataset = open_dataset(path)
         lacking = [name for name in ("features", "valid", "time_s") if name not in dataset.variables]
         try:
             loaded = dataset.load()
         except (RuntimeError, ValueError, KeyError, OSError) as error:
             lacking = [f"whole chunks ({error})"]
+        # Zarr reads what is not there as NaN, the whole array, for it is one chunk.
+        if not lacking and loaded["features"].size and loaded["features"].isnull().all():
+            lacking = ["its chunk"]
         if lacking or loaded["features"].shape != (*loaded["valid"].shape, loaded.sizes.get("feature")):
             what = f"without {', '.join(lacking)}" if lacking else "of another shape"
             raise StorageError(
@@ -102,15 +108,16 @@ class FeatureStore:
         return loaded
 
 
-def open_features(root: str | Path) -> FeatureStore:
-    """Open a finished set of features.
+def open_features(root: str | Path | Root) -> FeatureStore:
+    """Open a finished set of features, in a folder or at a URL such as ``s3://bucket/features/pixels``.
 
     Raises
     ------
     StorageError
         If it is missing, unfinished, of another kind or of a newer version.
     """
-    return FeatureStore(Path(root), read_info(root, KIND))
+    place = locate(root)
+    return FeatureStore(place, read_info(place, KIND))
 
 
 def store_path(root: str | Path, layer: str, run: str) -> Path:
@@ -127,6 +134,7 @@ def write_run(
     valid: NDArray[np.bool_],
     attributes: Mapping[str, Any],
     n_frames: NDArray[np.int64] | None = None,
+    recording: NDArray[np.int32] | None = None,
 ) -> None:
     """Write one layer's features of one run; the store appears whole or not at all.
 
@@ -142,10 +150,14 @@ def write_run(
         JSON values; ``tr_s`` and ``fingerprint`` are needed.
     n_frames : (n_trs,) int64
         Frames in each volume, where the features come from video.
+    recording : (n_trs,) int32
+        Recording that most of them are of, by its position in the attribute ``recordings``; -1 where there is none.
     """
     variables: dict[str, Any] = {"features": (("tr", "feature"), features), "valid": ("tr", valid)}
     if n_frames is not None:
         variables["n_frames"] = ("tr", n_frames.astype(np.int32))
+    if recording is not None:
+        variables["recording"] = ("tr", recording)
     middle_s = (np.arange(len(features)) + 0.5) * float(attributes["tr_s"])
     dataset = xr.Dataset(
         variables, coords={"time_s": ("tr", middle_s)}, attrs={"layer": layer, "run": run, **attributes}

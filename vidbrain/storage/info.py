@@ -5,6 +5,7 @@ It is written last. An artefact without its root record is unfinished and is nev
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,9 @@ from typing import Any
 from vidbrain.config import fingerprint
 from vidbrain.errors import ResumeError, StorageError
 from vidbrain.storage.atomic import read_json, write_json
+from vidbrain.storage.files import ObjectMissingError
+from vidbrain.storage.objects import Root
+from vidbrain.storage.roots import locate
 
 FORMAT_VERSION = 1
 INFO = "info.json"
@@ -75,25 +79,17 @@ def expected_fingerprint(kind: str, config: Mapping[str, Any], made_from: Mappin
     return fingerprint(kind, FORMAT_VERSION, dict(config), dict(made_from))
 
 
-def read_info(root: str | Path, kind: str, *, name: str = INFO) -> dict[str, Any]:
-    """Read the root record of a finished artefact.
+def read_info(root: str | Path | Root, kind: str, *, name: str = INFO) -> dict[str, Any]:
+    """Read the root record of a finished artefact, in a folder or at a URL.
 
     Raises
     ------
     StorageError
         If there is none (the artefact is missing or unfinished), it is of another kind, or of a newer version.
     """
-    path = Path(root) / name
-    if not path.is_file():
-        exists = Path(root).exists()
-        state = "is unfinished: it has no root record" if exists else "does not exist"
-        command = f"`{MADE_BY[kind]}`" if kind in MADE_BY else "the command that makes it"
-        raise StorageError(
-            f"the {kind} artefact {state}",
-            where=path,
-            hint=f"give {command} again; it goes on" if exists else f"check the path, or make it with {command}",
-        )
-    record = read_json(path)
+    place = locate(root)
+    path = place / name
+    record = _remote_record(place, kind, name) if isinstance(place, Root) else _local_record(place, kind, name)
     if not isinstance(record, dict) or record.get("vidbrain") != kind:
         found = record.get("vidbrain") if isinstance(record, dict) else type(record).__name__
         raise StorageError(f"expected a {kind} artefact, found {found!r}", where=path)
@@ -111,6 +107,36 @@ def read_info(root: str | Path, kind: str, *, name: str = INFO) -> dict[str, Any
             hint="update vidbrain",
         )
     return record
+
+
+def _local_record(folder: Path, kind: str, name: str) -> Any:  # noqa: ANN401 -- any JSON value
+    if not (folder / name).is_file():
+        exists = folder.exists()
+        state = "is unfinished: it has no root record" if exists else "does not exist"
+        command = _maker(kind)
+        raise StorageError(
+            f"the {kind} artefact {state}",
+            where=folder / name,
+            hint=f"give {command} again; it goes on" if exists else f"check the path, or make it with {command}",
+        )
+    return read_json(folder / name)
+
+
+def _remote_record(root: Root, kind: str, name: str) -> Any:  # noqa: ANN401 -- any JSON value
+    try:
+        return json.loads(root.get(name))
+    except ObjectMissingError:
+        raise StorageError(
+            f"there is no finished {kind} artefact: no root record",
+            where=root / name,
+            hint=f"check the URL, or make it with {_maker(kind)} and copy it there with `vidbrain push`",
+        ) from None
+    except ValueError as error:
+        raise StorageError(f"not valid JSON: {error}", where=root / name) from error
+
+
+def _maker(kind: str) -> str:
+    return f"`{MADE_BY[kind]}`" if kind in MADE_BY else "the command that makes it"
 
 
 def is_done(

@@ -1,4 +1,4 @@
-"""Where data live: --data, else $VIDBRAIN_DATA, else ./shards."""
+"""Where data live: --data, else $VIDBRAIN_DATA, else ./shards; a folder, or a URL."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import os
 from pathlib import Path
 
 from vidbrain.errors import StorageError
+from vidbrain.storage.objects import Root, open_root
+from vidbrain.storage.urls import is_url
 
 ENVIRONMENT = "VIDBRAIN_DATA"
 
@@ -13,6 +15,19 @@ ENVIRONMENT = "VIDBRAIN_DATA"
 def data_root(given: str | Path | None = None) -> Path:
     """Return the data root: what was given, else ``$VIDBRAIN_DATA``, else ``./shards``."""
     return Path(given or os.environ.get(ENVIRONMENT) or "shards").expanduser()
+
+
+def locate(place: str | Path | Root) -> Path | Root:
+    """Give a `Path` for a folder and a `Root` for a URL: both know ``/``, `read_info` and `open_dataset`.
+
+    Raises
+    ------
+    StorageError
+        If it is a URL that cannot be understood, or one that holds a secret.
+    """
+    if isinstance(place, Root):
+        return Path(place.url) if place.is_local else place
+    return open_root(place) if is_url(place) else Path(place)
 
 
 def safe_name(name: str) -> str:

@@ -7,11 +7,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import xarray as xr
+from numpy.typing import NDArray
 from zarr.codecs import ZstdCodec
 
 from vidbrain.errors import StorageError
 from vidbrain.storage.atomic import replacing
+from vidbrain.storage.objects import Root
+from vidbrain.storage.remote_zarr import RootStore, open_group
+from vidbrain.storage.remote_zarr import read_columns as read_remote_columns
+from vidbrain.storage.roots import locate
 
 
 def write_dataset(
@@ -51,18 +57,38 @@ def write_dataset(
         dataset.to_zarr(part, mode="w", zarr_format=3, consolidated=True, encoding=encoding)
 
 
-def open_dataset(path: str | Path) -> xr.Dataset:
-    """Open a Zarr v3 folder lazily, without Dask: indexing reads only the chunks that it touches.
+def open_dataset(path: str | Path | Root) -> xr.Dataset:
+    """Open a Zarr v3 folder, or one at a URL, lazily, without Dask: indexing reads only the chunks that it touches.
+
+    At a URL the store is read only and must have consolidated metadata: opening is one request.
 
     Raises
     ------
     StorageError
         If there is no such store or it cannot be read.
     """
-    path = Path(path)
-    if not (path / "zarr.json").is_file():
-        raise StorageError("there is no Zarr store", where=path)
+    place = locate(path)
+    if isinstance(place, Root):
+        store = RootStore(place)
+        open_group(store)  # says what is wrong better than xarray does
+        return xr.open_zarr(store, chunks=None, zarr_format=3, consolidated=True)
+    if not (place / "zarr.json").is_file():
+        raise StorageError("there is no Zarr store", where=place)
     try:
-        return xr.open_zarr(path, chunks=None)
+        return xr.open_zarr(place, chunks=None)
     except (ValueError, KeyError, OSError) as error:
-        raise StorageError(f"the Zarr store cannot be read: {error}", where=path) from error
+        raise StorageError(f"the Zarr store cannot be read: {error}", where=place) from error
+
+
+def read_columns(path: str | Path | Root, name: str, columns: slice) -> NDArray[Any]:
+    """Read ``array[:, columns]`` of a Zarr, with the fewest requests where it is at a URL.
+
+    Raises
+    ------
+    StorageError
+        If there is no such store or it cannot be read.
+    """
+    place = locate(path)
+    if isinstance(place, Root):
+        return read_remote_columns(place, name, columns)
+    return np.asarray(open_dataset(place)[name][:, columns].values)

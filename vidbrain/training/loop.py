@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from vidbrain.cluster import available_cores
 from vidbrain.config import to_mapping
 from vidbrain.errors import ConfigError, ModelError, ResumeError
 from vidbrain.models.gpt import GPT
@@ -36,7 +37,7 @@ from vidbrain.training import precision
 from vidbrain.training.checkpoint import Checkpoints, Metrics
 from vidbrain.training.optim import adamw, lr_factor
 from vidbrain.training.precision import PrecisionName
-from vidbrain.training.world import any_process, available_cores, joined, pick_device, reduced, wait_for_all
+from vidbrain.training.world import any_process, joined, pick_device, reduced, wait_for_all
 
 PLAN, SUMMARY = "training.json", "summary.json"
 

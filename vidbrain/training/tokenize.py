@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from vidbrain.cluster import available_cores
 from vidbrain.config import fingerprint, to_mapping
 from vidbrain.errors import ConfigError
 from vidbrain.models.pretrained import load_vqvae
@@ -24,7 +25,7 @@ from vidbrain.stream.clips import clip_table
 from vidbrain.stream.reader import SegmentReader
 from vidbrain.training import precision
 from vidbrain.training.precision import PrecisionName
-from vidbrain.training.world import available_cores, pick_device
+from vidbrain.training.world import pick_device
 
 
 @dataclass(frozen=True, kw_only=True)

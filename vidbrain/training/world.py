@@ -51,11 +51,6 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-def available_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 @contextlib.contextmanager
 def one_thread() -> Iterator[None]:
     """Run many tiny operations on one core: threads that wait for each other at every one of them only lose time."""

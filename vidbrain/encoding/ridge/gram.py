@@ -22,7 +22,9 @@ from numpy.typing import NDArray
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
-Form = Literal["primal", "dual"]
+Form = Literal["primal", "dual", "hat"]
+"""Which matrix is decomposed: the covariance of each training set, its kernel, or the covariance of all of an outer
+fold's training rows, from which inner folds follow by their hat blocks."""
 
 CONSTANT_IN_FOLD = 1e-10
 """A column whose training variance is below this share of its variance over all rows is constant in that fold: its
@@ -56,7 +58,8 @@ class Basis:
     eigenvalues : (q,) float64
         Descending, all positive: directions without variance are left out.
     mean, inverse_scale : (p,) float64
-        Of the training rows; `inverse_scale` is 0 for columns that are constant there.
+        Of the training rows; `inverse_scale` includes the columns' weights, and is 0 for columns that are constant
+        there.
     loadings : (p, q) float64
         ``scale^-1 V``: scores of new rows are ``(x - mean) @ loadings``.
     scores : (n_t, q) float64 or None
@@ -69,9 +72,9 @@ class Basis:
     loadings: F64
     scores: F64 | None
 
-    def scores_of(self, X: F32) -> F64:
-        """Project rows, (n, p) to (n, q), with the training mean removed."""
-        return (X.astype(np.float64) - self.mean) @ self.loadings
+    def scores_of(self, X: F32, columns: NDArray[np.bool_] | slice = slice(None)) -> F64:
+        """Project rows, (n, p) to (n, q), with the training mean removed; only the share of some columns, if given."""
+        return (X[:, columns].astype(np.float64) - self.mean[columns]) @ self.loadings[columns]
 
 
 def moments(X: F32) -> Moments:
@@ -100,7 +103,12 @@ def inverse_scales(variance: F64, reference: F64 | None) -> F64:
     return np.where(varies, 1.0 / np.sqrt(np.where(varies, variance, 1.0)), 0.0)
 
 
-def primal_basis(sums: Moments, reference: F64 | None) -> Basis:
+def weighted(inverse: F64, weight: F64 | None) -> F64:
+    """Inverse scales times the columns' weights, where there are any."""
+    return inverse if weight is None else inverse * weight
+
+
+def primal_basis(sums: Moments, reference: F64 | None, *, weight: F64 | None = None) -> Basis:
     """Decompose the covariance of a training set (p <= n).
 
     Parameters
@@ -109,17 +117,19 @@ def primal_basis(sums: Moments, reference: F64 | None) -> Basis:
         Of the training rows.
     reference : (p,) float64 or None
         Variance of the columns over all rows; None leaves columns as they are.
+    weight : (p,) float64 or None
+        Multiplies the scaled columns: the square root of a band's gamma. Loadings include it.
     """
     mean = sums.total / sums.n
     gram = sums.gram - np.outer(mean, sums.total)
-    inverse = inverse_scales(np.diag(gram) / sums.n, reference)
+    inverse = weighted(inverse_scales(np.diag(gram) / sums.n, reference), weight)
     gram *= inverse[:, None]
     gram *= inverse
     eigenvalues, vectors = positive_part(gram, sums.n)
     return Basis(eigenvalues, mean, inverse, inverse[:, None] * vectors, None)
 
 
-def dual_basis(X: F32, reference: F64 | None) -> Basis:
+def dual_basis(X: F32, reference: F64 | None, *, weight: F64 | None = None) -> Basis:
     """Decompose the kernel of a training set (p > n).
 
     Parameters
@@ -128,11 +138,13 @@ def dual_basis(X: F32, reference: F64 | None) -> Basis:
         Training rows.
     reference : (p,) float64 or None
         Variance of the columns over all rows; None leaves columns as they are.
+    weight : (p,) float64 or None
+        Multiplies the scaled columns: the square root of a band's gamma. Loadings include it.
     """
     centred = X.astype(np.float64)
     mean = centred.mean(axis=0)
     centred -= mean
-    inverse = inverse_scales(np.mean(centred**2, axis=0), reference)
+    inverse = weighted(inverse_scales(np.mean(centred**2, axis=0), reference), weight)
     centred *= inverse
     eigenvalues, vectors = positive_part(centred @ centred.T, len(X))
     root = np.sqrt(eigenvalues)
@@ -151,18 +163,6 @@ def positive_part(matrix: F64, n: int) -> tuple[F64, F64]:
     floor = max(float(eigenvalues[-1]), 0.0) * max(n, len(matrix)) * np.finfo(np.float64).eps
     keep = np.flatnonzero(eigenvalues > floor)[::-1]
     return eigenvalues[keep], vectors[:, keep]
-
-
-def choose_form(n_trs: int, n_train: int, n_columns: int, n_voxels: int, n_bases: int) -> Form:
-    """Choose the cheaper form by counting floating-point operations.
-
-    Primal: Gram ``n p^2``, eigenvectors ``9 p^3`` a training set, ``X'Y`` once, and ``2 p^2`` a voxel and set.
-    Dual: kernel ``n_t^2 p``, eigenvectors ``9 n_t^3``, and ``2 n_t^2`` a voxel and set.
-    """
-    primal = n_trs * n_columns**2 + 2.0 * n_trs * n_columns * n_voxels
-    primal += n_bases * (9.0 * n_columns**3 + 2.0 * n_columns**2 * n_voxels)
-    dual = n_bases * (3.0 * n_train**2 * n_columns + 9.0 * n_train**3 + 2.0 * n_train**2 * n_voxels)
-    return "dual" if dual < primal else "primal"
 
 
 def alpha_grid(mean_eigenvalue: float, n_alphas: int, decades: float) -> F64:
@@ -195,7 +195,9 @@ def squared_norms(factor: F32, Z: F32, out: F32, panel: int = 96) -> None:
         out += np.einsum("ij,ij->j", part, part)
 
 
-def inner_correlations(Z: F32, parts: Sequence[tuple[F32, F32, F32]], shrinkage: F32) -> list[F32]:
+def inner_correlations(
+    Z: F32, parts: Sequence[tuple[F32, F32, F32]], shrinkage: F32, mixture: F32 | None = None, terms: F32 | None = None
+) -> list[F32]:
     """Correlation of predicted and measured for every alpha, from products.
 
     Parameters
@@ -206,22 +208,47 @@ def inner_correlations(Z: F32, parts: Sequence[tuple[F32, F32, F32]], shrinkage:
         For each validation set of this training set: R (k, q), W (q, t) and the centred sum of squares of y (t,).
     shrinkage : (r, q) float32
         ``1 / (lambda + alpha)``.
+    mixture : (r, m), terms : (m, q) float32
+        If given, and m is less than r, norms of predictions come from ``mixture @ terms`` in place of `shrinkage`.
 
     Returns
     -------
     list of (r, t) float32
         One a validation set; 0 where prediction or measurement does not vary.
     """
-    predicted = [np.empty((len(shrinkage), Z.shape[1]), np.float32) for _ in parts]
-    shrunk = np.empty_like(Z)
-    for position, weights in enumerate(shrinkage):
-        np.multiply(Z, weights[:, None], out=shrunk)
-        for (factor, _, _), squares in zip(parts, predicted, strict=True):
-            squared_norms(factor, shrunk, squares[position])
+    if mixture is not None and terms is not None and 0 < len(terms) < len(shrinkage):
+        predicted = [mixed_norms(factor, Z, mixture, terms) for factor, _, _ in parts]
+    else:
+        predicted = [np.empty((len(shrinkage), Z.shape[1]), np.float32) for _ in parts]
+        shrunk = np.empty_like(Z)
+        for position, weights in enumerate(shrinkage):
+            np.multiply(Z, weights[:, None], out=shrunk)
+            for (factor, _, _), squares in zip(parts, predicted, strict=True):
+                squared_norms(factor, shrunk, squares[position])
     return [
         ratio(shrinkage @ (Z * W), squares, y_squares)
         for (_, W, y_squares), squares in zip(parts, predicted, strict=True)
     ]
+
+
+def mixed_norms(factor: F32, Z: F32, mixture: F32, terms: F32, panel: int = 96) -> F32:
+    """Squared column norms of ``factor @ (D Z)`` for every row D of ``mixture @ terms``, (r, t).
+
+    The products are formed for the m terms alone; those of the r rows are mixtures of them, panel by panel.
+    """
+    (n_rows, n_terms), n_voxels = mixture.shape, Z.shape[1]
+    scaled = np.empty((len(terms), *Z.shape), np.float32)
+    for position, weights in enumerate(terms):
+        np.multiply(Z, weights[:, None], out=scaled[position])
+    out = np.zeros((n_rows, n_voxels), np.float32)
+    for top in range(0, len(factor), panel):
+        rows = factor[top : top + panel, top:]
+        products = np.empty((n_terms, len(rows), n_voxels), np.float32)
+        for position in range(n_terms):
+            np.matmul(rows, scaled[position, top:], out=products[position])
+        mixed = (mixture @ products.reshape(n_terms, -1)).reshape(n_rows, len(rows), n_voxels)
+        out += np.einsum("ajt,ajt->at", mixed, mixed)
+    return out
 
 
 def ratio(product: F32, squares: F32, y_squares: F32) -> F32:

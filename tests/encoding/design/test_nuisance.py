@@ -1,6 +1,6 @@
 import numpy as np
 
-from vidbrain.encoding.nuisance import nuisance_columns, partial_out
+from vidbrain.encoding.design.nuisance import nuisance_columns, partial_out
 
 
 def test_residuals_are_those_of_least_squares_whatever_the_collinearity():

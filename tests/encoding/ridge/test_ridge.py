@@ -2,11 +2,16 @@
 
 import numpy as np
 import pytest
+import scipy.stats
 from himalaya.ridge import Ridge as HimalayaRidge
 from sklearn.linear_model import Ridge
-from sklearn.utils.estimator_checks import check_estimator
+from sklearn.model_selection import GridSearchCV
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from vidbrain.encoding.ridge import RidgeEncoder, solve
+from vidbrain.encoding.ridge.banded import BandedRidgeEncoder
+from vidbrain.encoding.ridge.plain import RidgeEncoder, solve
 
 
 @pytest.mark.parametrize("shape", [(60, 15), (30, 80)])
@@ -39,9 +44,31 @@ def test_solve_refuses_alphas_that_are_not_positive():
         solve(np.eye(3), np.eye(3), [1.0, 0.0, 2.0])
 
 
-@pytest.mark.filterwarnings("ignore:Skipping check check_array_api_input:sklearn.exceptions.SkipTestWarning")
-def test_estimator_has_the_manners_of_scikit_learn():
-    check_estimator(RidgeEncoder())
+@parametrize_with_checks([RidgeEncoder(), BandedRidgeEncoder(n_candidates=3)])
+def test_estimators_have_the_manners_of_scikit_learn(estimator, check):
+    check(estimator)
+
+
+@pytest.mark.parametrize("p", [5, 90])
+def test_score_is_the_mean_r_over_targets(p):
+    rng = np.random.default_rng(1)
+    X = rng.standard_normal((60, p))
+    Y = X[:, :5] @ rng.standard_normal((5, 3)) + rng.standard_normal((60, 3))
+    model = RidgeEncoder().fit(X[:45], Y[:45])
+    predicted = model.predict(X[45:])
+    expected = [scipy.stats.pearsonr(predicted[:, v], Y[45:, v]).statistic for v in range(3)]
+    assert model.score(X[45:], Y[45:]) == pytest.approx(np.mean(expected))
+    single = RidgeEncoder().fit(X[:45], Y[:45, 0])
+    assert single.score(X[45:], Y[45:, 0]) == pytest.approx(expected[0])
+
+
+def test_estimator_fits_into_a_pipeline_and_a_search():
+    rng = np.random.default_rng(1)
+    X = rng.standard_normal((80, 30)) * np.logspace(0, 3, 30)
+    Y = X[:, :3] @ rng.standard_normal((3, 4)) + rng.standard_normal((80, 4))
+    pipeline = make_pipeline(StandardScaler(), RidgeEncoder())
+    searched = GridSearchCV(pipeline, {"ridgeencoder__n_folds": [2, 4]}, cv=2).fit(X, Y)
+    assert searched.best_score_ > 0.3
 
 
 @pytest.mark.parametrize("p", [10, 90])

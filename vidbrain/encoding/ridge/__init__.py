@@ -1,0 +1,1 @@
+"""Ridge regression on arrays: Gram matrices, many alphas, bands, and estimators with scikit-learn's manners."""

@@ -1,0 +1,211 @@
+"""Whole files to and from a root: verified before either side may rely on them."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from vidbrain.errors import StorageError
+from vidbrain.storage.atomic import as_storage_error, replacing
+from vidbrain.storage.files import Found, NoRangesError, ObjectChangedError
+from vidbrain.storage.objects import PART_BYTES, Root
+
+N_CHANGES = 3
+"""How often a download begins again because its object was replaced."""
+N_RANGES = 4
+"""Ranges of one download at once: 32 MiB in memory."""
+
+
+@dataclass(frozen=True)
+class Sums:
+    """What a file's bytes are known by.
+
+    Attributes
+    ----------
+    n_bytes
+        Size.
+    sha256
+        Of all bytes.
+    etags
+        The ETags that a store gives which names content by MD5: that of one request, and that of parts of 8 MiB (the
+        MD5 of the parts' MD5s, and their number).
+    """
+
+    n_bytes: int
+    sha256: str
+    etags: tuple[str, str]
+
+
+def sums_of(path: Path) -> Sums:
+    """Read a file once and compute its checksums."""
+    sha256, whole, parts, n_bytes = hashlib.sha256(), _md5(), [], 0
+    try:
+        for block in _blocks(path):
+            sha256.update(block)
+            whole.update(block)
+            parts.append(_md5(block).digest())
+            n_bytes += len(block)
+    except OSError as error:
+        raise as_storage_error(error, path) from error
+    joined = f"{_md5(b''.join(parts)).hexdigest()}-{len(parts)}"
+    return Sums(n_bytes, sha256.hexdigest(), (whole.hexdigest(), joined))
+
+
+def _md5(data: bytes = b"") -> hashlib._Hash:
+    return hashlib.md5(data, usedforsecurity=False)
+
+
+def _blocks(path: Path) -> Iterator[bytes]:
+    with path.open("rb") as handle:
+        while block := handle.read(PART_BYTES):
+            yield block
+
+
+def holds(root: Root, found: Found, sums: Sums) -> bool:
+    """Whether an object has exactly these bytes.
+
+    Its size is compared, then its ETag. Where the ETag is no MD5 of the content, the object is read and hashed.
+    """
+    if found.n_bytes != sums.n_bytes:
+        return False
+    if (found.etag or "").strip('"').lower() in sums.etags:
+        return True
+    return sha256_at(root, found) == sums.sha256
+
+
+def sha256_at(root: Root, found: Found) -> str:
+    """Read an object in ranges of 8 MiB and compute its checksum."""
+    digest = hashlib.sha256()
+    for start in range(0, found.n_bytes, PART_BYTES):
+        stop = min(found.n_bytes, start + PART_BYTES)
+        digest.update(root.get_range(found.key, start, stop, etag=found.etag))
+    return digest.hexdigest()
+
+
+def upload(root: Root, key: str, path: str | Path, *, sums: Sums | None = None) -> Sums:
+    """Write a file as an object, and make sure that the store holds its bytes.
+
+    Parameters
+    ----------
+    root, key
+        Where to.
+    path
+        The file. It may go when this returns, not before.
+    sums
+        Its checksums, where they are known already.
+
+    Returns
+    -------
+    Sums
+        Its checksums.
+
+    Raises
+    ------
+    StorageError
+        If it cannot be written, or what the store holds afterwards is something else.
+    """
+    path = Path(path)
+    sums = sums or sums_of(path)
+    if sums.n_bytes > PART_BYTES:
+        root.put_large(key, path)
+    else:
+        try:
+            root.put(key, path.read_bytes())
+        except OSError as error:
+            raise as_storage_error(error, path) from error
+    if not holds(root, root.head(key), sums):
+        raise StorageError(
+            "the store does not hold what was sent: size or checksum differ",
+            where=f"{root}/{key}",
+            likely="the file changed while it was sent, or another command writes there",
+            hint="give the command again; the local copy is as it was",
+        )
+    return sums
+
+
+def download(root: Root, key: str, path: str | Path, *, n_bytes: int | None = None, sha256: str | None = None) -> Found:
+    """Copy an object into a file, which appears whole and checked, or not at all.
+
+    It comes in ranges of 8 MiB side by side, all of them of the content that was there first (``If-Match``). If it is
+    replaced meanwhile, the download begins again.
+
+    Parameters
+    ----------
+    root, key
+        Where from.
+    path
+        File to write.
+    n_bytes, sha256
+        What it must be, where that is known.
+
+    Returns
+    -------
+    Found
+        The object that the file now is.
+
+    Raises
+    ------
+    ObjectMissingError
+        If there is none.
+    StorageError
+        If it cannot be read, or is something else.
+    """
+    for attempt in range(N_CHANGES):
+        found = root.head(key)
+        if n_bytes is not None and found.n_bytes != n_bytes:
+            raise StorageError(
+                f"the object has {found.n_bytes} bytes, {n_bytes} were expected",
+                where=f"{root}/{key}",
+                likely="it was replaced, or its upload was of another data set",
+            )
+        try:
+            with replacing(path) as part:
+                part.touch()
+                _fetch(root, found, part)
+                if sha256 is not None and sums_of(part).sha256 != sha256:
+                    raise StorageError(
+                        "the object is damaged: its checksum differs from what its index says",
+                        where=f"{root}/{key}",
+                        hint="push the data set again",
+                    )
+        except ObjectChangedError:
+            if attempt + 1 == N_CHANGES:
+                raise
+        else:
+            return found
+    raise AssertionError
+
+
+def _fetch(root: Root, found: Found, part: Path) -> None:
+    spans = [(at, min(found.n_bytes, at + PART_BYTES)) for at in range(0, found.n_bytes, PART_BYTES)]
+    with part.open("r+b") as handle:
+        if len(spans) < 2:
+            handle.write(root.get(found.key, etag=found.etag) if spans else b"")
+        else:
+            try:
+                read = functools.partial(_fetch_span, root, found, handle.fileno())
+                with ThreadPoolExecutor(N_RANGES) as pool:
+                    for _ in pool.map(read, spans):
+                        pass
+            except NoRangesError:
+                root.copy_to(found.key, handle, etag=found.etag)
+        handle.flush()
+        size = os.fstat(handle.fileno()).st_size
+    if size != found.n_bytes:
+        raise StorageError(
+            f"{size} of {found.n_bytes} bytes came", where=f"{root}/{found.key}", hint="give the command again"
+        )
+
+
+def _fetch_span(root: Root, found: Found, handle: int, span: tuple[int, int]) -> None:
+    data = root.get_range(found.key, *span, etag=found.etag)
+    view = memoryview(data)
+    at = span[0]
+    while view:
+        n_written = os.pwrite(handle, view, at)
+        view, at = view[n_written:], at + n_written
