@@ -250,6 +250,9 @@ def test_a_damaged_record_of_the_plan_is_one_clear_error(videos, config, tmp_pat
     root = tmp_path / "d"
     write_shards(videos, root, config)
     (root / "dataset.json").unlink()
+    (root / "plan.json").unlink()
+    with pytest.raises(StorageError, match=r"there is shards, but no plan\.json"):
+        write_shards(videos, root, replace(config, codec="jpeg"))
     for text in ("{}", "[]", "not json", json.dumps({"config": {}, "made_from": {}, "recordings": {}})):
         (root / "plan.json").write_text(text)
         with pytest.raises(StorageError):

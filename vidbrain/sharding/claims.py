@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vidbrain.errors import ResumeError, StorageError
-from vidbrain.sharding.manifest import DATASET
+from vidbrain.sharding.manifest import DATASET, SHARDS, SPOOL
 from vidbrain.sharding.plan import Listed, Plan
 from vidbrain.storage.atomic import read_json, remove, write_json
 from vidbrain.storage.info import difference, expected_fingerprint
@@ -67,12 +67,18 @@ def check_claim(root: Path, claim: Claim, plan: Plan, plan_of: Callable[[str], P
     ------
     ResumeError
         If the folder holds, or is becoming, something that this is no continuation of; says what differs.
+    StorageError
+        If the folder holds shards without the record of their plan.
     """
     found = read_claim(root)
     if found is None:
-        if (root / DATASET).exists():
+        # Shards and spool of unknown settings must not be taken for those of this plan.
+        held = [name for name in (DATASET, SHARDS, SPOOL) if (root / name).exists()]
+        if held:
             raise StorageError(
-                f"there is a {DATASET}, but no {PLAN}", where=root, hint="give another output, or remove this one first"
+                f"there is {', '.join(held)}, but no {PLAN}",
+                where=root,
+                hint="give another output, or remove this one first",
             )
         return
     sized = {**found.config, "size": claim.config["size"]}

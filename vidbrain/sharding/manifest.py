@@ -24,6 +24,7 @@ from vidbrain.storage.info import read_info
 DATASET = "dataset.json"
 INDEX = "index.parquet"
 SHARDS = "shards"
+SPOOL = "spool"
 ROW_GROUP = 1 << 16
 # A dot would end a WebDataset key, a separator would leave the folder.
 _NAME = re.compile(r"[^./\\\x00-\x1f]+")

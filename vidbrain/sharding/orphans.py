@@ -8,8 +8,7 @@ from typing import Any
 
 from vidbrain.errors import StorageError
 from vidbrain.sharding.claims import SKIPPED, read_claim
-from vidbrain.sharding.manifest import DATASET, SHARDS
-from vidbrain.sharding.spool import SPOOL
+from vidbrain.sharding.manifest import DATASET, SHARDS, SPOOL
 from vidbrain.storage.atomic import PART, read_json, remove
 from vidbrain.storage.locks import LOCK, locked
 

@@ -24,8 +24,6 @@ from vidbrain.sharding.tars import Sample
 from vidbrain.storage.atomic import read_json, remove, replacing, write_json
 from vidbrain.video.screens import recording_frames
 
-SPOOL = "spool"
-
 
 @dataclass(frozen=True)
 class _Spooled:

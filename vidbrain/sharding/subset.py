@@ -111,7 +111,7 @@ def write_subset(
     path
         File to write; see `subset_path`.
     manifest
-        The data set, or a subset of one.
+        The data set.
     size
         Frames: 10k, 100k, any count, or all.
     only

@@ -21,10 +21,10 @@ from vidbrain.progress import SILENT, Progress
 from vidbrain.sharding.claims import check_claim, write_claim, write_skipped
 from vidbrain.sharding.filters import Filter
 from vidbrain.sharding.job import Job, job_of
-from vidbrain.sharding.manifest import DATASET, SHARDS, marker_path, shard_path, write_index
+from vidbrain.sharding.manifest import DATASET, SHARDS, SPOOL, marker_path, shard_path, write_index
 from vidbrain.sharding.plan import Listed, Plan, ShardConfig
 from vidbrain.sharding.segments import Segments
-from vidbrain.sharding.spool import SPOOL, spool_recordings, spooled_samples
+from vidbrain.sharding.spool import spool_recordings, spooled_samples
 from vidbrain.sharding.tars import write_shard
 from vidbrain.storage.atomic import check_writable, read_json, remove, sweep
 from vidbrain.storage.info import read_info, write_info
@@ -211,6 +211,7 @@ def _index_rows(job: Job, plan: Plan, root: Path) -> Iterator[dict[str, Any]]:
                 "n_frames": segment.n_frames,
                 "n_stored": segment.n_stored,
                 "shard": shard,
+                "part_crc32": None,  # markers of earlier versions have none
                 **place,
                 **entities[segment.recording],
             }
