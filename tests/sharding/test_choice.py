@@ -152,7 +152,7 @@ def test_auto_and_a_named_codec_make_the_same_data_set(videos, config, tmp_path)
     assert tars[0] == tars[1]
 
 
-@pytest.mark.parametrize("wrong", [{"codec": "zstd"}, {}, ["h264"], "h264"])
+@pytest.mark.parametrize("wrong", [{"codec": "h264"}, {"codec": "zstd", "measured": []}, {}, ["h264"], "h264"])
 def test_a_damaged_record_of_the_choice_is_refused(textured, tmp_path, wrong):
     write_shards(textured, tmp_path / "d", TEXTURED)
     record = json.loads((tmp_path / "d" / "plan.json").read_text())

@@ -12,7 +12,7 @@ from vidbrain.cli.console import Console, Flag
 from vidbrain.errors import ShardError
 from vidbrain.sharding.filters import Filter
 from vidbrain.sharding.job import job_of
-from vidbrain.sharding.manifest import DATASET, marker_path, open_manifest
+from vidbrain.sharding.manifest import DATASET, open_manifest, shard_path
 from vidbrain.sharding.plan import ShardConfig
 from vidbrain.sharding.repair import repair as rebuild
 from vidbrain.sharding.verify import verify as verify_shards
@@ -127,7 +127,8 @@ def verify(
         if repair:
             source = source or data_root() / "game"
             rebuilt = rebuild(root, source, integration=integration, client=client, progress=console.progress())
-            console.print_result({"root": str(root), "rebuilt_shards": rebuilt, "damaged": 0})
+            names = [shard_path(root, shard).name for shard in rebuilt]
+            console.print_result({"root": str(root), "rebuilt_shards": names, "damaged": 0})
             return
         damage = verify_shards(root, kind=kind, client=client, progress=console.progress())
     manifest = open_manifest(root, kind=kind)
@@ -136,7 +137,7 @@ def verify(
         shards = sorted({d.shard for d in damage})
         raise ShardError(
             f"{len(damage)} damages in {len(shards)} of {manifest.info['n_shards']} shards",
-            where=marker_path(root, shards[0]).with_suffix(".tar"),
+            where=shard_path(root, shards[0]),
             hint=f"vidbrain verify {root} --repair --source SOURCE" if kind == "shards" else "vidbrain tokenize",
         )
     console.print_result({"root": str(root), "segments": len(manifest.segments), "damaged": 0})

@@ -133,15 +133,23 @@ def read_claim(root: Path) -> Claim | None:
     record = read_json(path)
     try:
         claim = Claim(record["config"], record["made_from"], record["recordings"], record.get("codec_choice"))
-        plain = isinstance(claim.config["codec"], str) and isinstance(claim.recordings, dict)
-        chosen = claim.codec_choice is None or claim.codec_choice["codec"] == claim.config["codec"]
-        if plain and chosen and isinstance(claim.made_from["source"], str) and isinstance(claim.made_from["plan"], str):
+        names = [claim.config["codec"], claim.made_from["source"], claim.made_from["plan"]]
+        plain = all(isinstance(name, str) for name in names) and isinstance(claim.recordings, dict)
+        if plain and _is_of(claim.codec_choice, claim.config["codec"]):
             return claim
-    except (KeyError, TypeError, AttributeError):
+    except (KeyError, TypeError, ValueError):
         pass
     raise StorageError(
         "the record of the plan is damaged, or of an older version", where=path, hint="remove the folder, shard again"
     )
+
+
+def _is_of(choice: dict[str, Any] | None, codec: str) -> bool:
+    """Whether a choice is of this codec, with the size that was measured, or there was none."""
+    if choice is None:
+        return True
+    sizes = {row["codec"]: float(row["bytes_per_frame"]) for row in choice["measured"]}
+    return choice["codec"] == codec and codec in sizes
 
 
 def write_claim(root: Path, claim: Claim) -> None:
@@ -174,9 +182,9 @@ def write_skipped(root: Path, skipped: Mapping[str, str]) -> None:
 
 def _differences(found: Claim, claim: Claim) -> str:
     said = []
-    settings = difference({"config": found.config}, claim.config, {})
-    if found.config != claim.config:
-        said.append(settings)
+    sized = {**found.config, "size": claim.config["size"]}  # which may differ
+    if sized != claim.config:
+        said.append(difference({"config": sized}, claim.config, {}))
     old, new = found.recordings, claim.recordings
     gone, more = sorted(old.keys() - new.keys()), sorted(new.keys() - old.keys())
     changed = sorted(key for key in old.keys() & new.keys() if old[key] != new[key])
