@@ -93,17 +93,27 @@ def test_index_and_root_record_are_rebuilt_too(videos, config, tmp_path, name, h
     assert files_of(root) == before
 
 
-def test_a_wrong_checksum_in_the_index_is_found_and_mended(videos, config, tmp_path):
+@pytest.mark.parametrize("name", ["crc32", "part_crc32"])
+@pytest.mark.parametrize("marked", [False, True])
+def test_a_wrong_checksum_is_found_and_mended(videos, config, tmp_path, name, marked):
+    """In the index alone, or in the marker too, where nothing but the bytes can say so."""
     root = tmp_path / "d"
     write_shards(videos, root, config)
     before = files_of(root)
     table = pq.read_table(root / "index.parquet")
-    values = table["crc32"].to_pylist()
-    values[2] ^= 1
-    at = table.schema.get_field_index("crc32")
-    pq.write_table(table.set_column(at, table.schema.field("crc32"), pa.array(values)), root / "index.parquet")
-    assert {d.key for d in verify(root)} == {open_manifest(root).segments["key"][2]}
-    repair(root, videos)
+    values = table[name].to_pylist()
+    values[2] = values[2] ^ 1 if name == "crc32" else [*values[2][:-1], values[2][-1] ^ 1]
+    at = table.schema.get_field_index(name)
+    field = table.schema.field(name)
+    pq.write_table(table.set_column(at, field, pa.array(values, field.type)), root / "index.parquet")
+    if marked:
+        path = root / "shards" / "000000.json"
+        marker = json.loads(path.read_text())
+        marker["segments"][2][name] = values[2]
+        path.write_text(json.dumps(marker))
+    (found,) = verify(root)
+    assert found.key == open_manifest(root).segments["key"][2]
+    assert repair(root, videos) == ([0] if marked else [])
     assert files_of(root) == before
 
 
