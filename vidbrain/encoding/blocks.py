@@ -21,6 +21,7 @@ from vidbrain.encoding.choose import Chosen, inner_scores
 from vidbrain.encoding.design.align import BoldStoreLike, FeatureStoreLike, choose_layers, choose_runs
 from vidbrain.encoding.design.matrix import TILE
 from vidbrain.encoding.inference import surrogate
+from vidbrain.encoding.inference.ceiling import no_ceiling
 from vidbrain.encoding.inference.multiple import benjamini_hochberg, benjamini_yekutieli, max_statistic
 from vidbrain.encoding.inference.null import SPREAD
 from vidbrain.encoding.plan import Plan, is_planned, read_plan, write_plan
@@ -321,6 +322,7 @@ def assemble(
         "alphas": plan.alphas.tolist(),
         "n_trs_used": [int(np.sum(plan.run == number)) for number in range(len(plan.runs))],
         "design": plan.facts,
+        "noise_ceiling": no_ceiling("no run is known to repeat the stimulus of another: play never does").facts(),
         "summary": summary,
     }
     write_info(out, KIND, config=settings, made_from=made_from, facts=facts)
