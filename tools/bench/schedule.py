@@ -1,12 +1,12 @@
 """How would an encoding spread over 8 nodes of 32 threads? A schedule simulated from task times measured here.
 
-Usage: python tools/bench/schedule.py FEATURES BOLD WORK [--json docs/benchmarks/schedule.json] [options of vidbrain encode]
+Usage: python tools/bench/schedule.py FEATURES BOLD WORK [--json docs/benchmarks/schedule.json]
 
-Tasks of a real plan are timed on one thread: decompositions of training sets, and blocks of 512 voxels, reading included.
+Tasks of a real plan are timed on one thread: decompositions of training sets, and blocks of 512 voxels, with reading.
 Workers then take tasks from one list, as Dask's do: decompositions first, blocks after the last of them. Assumed, and
-stated in the record: a dispatch of a task costs the scheduler 1 ms, one after the other, and the file system gives 1 GB/s
-to all workers together. Beside it stands what B-MOR published (arXiv 2403.19421, figures of its repository): the
-same question, another problem, so efficiencies may be compared and seconds may not.
+stated in the record: a dispatch of a task costs the scheduler 1 ms, one after the other, and the file system gives
+1 GB/s to all workers together. Beside it stands what B-MOR published (arXiv 2403.19421, figures of its repository):
+the same question, another problem, so efficiencies may be compared and seconds may not.
 """
 
 import argparse
@@ -18,6 +18,7 @@ import shutil
 import statistics
 import sys
 import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from vidbrain.bold.store import open_bold
@@ -47,7 +48,8 @@ class Timed:
     def __init__(self) -> None:
         self.seconds = []
 
-    def run(self, function, rows, *, weight=None):
+    def run(self, function: Callable, rows: Sequence, *, weight: Callable | None = None) -> Iterator:
+        """Yield position and result."""
         for position, row in enumerate(rows):
             began = time.perf_counter()
             result = function(row)
@@ -140,10 +142,10 @@ def main() -> int:
     }
     print(f"{'nodes':>5} {'threads':>7} {'s':>8} {'speed-up':>9} {'efficiency':>10} {'B-MOR':>7} {'efficiency':>10}")
     for row in table:
-        print(
-            f"{row['nodes']:>5} {row['threads']:>7} {row['seconds']:>8} {row['speed_up']:>9} {row['efficiency']:>10.0%} "
-            f"{row['bmor_speed_up']:>7} {row['bmor_efficiency']:>10.0%}"
+        ours = (
+            f"{row['nodes']:>5} {row['threads']:>7} {row['seconds']:>8} {row['speed_up']:>9} {row['efficiency']:>10.0%}"
         )
+        print(f"{ours} {row['bmor_speed_up']:>7} {row['bmor_efficiency']:>10.0%}")
     if options.json:
         options.json.write_text(json.dumps(record, indent=2) + "\n")
     return 0
