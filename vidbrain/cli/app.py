@@ -120,6 +120,12 @@ _COMMANDS = {
             "vidbrain compare shards/demo/results/trained shards/demo/results/untrained",
         ),
         (
+            "group",
+            "vidbrain.cli.group:group",
+            "Put results of a few subjects together.",
+            "vidbrain group shards/results/sub-01 shards/results/sub-02 --out shards/results/group",
+        ),
+        (
             "report",
             "vidbrain.cli.report:report",
             "Write one page with maps, curves and numbers.",

@@ -21,10 +21,12 @@ from vidbrain.encoding.choose import Chosen, inner_scores
 from vidbrain.encoding.design.align import BoldStoreLike, FeatureStoreLike, choose_layers, choose_runs
 from vidbrain.encoding.design.matrix import TILE
 from vidbrain.encoding.inference import surrogate
+from vidbrain.encoding.inference.ceiling import no_ceiling
 from vidbrain.encoding.inference.multiple import benjamini_hochberg, benjamini_yekutieli, max_statistic
 from vidbrain.encoding.inference.null import SPREAD
 from vidbrain.encoding.plan import Plan, is_planned, read_plan, write_plan
 from vidbrain.encoding.prepare import identity, prepare
+from vidbrain.encoding.products import Device, products_on
 from vidbrain.encoding.result import KIND, STORE, EncodingResult, make_dataset, open_result, summarise
 from vidbrain.encoding.ridge.gram import best_alpha
 from vidbrain.encoding.score import Inference, score_block
@@ -69,6 +71,7 @@ class BlockRow:
     start: int
     stop: int
     inference: Inference
+    device: Device
     group: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
     shared: str | None = None
 
@@ -166,6 +169,7 @@ def block_rows(bold: BoldStoreLike, config: EncodeConfig, plan_root: Path, block
             start=start,
             stop=min(start + config.block, bold.n_voxels),
             inference=inference,
+            device=config.device,
         )
         for number, start in enumerate(range(0, bold.n_voxels, config.block))
     ]
@@ -181,7 +185,7 @@ def run_block(row: BlockRow) -> float:
         chosen = Chosen(np.zeros((1, *alpha.shape), np.int64), alpha[None])
     with threadpool_limits(1):  # as in `run_set`
         Y = read_bold(row, plan)
-        scores = score_block(plan, Y, row.inference, chosen=chosen)
+        scores = score_block(plan, Y, row.inference, chosen=chosen, products=products_on(row.device))
         surrogates = refit(row, plan, Y) if row.inference.kind == "refit" else np.empty(0)
     with replacing(row.out) as part, part.open("wb") as file:
         np.savez(file, surrogates=surrogates, **{name: getattr(scores, name) for name in BY_VOXEL + SHARED})
@@ -199,7 +203,7 @@ def refit(row: BlockRow, plan: Plan, Y: NDArray[np.float32]) -> NDArray[np.float
     turned = surrogate.shift_runs(Y[:, sources[numbers] - row.start], plan.run, shifts)
     # Surrogates whose sources share a tile are a tile: their last bits do not depend on the block.
     widths = np.unique(sources[numbers] // TILE, return_counts=True)[1].tolist()
-    scores = score_block(plan, turned, row.inference, widths=widths)
+    scores = score_block(plan, turned, row.inference, widths=widths, products=products_on(row.device))
     return scores.standard[~scores.dead]
 
 
@@ -242,7 +246,7 @@ def run_scores(row: BlockRow) -> None:
     """Sum the inner scores of each group in a block of voxels, and write them; dead voxels do not vote."""
     plan = read_plan(Path(row.plan))
     with threadpool_limits(1):
-        targets = Targets(plan, read_bold(row, plan))
+        targets = Targets(plan, read_bold(row, plan), products=products_on(row.device))
         ((_, scores),) = inner_scores(plan, targets)
     scores[:, :, targets.dead] = 0
     groups, member = np.unique(row.group, return_inverse=True)
@@ -318,6 +322,7 @@ def assemble(
         "alphas": plan.alphas.tolist(),
         "n_trs_used": [int(np.sum(plan.run == number)) for number in range(len(plan.runs))],
         "design": plan.facts,
+        "noise_ceiling": no_ceiling("no run is known to repeat the stimulus of another: play never does").facts(),
         "summary": summary,
     }
     write_info(out, KIND, config=settings, made_from=made_from, facts=facts)

@@ -64,10 +64,12 @@ def _add_products(training: TrainingSet, targets: Targets, scores: F32) -> None:
     for tile in targets.tiles:
         Z = targets.project(training, tile)
         parts = [
-            (v.factor, scores_t @ y[:, tile], squares[tile])
+            (v.factor, targets.products.multiply(scores_t, y[:, tile]), squares[tile])
             for v, (scores_t, y, squares) in zip(training.validations, held, strict=True)
         ]
-        found = gram.inner_correlations(Z, parts, training.shrinkage, training.mixture, training.terms)
+        found = gram.inner_correlations(
+            Z, parts, training.shrinkage, training.mixture, training.terms, targets.products.norms
+        )
         for validation, r in zip(training.validations, found, strict=True):
             scores[validation.fold][:, tile] += r
 
@@ -80,8 +82,8 @@ def _add_hats(training: TrainingSet, targets: Targets, scores: F32) -> None:
             measured = y[:, tile] - y[:, tile].mean(axis=0)
             squares = np.einsum("it,it->t", measured, measured)
             for position, weights in enumerate(training.shrinkage):
-                predicted = validation.scores @ (Z * weights[:, None])
-                predicted -= validation.hat[position] @ (y[:, tile] - predicted)
+                predicted = targets.products.multiply(validation.scores, Z * weights[:, None])
+                predicted -= targets.products.multiply(validation.hat[position], y[:, tile] - predicted)
                 predicted -= predicted.mean(axis=0)
                 product = np.einsum("it,it->t", predicted, measured)
                 norm = np.einsum("it,it->t", predicted, predicted)

@@ -19,7 +19,7 @@ from vidbrain.storage.atomic import write_bytes, write_json
 STATISTICS = {
     "r": ("r_mean", "Pearson r of predicted and measured BOLD, mean over held-out runs"),
     "r2": ("r2", "Explained variance of held-out BOLD, pooled over runs"),
-    "p": ("p", "One-sided p of r, circular shifts of whole runs"),
+    "p": ("p", "One-sided p of r, by the null that the settings name"),
     "q": ("q", "Smallest false discovery rate (Benjamini-Hochberg) at which the voxel is significant"),
     "alpha": ("alpha", "Ridge penalty, geometric mean over folds"),
 }

@@ -13,6 +13,7 @@ from vidbrain.encoding.choose import Chosen, best_of, inner_scores
 from vidbrain.encoding.inference import null, surrogate
 from vidbrain.encoding.inference.bootstrap import BlockMoments, block_moments
 from vidbrain.encoding.plan import Plan, Test, TrainingSet
+from vidbrain.encoding.products import Products
 from vidbrain.encoding.targets import Targets
 
 F32 = NDArray[np.float32]
@@ -164,7 +165,13 @@ class Tally:
 
 
 def score_block(
-    plan: Plan, Y: F32, inference: Inference, *, chosen: Chosen | None = None, widths: Sequence[int] | None = None
+    plan: Plan,
+    Y: F32,
+    inference: Inference,
+    *,
+    chosen: Chosen | None = None,
+    widths: Sequence[int] | None = None,
+    products: Products | None = None,
 ) -> BlockScores:
     """Fit and test a block of voxels.
 
@@ -178,10 +185,10 @@ def score_block(
         How r is tested.
     chosen
         Alphas and candidates; by default each voxel chooses its own.
-    widths
-        Of tiles, see `Targets`.
+    widths, products
+        Of tiles, and where matrices are multiplied, see `Targets`.
     """
-    targets = Targets(plan, Y, widths)
+    targets = Targets(plan, Y, widths, products)
     chosen = chosen or choose(plan, targets)
     tally = Tally(plan, inference, targets.n_voxels)
     for model in range(plan.n_models):
@@ -273,4 +280,4 @@ def _predict(
         if len(mine) < Z.shape[1]:
             Z = np.ascontiguousarray(Z[:, mine])
         for band, scores in enumerate(test.scores):
-            out[band][:, tile.start + mine] = scores @ Z
+            out[band][:, tile.start + mine] = targets.products.multiply(scores, Z)

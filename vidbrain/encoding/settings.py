@@ -9,6 +9,7 @@ from vidbrain.encoding.design.delays import check_delays
 from vidbrain.encoding.design.matrix import TILE
 from vidbrain.encoding.design.reduce import Reduce, check_reduction
 from vidbrain.encoding.design.response import Response
+from vidbrain.encoding.products import Device
 from vidbrain.errors import ConfigError
 
 
@@ -54,6 +55,8 @@ class EncodeConfig:
     """With --bands: also fit without each layer, for what it explains alone."""
     form: Literal["auto", "primal", "dual", "hat"] = "auto"
     """Which matrix is decomposed; auto takes the fewest operations."""
+    device: Device = "cpu"
+    """Where matrices of voxels are multiplied; cuda needs torch and a GPU."""
     n_permutations: int = 1000
     """Draws of the null for p; the smallest possible p is 1 / (1 + this). 0 for no p."""
     null: Literal["shift", "block", "refit"] = "shift"

@@ -11,6 +11,7 @@ from vidbrain.encoding.design.columns import CONSTANT
 from vidbrain.encoding.design.matrix import TILE
 from vidbrain.encoding.folds import Rows
 from vidbrain.encoding.plan import Plan, TrainingSet, downdate
+from vidbrain.encoding.products import NumpyProducts, Products
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
@@ -36,6 +37,8 @@ class Targets:
         The feature side.
     Y : (n, t) float32
         BOLD of the plan's rows; any offset and scale.
+    products
+        Where matrices are multiplied; default this processor.
     widths
         Of tiles, where other voxels than neighbours are fitted: what one tile holds decides its last bits. Default
         `TILE`.
@@ -50,10 +53,15 @@ class Targets:
         Not finite, or constant in at least one run.
     """
 
-    def __init__(self, plan: Plan, Y: F32, widths: Sequence[int] | None = None) -> None:
+    def __init__(
+        self, plan: Plan, Y: F32, widths: Sequence[int] | None = None, products: Products | None = None
+    ) -> None:
+        self.products = products or NumpyProducts()
         self._plan = plan
         self.Y, self.dead = standardise(Y, plan.run)
         self.n_voxels = self.Y.shape[1]
+        if self.products.whole_blocks:
+            widths = [self.n_voxels]
         self.tiles = tiles(self.n_voxels) if widths is None else cut(widths)
         n_cells = int(plan.cell.max()) + 1
         cells = [np.flatnonzero(plan.cell == cell) for cell in range(n_cells)]
@@ -77,13 +85,13 @@ class Targets:
         """Return the training set's ``Z = V' X' Y``, (q, tile), with means removed."""
         if self._products is None or self._total is None:
             # Scores of the training rows are centred, so Y need not be.
-            return training.projection @ self.Y[training.rows, tile]
+            return self.products.multiply(training.projection, self.Y[training.rows, tile])
         add, subtract = downdate(self._plan.cell, training.rows)
         total = self._products[add, :, tile].sum(axis=0, dtype=np.float64) if add else self._total[:, tile].copy()
         for cell in subtract:
             total -= self._products[cell, :, tile]
         total -= np.outer(training.mean, self.mean(training.rows)[tile] * len(training.rows))
-        return training.projection @ total.astype(np.float32)
+        return self.products.multiply(training.projection, total.astype(np.float32))
 
 
 def standardise(Y: F32, run: NDArray[np.int64]) -> tuple[F32, NDArray[np.bool_]]:

@@ -395,6 +395,6 @@ def test_a_saved_design_is_read_as_it_was(tmp_path, mmap, cleaned):
 
 
 def test_the_snippet_of_its_page_runs(capsys):
-    page = Path(__file__).parents[2] / "docs" / "encoding" / "design.md"
+    page = Path(__file__).parents[3] / "docs" / "encoding" / "design.md"
     exec(re.search(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL)[1], {})
     assert capsys.readouterr().out == "(150, 40) (40, 40) (15, 15)\n"

@@ -12,7 +12,7 @@ The p side is float64; products with Y are float32, which is safe because X and 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -195,8 +195,22 @@ def squared_norms(factor: F32, Z: F32, out: F32, panel: int = 96) -> None:
         out += np.einsum("ij,ij->j", part, part)
 
 
+def norms_of(factor: F32, Z: F32, shrinkage: F32) -> F32:
+    """Squared column norms of ``factor @ (D Z)`` for every row D of the shrinkage, (r, t)."""
+    out, shrunk = np.empty((len(shrinkage), Z.shape[1]), np.float32), np.empty_like(Z)
+    for weights, squares in zip(shrinkage, out, strict=True):
+        np.multiply(Z, weights[:, None], out=shrunk)
+        squared_norms(factor, shrunk, squares)
+    return out
+
+
 def inner_correlations(
-    Z: F32, parts: Sequence[tuple[F32, F32, F32]], shrinkage: F32, mixture: F32 | None = None, terms: F32 | None = None
+    Z: F32,
+    parts: Sequence[tuple[F32, F32, F32]],
+    shrinkage: F32,
+    mixture: F32 | None = None,
+    terms: F32 | None = None,
+    norms: Callable[[F32, F32, F32], F32] = norms_of,
 ) -> list[F32]:
     """Correlation of predicted and measured for every alpha, from products.
 
@@ -210,6 +224,8 @@ def inner_correlations(
         ``1 / (lambda + alpha)``.
     mixture : (r, m), terms : (m, q) float32
         If given, and m is less than r, norms of predictions come from ``mixture @ terms`` in place of `shrinkage`.
+    norms
+        Computes them; `norms_of`, or the same elsewhere.
 
     Returns
     -------
@@ -219,12 +235,7 @@ def inner_correlations(
     if mixture is not None and terms is not None and 0 < len(terms) < len(shrinkage):
         predicted = [mixed_norms(factor, Z, mixture, terms) for factor, _, _ in parts]
     else:
-        predicted = [np.empty((len(shrinkage), Z.shape[1]), np.float32) for _ in parts]
-        shrunk = np.empty_like(Z)
-        for position, weights in enumerate(shrinkage):
-            np.multiply(Z, weights[:, None], out=shrunk)
-            for (factor, _, _), squares in zip(parts, predicted, strict=True):
-                squared_norms(factor, shrunk, squares[position])
+        predicted = [norms(factor, Z, shrinkage) for factor, _, _ in parts]
     return [
         ratio(shrinkage @ (Z * W), squares, y_squares)
         for (_, W, y_squares), squares in zip(parts, predicted, strict=True)
