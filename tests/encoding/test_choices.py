@@ -232,3 +232,18 @@ def test_the_fewest_operations_decide_the_form():
 def test_settings_that_contradict_are_refused(bad, what):
     with pytest.raises(ConfigError, match=what):
         EncodeConfig(**bad)
+
+
+@pytest.mark.parametrize(
+    ("bad", "what"),
+    [
+        ({"null": "block", "block_trs": 50}, "blocks of 50"),
+        ({"keep_moments": True, "block_trs": 50}, "fewer than 2 blocks"),
+        ({"bands": True}, "one layer is one band"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_is_decomposed(tmp_path, bad, what):
+    features, bold = toy_world((62, 55, 70))
+    with pytest.raises((ConfigError, EncodingError), match=what):
+        fit_encoding(features, bold, EncodeConfig(**bad), tmp_path / "out")
+    assert not (tmp_path / "out").exists()

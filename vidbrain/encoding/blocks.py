@@ -114,6 +114,7 @@ def fit_encoding(
         If `out` holds a finished result of other settings.
     """
     out, client = Path(out), client or Client()
+    products_on(config.device)  # a device that is not there is known now, not after the plan
     layers = choose_layers(features, layer)
     runs = choose_runs(features.runs, bold.runs, shared_runs_only=config.shared_runs_only)
     settings, made_from = identity(features, bold, config, layers, runs)

@@ -16,11 +16,12 @@ from vidbrain.encoding.design.assembly import build_design
 from vidbrain.encoding.design.matrix import Design
 from vidbrain.encoding.design.nuisance import nuisance_columns
 from vidbrain.encoding.folds import TEST, Layout, cells_of, deal, lay_out, matching
+from vidbrain.encoding.inference.null import draw_block_permutations
 from vidbrain.encoding.plan import Choices, gather_sets
 from vidbrain.encoding.ridge import gram
 from vidbrain.encoding.ridge.bands import draw_gammas
 from vidbrain.encoding.settings import EncodeConfig
-from vidbrain.errors import EncodingError
+from vidbrain.errors import ConfigError, EncodingError
 from vidbrain.records import RunKey
 
 PERFORMANCE_ONLY = ("voxels_per_block", "shared_runs_only")
@@ -86,6 +87,8 @@ def prepare(
 ) -> Prepared:
     """Align the stores, lay out folds and count the cost, without decomposing anything."""
     layers = choose_layers(features, layer)
+    if config.bands and len(layers) < 2:
+        raise ConfigError("one layer is one band: there is nothing to weigh", hint="name two or more with --layer")
     runs = choose_runs(features.runs, bold.runs, shared_runs_only=config.shared_runs_only)
     settings, made_from = identity(features, bold, config, layers, runs)
     kept: dict[str, NDArray[np.bool_]] = {}
@@ -109,6 +112,7 @@ def prepare(
         seed=config.seed,
     )
     layout = layout_of(design, config, units_of(features, layers[0], design, config))
+    check_blocks(layout, config)
     choices = choices_of(design, layout, config)
     shape = preflight.Shape(
         n_rows=len(design.run),
@@ -209,6 +213,24 @@ def fold_names(unit: NDArray[np.int64], fold: NDArray[np.int64], names: Sequence
     """Name folds by the units in them."""
     inside = [np.unique(unit[fold == number]) for number in range(int(fold.max()) + 1)]
     return [", ".join(names[u] for u in some[:3]) + (", …" if len(some) > 3 else "") for some in inside]
+
+
+def check_blocks(layout: Layout, config: EncodeConfig) -> None:
+    """Refuse blocks of TRs that leave too few of them in a held-out part.
+
+    Raises
+    ------
+    EncodingError
+        If they do.
+    """
+    n_trs = [len(rows) for _, _, rows in layout.numbered()]
+    if config.null == "block" and config.n_permutations and config.split == "whole":
+        draw_block_permutations(n_trs, config.block_trs, 1, config.seed)
+    if config.keep_moments and min(n_trs) < 2 * config.block_trs:
+        raise EncodingError(
+            f"a held-out part of {min(n_trs)} TRs holds fewer than 2 blocks of {config.block_trs} TRs",
+            hint="use a smaller --block-trs (10 or more)",
+        )
 
 
 def choices_of(design: Design, layout: Layout, config: EncodeConfig) -> Choices:
