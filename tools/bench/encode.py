@@ -89,14 +89,21 @@ def count_flops(shape: Shape) -> dict[str, float]:
     n_held = n / k
     n_train = n - n_held
     dual = cheaper_side(n, n - n // k, p, t, k + 1) is Dual
-    q = n_train - 1 if dual else min(p, n_train - 1)
+    if dual:  # one decomposition of all rows, and a held-out prediction for each alpha
+        flops = {
+            "projections": 2.0 * n * (n - 1) * t,
+            "scores": r * 2.0 * n * (n - 1) * t,
+            "refit": (4.0 * n * (n - 1) + 2.0 * n * p) * t,
+        }
+        return flops | {"all": sum(flops.values())}
+    q = min(p, n_train - 1)
     rows = min(n_held, q)
     flops = {
-        "cross products": 0.0 if dual else 2.0 * n * p * t,
-        "projections": k * 2.0 * q * (n_train + n_held if dual else p + min(n_held, p)) * t,
+        "cross products": 2.0 * n * p * t,
+        "projections": k * 2.0 * q * (p + min(n_held, p)) * t,
         "scores: squares": k * r * 2.0 * (rows * q - rows * (rows - 1) / 2) * t,
         "scores: products": k * r * 2.0 * q * t,
-        "refit": (4.0 * n * n + 2.0 * n * p if dual else 4.0 * p * p) * t,
+        "refit": 4.0 * p * p * t,
     }
     return flops | {"all": sum(flops.values())}
 

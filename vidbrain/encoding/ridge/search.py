@@ -16,6 +16,7 @@ from threadpoolctl import threadpool_info, threadpool_limits
 from vidbrain.encoding.ridge import gram
 from vidbrain.encoding.ridge.bands import Columns
 from vidbrain.encoding.ridge.sides import Dual, FoldBasis, Primal, Solution, Targets, Tile
+from vidbrain.encoding.ridge.smoothers import Smoothers
 from vidbrain.errors import ConfigError
 
 F32 = NDArray[np.float32]
@@ -102,7 +103,7 @@ def fit_ridge(
     with blas_threads() as pool:
         side = side_of(X, folds, bands, targets.dtype, pool)
         # One candidate is known to be the choice: its last decomposition need not wait for the search.
-        known = pool.submit(side.solution, side.weigh(gammas[0])) if len(gammas) == 1 else None
+        known = pool.submit(side.solution, side.weigh(gammas[0])) if len(gammas) == 1 and side_of is Primal else None
         chosen = _search(side, targets, alphas, gammas, alpha_per_target, coef, pool)
         _fit(side, targets, alphas[chosen[0]], gammas, chosen[1], coef, pool, known)
         intercept = _restore(targets, x_mean, x_scale, coef, pool)
@@ -243,12 +244,22 @@ def _search(
     candidate_scores = np.empty((len(gammas), n_targets), np.float32)
     for number, gamma in enumerate(gammas):
         weights = side.weigh(gamma)
-        bases = list(pool.map(partial(side.basis, weights), range(len(side.folds))))
+        smoothers = side.smoothers(weights, alphas, pool) if isinstance(side, Dual) else None
+        if smoothers is not None:
 
-        def score(at: slice, bases: list[FoldBasis] = bases) -> None:
-            scores[:, at] = score_tile(side, bases, reduced(at), alphas)
+            def smooth(at: slice, smoothers: Smoothers = smoothers) -> None:
+                tile = reduced(at)
+                assert tile.rows is not None
+                scores[:, at] = smoothers.score(tile.rows, tile.squares)
 
-        _run(pool, score, places)
+            _run(pool, smooth, places)
+        else:
+            bases = list(pool.map(partial(side.basis, weights), range(len(side.folds))))
+
+            def score(at: slice, bases: list[FoldBasis] = bases) -> None:
+                scores[:, at] = score_tile(side, bases, reduced(at), alphas)
+
+            _run(pool, score, places)
         if alpha_per_target:
             found = gram.best_alpha(scores)
         else:

@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 
 from vidbrain.encoding.ridge import gram
 from vidbrain.encoding.ridge.bands import Columns, column_weights
+from vidbrain.encoding.ridge.smoothers import Smoothers, is_worth, make_smoothers
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
@@ -230,6 +231,7 @@ class Dual:
     ) -> None:
         self.X = X.astype(dtype, copy=False)
         self.folds, self.bands = folds, bands
+        self._last: tuple[F64, F64, F64] | None = None
         self.kernels = np.empty((len(bands), len(X), len(X)))
         places = list(combinations_with_replacement(folds or [slice(0, len(X))], 2))
         for kernel, columns in zip(self.kernels, bands, strict=True):
@@ -241,6 +243,15 @@ class Dual:
         """Prepare a candidate."""
         kernel = self.kernels[0] if len(gamma) == 1 else np.tensordot(gamma, self.kernels, axes=1)
         return Weights(column_weights(gamma, self.bands, self.X.shape[1]), kernel)
+
+    def smoothers(self, weights: Weights, alphas: F64, pool: ThreadPoolExecutor) -> Smoothers | None:
+        """Predict every fold from one decomposition of all rows; None where it does not serve."""
+        if not is_worth(len(self.X), self.folds, len(alphas), len(self.X) - 1):
+            return None
+        vectors, eigenvalues = self._decomposed(weights)
+        if not is_worth(len(self.X), self.folds, len(alphas), len(eigenvalues)):
+            return None
+        return make_smoothers(vectors, eigenvalues, self.folds, alphas, pool)
 
     def basis(self, weights: Weights, fold: int) -> FoldBasis:
         """Decompose the training set without one fold."""
@@ -260,10 +271,17 @@ class Dual:
 
     def solution(self, weights: Weights) -> Solution:
         """Decompose all rows."""
-        assert weights.kernel is not None
-        eigenvalues, vectors = gram.positive_part(weights.kernel, len(self.X))
+        vectors, eigenvalues = self._decomposed(weights)
         scaled = self.X if (weights.columns == 1).all() else self.X * (weights.columns**2).astype(self.X.dtype)
         return Solution(vectors.astype(self.X.dtype), eigenvalues, scaled.T)
+
+    def _decomposed(self, weights: Weights) -> tuple[F64, F64]:
+        """Eigenvectors (n, q) and eigenvalues (q,) of all rows; those of the last candidate are kept."""
+        if self._last is None or not np.array_equal(self._last[0], weights.columns):
+            assert weights.kernel is not None
+            eigenvalues, vectors = gram.positive_part(weights.kernel, len(self.X))
+            self._last = weights.columns, vectors, eigenvalues
+        return self._last[1], self._last[2]
 
     def reduce(self, y: Floats) -> Tile:
         """Reduce a tile of targets."""
