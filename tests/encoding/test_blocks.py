@@ -14,7 +14,7 @@ import scipy.stats
 import xarray as xr
 
 from vidbrain import cluster
-from vidbrain.encoding import blocks, plan
+from vidbrain.encoding import blocks, decompose
 from vidbrain.encoding.blocks import fit_encoding
 from vidbrain.encoding.design.delays import delay
 from vidbrain.encoding.design.nuisance import nuisance_columns, partial_out
@@ -232,8 +232,8 @@ def test_an_interrupted_plan_goes_on(tmp_path, monkeypatch, n_features):
             raise VidbrainError("lights out")
         return original(row)
 
-    original = plan.run_set
-    monkeypatch.setattr(plan, "run_set", stops)
+    original = decompose.run_set
+    monkeypatch.setattr(decompose, "run_set", stops)
     with pytest.raises(VidbrainError, match="lights out"):
         fit_encoding(features, bold, EncodeConfig(), tmp_path / "again")
     assert_same(whole, fit_encoding(features, bold, EncodeConfig(), tmp_path / "again"))

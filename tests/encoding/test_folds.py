@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
+from vidbrain.encoding.decompose import gather_sets
 from vidbrain.encoding.folds import TEST, block_folds, cells_of, deal, lay_out, matching, near
-from vidbrain.encoding.plan import downdate, gather_sets
+from vidbrain.encoding.plan import downdate
 from vidbrain.errors import EncodingError
 
 

@@ -23,7 +23,7 @@ from pathlib import Path
 
 from vidbrain.bold.store import open_bold
 from vidbrain.encoding.blocks import block_rows, run_block
-from vidbrain.encoding.plan import write_plan
+from vidbrain.encoding.decompose import write_plan
 from vidbrain.encoding.prepare import prepare
 from vidbrain.encoding.settings import EncodeConfig
 from vidbrain.features.store import open_features

@@ -18,13 +18,14 @@ from threadpoolctl import threadpool_limits
 from vidbrain.cluster import Client
 from vidbrain.config import fingerprint
 from vidbrain.encoding.choose import Chosen, inner_scores
+from vidbrain.encoding.decompose import write_plan
 from vidbrain.encoding.design.align import BoldStoreLike, FeatureStoreLike, choose_layers, choose_runs
 from vidbrain.encoding.design.matrix import TILE
 from vidbrain.encoding.inference import surrogate
 from vidbrain.encoding.inference.ceiling import no_ceiling
 from vidbrain.encoding.inference.multiple import benjamini_hochberg, benjamini_yekutieli, max_statistic
 from vidbrain.encoding.inference.null import SPREAD
-from vidbrain.encoding.plan import Plan, is_planned, read_plan, write_plan
+from vidbrain.encoding.plan import Plan, is_planned, read_plan
 from vidbrain.encoding.prepare import identity, prepare
 from vidbrain.encoding.products import Device, products_on
 from vidbrain.encoding.result import KIND, STORE, EncodingResult, make_dataset, open_result, summarise

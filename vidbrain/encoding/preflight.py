@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from threadpoolctl import threadpool_limits
 
+from vidbrain.encoding.decompose import gather_sets
 from vidbrain.encoding.design.matrix import TILE
 from vidbrain.encoding.folds import Layout
-from vidbrain.encoding.plan import gather_sets
 from vidbrain.encoding.ridge import gram
 from vidbrain.errors import EncodingError
 

@@ -11,13 +11,13 @@ from numpy.typing import NDArray
 
 from vidbrain.config import to_mapping
 from vidbrain.encoding import preflight
+from vidbrain.encoding.decompose import Choices, gather_sets
 from vidbrain.encoding.design.align import BoldStoreLike, FeatureStoreLike, choose_layers, choose_runs
 from vidbrain.encoding.design.assembly import build_design
 from vidbrain.encoding.design.matrix import Design
 from vidbrain.encoding.design.nuisance import nuisance_columns
 from vidbrain.encoding.folds import TEST, Layout, cells_of, deal, lay_out, matching
 from vidbrain.encoding.inference.null import draw_block_permutations
-from vidbrain.encoding.plan import Choices, gather_sets
 from vidbrain.encoding.ridge import gram
 from vidbrain.encoding.ridge.bands import draw_gammas
 from vidbrain.encoding.settings import EncodeConfig
