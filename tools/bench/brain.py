@@ -23,6 +23,8 @@ import xarray as xr
 
 from vidbrain.bold.ingest import CHUNK_VOXELS, SHARD_VOXELS
 from vidbrain.bold.store import array_sha256
+from vidbrain.encoding import preflight
+from vidbrain.encoding.folds import TEST, deal, lay_out
 from vidbrain.encoding.preflight import sgemm_rate
 from vidbrain.encoding.result import open_result
 from vidbrain.features.store import write_run
@@ -92,9 +94,8 @@ def make_stores(root: Path, n_runs: int, n_trs: int, n_voxels: int, n_features: 
 
 
 def watch(process: subprocess.Popen, interval_s: float = 0.25) -> dict[str, int]:
-    """Follow a session of processes to its end: peak resident bytes, and bytes that they read."""
+    """Follow a session of processes to its end: peak resident bytes of the largest, and of all together."""
     page, largest, together = os.sysconf("SC_PAGE_SIZE"), 0, 0
-    read: dict[str, int] = {}
     while process.poll() is None:
         sizes = []
         for entry in Path("/proc").iterdir():
@@ -105,12 +106,11 @@ def watch(process: subprocess.Popen, interval_s: float = 0.25) -> dict[str, int]
                 if int(fields[3]) != process.pid:  # its session
                     continue
                 sizes.append(int(fields[21]) * page)
-                read[entry.name] = int((entry / "io").read_text().split("rchar: ")[1].split()[0])
             except (FileNotFoundError, ProcessLookupError):
                 continue
         largest, together = max([largest, *sizes]), max(together, sum(sizes))
         time.sleep(interval_s)
-    return {"largest_process_bytes": largest, "all_processes_bytes": together, "read_bytes": sum(read.values())}
+    return {"largest_process_bytes": largest, "all_processes_bytes": together}
 
 
 def command_of(features: str, bold: str, options: argparse.Namespace, workers: int) -> list[str]:
@@ -175,6 +175,35 @@ def encode_from_s3(features: str, bold: Path, options: argparse.Namespace) -> di
     }
 
 
+def project(rate: float, n_runs: int = 40, n_trs: int = 500, n_columns: int = 4096) -> list[dict[str, object]]:
+    """Project to more TRs and columns at the operations a second that the whole command reached here, all included."""
+    run, tr = np.repeat(np.arange(n_runs), n_trs), np.tile(np.arange(n_trs), n_runs)
+    names = [str(number) for number in range(n_runs)]
+    shape = preflight.Shape(n_rows=len(run), n_columns=n_columns, n_voxels=235_000, n_alphas=20)
+    found = []
+    for folds in (10, n_runs):
+        fold = deal(np.where(run < n_runs - 2, run, TEST), folds)
+        layout = lay_out(fold, run, names, run, tr, n_blocks=5, purge_trs=0)
+        costs = {form: preflight.cost_of(layout, form, shape) for form in preflight.FORMS}
+        form = preflight.choose_form(costs)
+        n_cells = min(folds, n_runs - 2) + 2
+        found.append(
+            {
+                "n_rows": len(run),
+                "n_columns": n_columns,
+                "n_voxels": shape.n_voxels,
+                "folds": min(folds, n_runs - 2),
+                "form": form,
+                "flops": costs[form].voxel_flops,
+                "plan_flops": costs[form].plan_flops,
+                "hours": round((costs[form].voxel_flops + 2 * costs[form].plan_flops) / rate / 3600, 2),
+                "worker_bytes_at_512_voxels": preflight.worker_bytes(costs[form], form, shape, 512, layout, n_cells),
+                "plan_bytes": int(costs[form].plan_bytes),
+            }
+        )
+    return found
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("root", type=Path)
@@ -196,7 +225,7 @@ def main() -> int:
     rate = sgemm_rate(0.5)
     dry = [*command_of(str(features), str(bold), options, options.workers), "--dry-run"]
     plan = subprocess.run(dry, check=True, capture_output=True, text=True)
-    estimate = json.loads(plan.stdout)
+    estimate = {k: v for k, v in json.loads(plan.stdout).items() if k not in ("root", "runs")}
     whole = encode(str(features), str(bold), options.root / "result", options, options.workers)
     record = {
         "command": "python tools/bench/brain.py ROOT " + " ".join(sys.argv[2:]),
@@ -219,6 +248,7 @@ def main() -> int:
         one, two = (float(timed[workers]["seconds"]) for workers in (1, 2))
         record["scaling"] = {"voxels": options.scaling, "seconds_1": one, "seconds_2": two, "efficiency": one / two / 2}
         record["scaling"]["largest_process_bytes_1"] = timed[1]["largest_process_bytes"]
+    record["projection"] = project(estimate["flops"] / float(whole["seconds"]))
     if options.s3:
         record["s3"] = encode_from_s3(str(features), bold, options)
     print(json.dumps(record, indent=2))
