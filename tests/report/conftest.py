@@ -47,9 +47,11 @@ class ToyRoot:
         chosen = np.where(self.kind > 0, rng.integers(2, 6, (2, n_voxels)), rng.integers(6, 9, (2, n_voxels)))
         p = np.where(r > 0.15, 0.001, 0.6)
         arrays = {"r": np.stack([r - 0.01, r + 0.01]).astype(np.float32), "r2": (r**2).astype(np.float32),
-                  "alpha_index": chosen, "p": p, "dead": np.full(n_voxels, dead)}  # fmt: skip
+                  "r_pooled": r.astype(np.float32), "alpha_index": chosen, "p": p, "dead": np.full(n_voxels, dead),
+                  "r2_split": np.empty((1, n_voxels)), "r2_without": np.empty((0, n_voxels)),
+                  "moments": np.empty((0, 5, n_voxels))}  # fmt: skip
         folder = self.path / "results" / name
-        write_dataset(folder / STORE, make_dataset(arrays, p, ALPHAS, self.ijk))
+        write_dataset(folder / STORE, make_dataset(arrays, {"q": p, "q_any": p, "p_fwe": p}, ALPHAS, self.ijk))
         write_info(
             folder, ENCODING, config={"layers": [f"{name}.layer"], "delays": [1, 2, 3]},
             made_from={"features": "feedfeedfeedfeed", "bold": info["fingerprint"]},
