@@ -99,14 +99,18 @@ def make_smoothers(
 
     def of_fold(fold: slice) -> F32:
         U = vectors[fold]
+        U_centred = U - U.mean(axis=0)
         out = np.empty((len(alphas), *U.shape), np.float32)
+        shrunk, T = np.empty_like(U), np.empty_like(U)
         for alpha, smoother in zip(alphas, out, strict=True):
-            left = alpha / (eigenvalues + alpha)
-            shrunk = U * left
+            np.multiply(U, alpha / (eigenvalues + alpha), out=shrunk)
             factor = scipy.linalg.cho_factor(shrunk @ U.T, lower=True, overwrite_a=True, check_finite=False)
-            T = U - scipy.linalg.cho_solve(factor, shrunk, check_finite=False)
-            T -= T.mean(axis=0)
-            smoother[:] = T * (1 + alpha / eigenvalues[0])
+            inverse = scipy.linalg.cho_solve(factor, np.eye(len(U)), check_finite=False)
+            # Centring the small matrix centres the product.
+            inverse -= inverse.mean(axis=0)
+            np.matmul(inverse, shrunk, out=T)
+            np.subtract(U_centred, T, out=T)
+            np.multiply(T, 1 + alpha / eigenvalues[0], out=smoother, casting="same_kind")
         return out
 
     return Smoothers(np.ascontiguousarray(vectors.T, np.float32), folds, list(pool.map(of_fold, folds)))
