@@ -187,7 +187,8 @@ def standardise(X: Floats) -> tuple[F64, F64, float]:
     X = X - first  # constant columns become 0 exactly, which a rounded mean would miss
     shift = X.mean(axis=0)
     X -= shift
-    scale = float(np.sqrt(np.vdot(X, X) / X.size)) or 1.0
+    # Not by BLAS, whose threads would decide the last bits.
+    scale = float(np.sqrt(np.einsum("ij,ij->i", X, X).sum() / X.size)) or 1.0
     X /= scale
     return X, first + shift, scale
 
