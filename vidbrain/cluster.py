@@ -42,6 +42,8 @@ class Client:
 
     n_workers: int = 0
     _distributed: Any = None
+    is_here: bool = True
+    """Whether the workers are on this machine, whose memory and devices can be asked before work starts."""
 
     def run(
         self, function: Callable[[Row], Result], rows: Sequence[Row], *, weight: Callable[[Row], float] | None = None
@@ -198,7 +200,8 @@ def client(scheduler: str = "local", n_workers: int | None = None) -> Iterator[C
             address.scale(count)
         else:
             address = scheduler
-        yield Client(count, stack.enter_context(distributed.Client(address, set_as_default=False)))
+        inside = stack.enter_context(distributed.Client(address, set_as_default=False))
+        yield Client(count, inside, is_here=scheduler == "local")
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ import pytest
 import scipy.stats
 from sklearn.linear_model import Ridge
 
+from vidbrain import cluster
 from vidbrain.encoding import preflight
 from vidbrain.encoding.blocks import fit_encoding
 from vidbrain.encoding.prepare import prepare
@@ -202,6 +203,8 @@ def test_what_cannot_fit_is_refused_with_what_makes_it_fit(tmp_path, monkeypatch
     with pytest.raises(EncodingError, match="are free") as caught:
         fit_encoding(features, bold, config, tmp_path)
     assert "--voxels-per-block 1024" in str(caught.value)
+    # Workers elsewhere have a memory that nobody here knows.
+    fit_encoding(features, bold, config, tmp_path / "elsewhere", client=cluster.Client(is_here=False))
     smaller = EncodeConfig(voxels_per_block=1024)
     fit_encoding(features, bold, smaller, tmp_path)
 
@@ -227,6 +230,7 @@ def test_the_fewest_operations_decide_the_form():
         ({"partition": True}, "partition"),
         ({"bands": True, "alpha_per": "all"}, "every voxel chooses"),
         ({"bands": True, "form": "hat"}, "hat"),
+        ({"reduce": "pca", "components": 3, "form": "hat"}, "hat"),
     ],
 )
 def test_settings_that_contradict_are_refused(bad, what):

@@ -33,7 +33,7 @@ def test_the_whole_fit_is_the_same(tmp_path, monkeypatch, form):
     np.testing.assert_allclose(there["r"].values[:, same], here["r"].values[:, same], atol=1e-5)
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_a_missing_gpu_is_a_clear_error():
+def test_a_missing_gpu_is_a_clear_error(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ConfigError, match="no GPU"):
         products_on("cuda")

@@ -90,7 +90,7 @@ def fit_encoding(
     """Predict every voxel's held-out BOLD from features, and say how well.
 
     Ridge regression with delays, an alpha for each voxel chosen by inner folds within the training runs, r in each
-    run by a model that never saw it, p by circular shifts, q by Benjamini-Hochberg.
+    run by a model that never saw it, p by the null that the settings name, q by Benjamini-Hochberg.
 
     Parameters
     ----------
@@ -115,7 +115,8 @@ def fit_encoding(
         If `out` holds a finished result of other settings.
     """
     out, client = Path(out), client or Client()
-    products_on(config.device)  # a device that is not there is known now, not after the plan
+    if client.is_here:
+        products_on(config.device)  # a device that is not there is known now, not after the plan
     layers = choose_layers(features, layer)
     runs = choose_runs(features.runs, bold.runs, shared_runs_only=config.shared_runs_only)
     settings, made_from = identity(features, bold, config, layers, runs)
@@ -127,7 +128,8 @@ def fit_encoding(
     plan_root = work / f"plan-{key}"
     if not is_planned(plan_root):
         prepared = prepare(features, bold, config, layer=layers)
-        prepared.check_memory(config, client.n_workers)
+        if client.is_here:
+            prepared.check_memory(config, client.n_workers)
         result_bytes = 64 * bold.n_voxels * (len(runs) + 4)
         check_writable(out, result_bytes + int(prepared.cost.plan_bytes))
         write_plan(

@@ -127,7 +127,7 @@ def prepare(
     costs = {form: preflight.cost_of(layout, form, shape) for form in preflight.FORMS}
     if config.form != "auto":
         form: gram.Form = config.form
-    elif config.bands:
+    elif config.bands or config.reduce == "pca":  # each training set has weights or components of its own
         form = preflight.choose_form({**costs, "hat": costs["primal"]})
     else:
         form = preflight.choose_form(costs)

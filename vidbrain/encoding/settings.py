@@ -98,6 +98,8 @@ class EncodeConfig:
             raise ConfigError("with bands every voxel chooses for itself", hint="leave out --alpha-per")
         if self.null == "refit" and self.alpha_per != "voxel":
             raise ConfigError("refitted voxels choose alphas of their own", hint="--null shift, or --alpha-per voxel")
+        if self.reduce == "pca" and self.form == "hat":
+            raise ConfigError("hat blocks cannot have components of their own folds", hint="--form primal or dual")
         if self.bands and self.form == "hat":
             raise ConfigError("hat blocks cannot be weighted anew", hint="--form primal or dual")
 
