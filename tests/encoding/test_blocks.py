@@ -22,6 +22,7 @@ from vidbrain.encoding.prepare import prepare
 from vidbrain.encoding.result import open_result
 from vidbrain.encoding.settings import EncodeConfig
 from vidbrain.errors import ConfigError, ResumeError, StorageError, VidbrainError
+from vidbrain.storage.locks import LOCK, locked
 from vidbrain.testing.brains import ToyFeatures, toy_world
 
 
@@ -345,3 +346,13 @@ def test_features_are_cleaned_as_the_bold_was(tmp_path):
     undisturbed = fit_encoding(features, bold, EncodeConfig(delays=(2, 3), n_permutations=0), tmp_path / "plain")
     assert np.median(r[True]) > 0.9 * np.median(undisturbed.dataset["r_mean"].values[:30])
     assert np.median(r[False]) < 0.8 * np.median(r[True])
+
+
+def test_two_at_once_are_refused(tmp_path):
+    features, bold = toy_world((50, 45, 40))
+    with locked(tmp_path / "out"), pytest.raises(StorageError, match="another process"):
+        fit_encoding(features, bold, EncodeConfig(), tmp_path / "out")
+    fit_encoding(features, bold, EncodeConfig(), tmp_path / "out")
+    (tmp_path / "out" / LOCK).touch()  # as a kill after the root record leaves it
+    fit_encoding(features, bold, EncodeConfig(), tmp_path / "out")
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["info.json", "result.zarr"]

@@ -37,6 +37,7 @@ from vidbrain.errors import EncodingError
 from vidbrain.progress import SILENT, Progress
 from vidbrain.storage.atomic import check_writable, remove, replacing
 from vidbrain.storage.info import is_done, write_info
+from vidbrain.storage.locks import LOCK, locked
 from vidbrain.storage.zarrs import write_dataset
 
 WORK = "work"
@@ -113,6 +114,8 @@ def fit_encoding(
         If the design cannot be solved (too few runs or rows, no varying feature), or needs more memory than there is.
     ResumeError
         If `out` holds a finished result of other settings.
+    StorageError
+        If another process writes there.
     """
     out, client = Path(out), client or Client()
     if client.is_here:
@@ -122,35 +125,41 @@ def fit_encoding(
     settings, made_from = identity(features, bold, config, layers, runs)
     work = out / WORK
     if is_done(out, KIND, config=settings, made_from=made_from):
-        remove(work)
+        if work.is_dir() or (out / LOCK).exists():  # killed just after the root record
+            with locked(out):
+                remove(work)
         return open_result(out)
     key = fingerprint(settings, made_from)
     plan_root = work / f"plan-{key}"
+    prepared = None
     if not is_planned(plan_root):
         prepared = prepare(features, bold, config, layer=layers)
         if client.is_here:
             prepared.check_memory(config, client.n_workers)
         result_bytes = 64 * bold.n_voxels * (len(runs) + 4)
         check_writable(out, result_bytes + int(prepared.cost.plan_bytes))
-        write_plan(
-            plan_root,
-            prepared.design,
-            prepared.layout,
-            prepared.form,
-            prepared.choices,
-            client=client,
-            progress=progress,
-        )
-    plan = read_plan(plan_root)
-    rows = block_rows(bold, config, plan_root, work / f"blocks-{key}-{config.block}")
-    if config.alpha_per != "voxel" and len(plan.alphas) > 1:
-        rows = share_alphas(rows, bold, config, plan, client, progress)
-    todo = [row for row in rows if not Path(row.out).is_file()]
-    progress.start("encode", bold.n_voxels, "voxels", done=bold.n_voxels - sum(row.stop - row.start for row in todo))
-    for position, median in client.run(run_block, todo):
-        progress.advance(todo[position].stop - todo[position].start, block_median_r=median)
-    progress.finish()
-    return assemble(out, rows, plan, bold, settings, made_from)
+    with locked(out):
+        if prepared is not None:
+            write_plan(
+                plan_root,
+                prepared.design,
+                prepared.layout,
+                prepared.form,
+                prepared.choices,
+                client=client,
+                progress=progress,
+            )
+        plan = read_plan(plan_root)
+        rows = block_rows(bold, config, plan_root, work / f"blocks-{key}-{config.block}")
+        if config.alpha_per != "voxel" and len(plan.alphas) > 1:
+            rows = share_alphas(rows, bold, config, plan, client, progress)
+        todo = [row for row in rows if not Path(row.out).is_file()]
+        n_done = bold.n_voxels - sum(row.stop - row.start for row in todo)
+        progress.start("encode", bold.n_voxels, "voxels", done=n_done)
+        for position, median in client.run(run_block, todo):
+            progress.advance(todo[position].stop - todo[position].start, block_median_r=median)
+        progress.finish()
+        return assemble(out, rows, plan, bold, settings, made_from)
 
 
 def block_rows(bold: BoldStoreLike, config: EncodeConfig, plan_root: Path, blocks: Path) -> list[BlockRow]:
