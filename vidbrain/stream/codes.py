@@ -111,6 +111,9 @@ class CodesSource:
         self.table, self.clip, self.dataset = table, table.clip, table.fingerprint
         self.clips_per_shard = table.clips_per_shard
 
+    def begin(self, clips: NDArray[np.int64]) -> None:
+        """Everything is in memory already."""
+
     def read(self, clips: NDArray[np.int64]) -> CodesBatch:
         """Gather a batch."""
         return CodesBatch(self.table.codes[clips], clips)

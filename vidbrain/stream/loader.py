@@ -6,63 +6,20 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, Literal, Protocol, TypeVar
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import Any, Generic, Literal, TypeVar
 
 from vidbrain.config import fingerprint, from_mapping, to_mapping
 from vidbrain.errors import ResumeError, ShardError
 from vidbrain.records import ClipSpec, StreamState, World
-from vidbrain.sharding.manifest import open_manifest
-from vidbrain.stream.clips import ClipTable, clip_table
 from vidbrain.stream.order import WINDOW, batch_of, check_world, epoch_order, n_batches
-from vidbrain.stream.reader import SegmentReader
+from vidbrain.stream.source import ClipBatch, ClipSource, Source
 
 Batch = TypeVar("Batch")
-Batch_co = TypeVar("Batch_co", covariant=True)
 Tail = Literal["drop", "keep"]
 
 PREFETCH = 4
 """Batches read ahead."""
-
-
-class Source(Protocol[Batch_co]):
-    """What a loader draws from: numbered clips, grouped in shards."""
-
-    clips_per_shard: NDArray[np.int64]
-    dataset: str
-    clip: ClipSpec
-
-    @property
-    def n_bytes(self) -> int:
-        """Stored bytes read so far."""
-
-    def read(self, clips: NDArray[np.int64]) -> Batch_co:
-        """Return the batch of these clips."""
-
-
-@dataclass(frozen=True)
-class ClipBatch:
-    """A batch of video clips.
-
-    Attributes
-    ----------
-    video : (B, T, H, W, 3) uint8
-    index : (B,) int64
-        Clip numbers; they key whatever randomness a user adds.
-    segment : (B,) int64
-        Position of each clip's segment in the manifest.
-    start_frame : (B,) int64
-        First frame of each clip in its recording.
-    """
-
-    video: NDArray[np.uint8]
-    index: NDArray[np.int64]
-    segment: NDArray[np.int64]
-    start_frame: NDArray[np.int64]
 
 
 class Loader(Generic[Batch]):
@@ -210,35 +167,6 @@ def _ahead(produce: Callable[[], Iterator[Any]], depth: int) -> Iterator[Any]:
     finally:
         stop.set()
         thread.join()
-
-
-class ClipSource:
-    """Clips of frames from a data set of shards."""
-
-    def __init__(self, root: str | Path, clip: ClipSpec, split: str | None) -> None:
-        manifest = open_manifest(root)
-        self.clip = clip
-        # The order is a function of the split too, so a state must not pass from one to another.
-        self.dataset = f"{manifest.fingerprint}/{split or 'all'}"
-        self.table: ClipTable = clip_table(manifest.segments, manifest.select(split), clip, manifest.margin)
-        shards = manifest.segments["shard"].to_numpy()[self.table.segments]
-        self.clips_per_shard = np.bincount(shards, weights=self.table.counts).astype(np.int64)
-        self.shape = (clip.n_frames, manifest.height, manifest.width, 3)
-        self._reader = SegmentReader(manifest)
-
-    @property
-    def n_bytes(self) -> int:
-        """Stored bytes read so far."""
-        return self._reader.n_bytes
-
-    def read(self, clips: NDArray[np.int64]) -> ClipBatch:
-        """Read a batch; clips of one segment are read together, in order."""
-        segments, starts = self.table.locate(clips)
-        video = np.empty((len(clips), *self.shape), np.uint8)
-        for i in np.lexsort((starts, segments)):
-            wanted = range(int(starts[i]), int(starts[i]) + self.clip.span, self.clip.step)
-            self._reader.read_into(int(segments[i]), wanted, video[i])
-        return ClipBatch(video, clips, segments, starts)
 
 
 def stream(
