@@ -2,8 +2,8 @@
 
 Usage: python tools/bench/brain.py ROOT [--json docs/benchmarks/brain.json] [--voxels 235000] [--workers 2]
 The stores are made under ROOT once and kept: noise with AR(1) autocorrelation, and in every tenth voxel a planted
-response to the features. `--scaling` also encodes a share of the voxels with 1 and with 2 workers; `--s3` encodes the
-whole brain a second time, with the BOLD behind an S3 server on loopback that counts the bytes it gives.
+response to the features. `--s3` encodes the whole brain a second time, with the BOLD behind an S3 server on loopback
+that counts the bytes it gives.
 """
 
 import argparse
@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import scipy.signal
 import xarray as xr
+from processes import watch
 
 from vidbrain.bold.ingest import CHUNK_VOXELS, SHARD_VOXELS
 from vidbrain.bold.store import array_sha256
@@ -91,26 +92,6 @@ def make_stores(root: Path, n_runs: int, n_trs: int, n_voxels: int, n_features: 
         }
         write_info(bold, "bold", config=config, made_from=made_from, facts=facts)
     return features, bold
-
-
-def watch(process: subprocess.Popen, interval_s: float = 0.25) -> dict[str, int]:
-    """Follow a session of processes to its end: peak resident bytes of the largest, and of all together."""
-    page, largest, together = os.sysconf("SC_PAGE_SIZE"), 0, 0
-    while process.poll() is None:
-        sizes = []
-        for entry in Path("/proc").iterdir():
-            if not entry.name.isdigit():
-                continue
-            try:
-                fields = (entry / "stat").read_text().rsplit(")", 1)[1].split()
-                if int(fields[3]) != process.pid:  # its session
-                    continue
-                sizes.append(int(fields[21]) * page)
-            except (FileNotFoundError, ProcessLookupError):
-                continue
-        largest, together = max([largest, *sizes]), max(together, sum(sizes))
-        time.sleep(interval_s)
-    return {"largest_process_bytes": largest, "all_processes_bytes": together}
 
 
 def command_of(features: str, bold: str, options: argparse.Namespace, workers: int) -> list[str]:
@@ -214,9 +195,6 @@ def main() -> int:
     parser.add_argument("--delays", type=int, default=4)
     parser.add_argument("--alphas", type=int, default=20)
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument(
-        "--scaling", type=int, default=0, metavar="VOXELS", help="also 1 and 2 workers on so many voxels"
-    )
     parser.add_argument("--s3", action="store_true", help="also from an S3 server on loopback")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
@@ -239,15 +217,6 @@ def main() -> int:
         "gemm_floor_share": estimate["flops"] / (rate * options.workers) / whole["seconds"],
         **whole,
     }
-    if options.scaling:
-        features, part = make_stores(options.root, options.runs, options.trs, options.scaling, options.features)
-        timed = {
-            workers: encode(str(features), str(part), options.root / f"result-{workers}", options, workers)
-            for workers in (1, 2)
-        }
-        one, two = (float(timed[workers]["seconds"]) for workers in (1, 2))
-        record["scaling"] = {"voxels": options.scaling, "seconds_1": one, "seconds_2": two, "efficiency": one / two / 2}
-        record["scaling"]["largest_process_bytes_1"] = timed[1]["largest_process_bytes"]
     record["projection"] = project(estimate["flops"] / float(whole["seconds"]))
     if options.s3:
         record["s3"] = encode_from_s3(str(features), bold, options)

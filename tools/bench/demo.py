@@ -13,24 +13,7 @@ import sys
 import time
 from pathlib import Path
 
-
-def peak_rss(process: subprocess.Popen, interval_s: float = 0.2) -> dict[str, int]:
-    """Watch the process group until it ends; peak resident bytes of the largest process, and of all together."""
-    page, largest, together = os.sysconf("SC_PAGE_SIZE"), 0, 0
-    while process.poll() is None:
-        sizes = []
-        for entry in Path("/proc").iterdir():
-            if not entry.name.isdigit():
-                continue
-            try:
-                fields = (entry / "stat").read_text().rsplit(")", 1)[1].split()
-            except (FileNotFoundError, ProcessLookupError):
-                continue
-            if int(fields[2]) == process.pid:  # its process group
-                sizes.append(int(fields[21]) * page)
-        largest, together = max([largest, *sizes]), max(together, sum(sizes))
-        time.sleep(interval_s)
-    return {"largest_process_bytes": largest, "all_processes_bytes": together}
+from processes import watch
 
 
 def main() -> int:
@@ -43,7 +26,7 @@ def main() -> int:
     began = time.perf_counter()
     command = [sys.executable, "-m", "vidbrain", "demo", str(options.root)]
     process = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL)
-    memory = peak_rss(process)
+    memory = watch(process)
     record = {
         "command": "python tools/bench/demo.py ROOT --json docs/benchmarks/demo.json",
         "machine": {"cores": os.cpu_count(), "platform": platform.platform(), "python": platform.python_version()},
