@@ -84,6 +84,19 @@ class Root:
         return self.url.rpartition("/")[2]
 
     @property
+    def parent(self) -> Root:
+        """The place above, as `Path` does.
+
+        Raises
+        ------
+        StorageError
+            If it is a whole bucket, or a whole server.
+        """
+        if not self.is_local and not parse_url(self.url).prefix:
+            raise StorageError("there is nothing above a bucket", where=self.url, hint="check the URL")
+        return replace(self, url=self.url.rpartition("/")[0] or "/")
+
+    @property
     def is_local(self) -> bool:
         """Whether it is a folder of this machine."""
         return not is_url(self.url)
