@@ -56,6 +56,10 @@ def marker_path(root: str | Path | Root, shard: int) -> Path | Root:
     return locate(root) / f"{SHARDS}/{shard:06d}.json"
 
 
+class DamagedMarkerError(StorageError):
+    """A commit marker that cannot be understood."""
+
+
 @dataclass(frozen=True)
 class Marker:
     """A commit marker.
@@ -93,19 +97,23 @@ def read_marker(root: str | Path | Root, shard: int) -> Marker:
 
     Raises
     ------
+    ObjectMissingError
+        If there is none.
+    DamagedMarkerError
+        If it is damaged.
     StorageError
-        If there is none, or it is damaged.
+        If it cannot be read.
     """
     path = marker_path(root, shard)
     try:
         record = json.loads(read_bytes(path))
         marker = Marker(shard, *(record[name] for name in ("n_bytes", "sha256", "keys", "segments")))
     except (ValueError, KeyError, TypeError):
-        raise StorageError("its marker is damaged", where=path) from None
+        raise DamagedMarkerError("its marker is damaged", where=path) from None
     lists = isinstance(marker.keys, list) and isinstance(marker.segments, list)
     places = lists and all(isinstance(place, dict) for place in marker.segments)
     if not (places and type(marker.n_bytes) is int and isinstance(marker.sha256, str)):
-        raise StorageError("its marker is damaged", where=path)
+        raise DamagedMarkerError("its marker is damaged", where=path)
     return marker
 
 

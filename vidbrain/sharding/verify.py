@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import tempfile
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,8 +16,11 @@ from vidbrain.cluster import Client
 from vidbrain.errors import ShardError, StorageError
 from vidbrain.progress import SILENT, Progress
 from vidbrain.sharding.codecs import decode_segment, get_codec
-from vidbrain.sharding.manifest import Marker, open_manifest, read_marker, shard_path
+from vidbrain.sharding.manifest import DamagedMarkerError, Marker, open_manifest, read_marker, shard_path
 from vidbrain.sharding.tars import part_checksums
+from vidbrain.storage.files import ObjectMissingError
+from vidbrain.storage.objects import Root
+from vidbrain.storage.transfers import download
 
 
 @dataclass(frozen=True)
@@ -30,7 +34,7 @@ class Damage:
 
 @dataclass(frozen=True)
 class _Work:
-    root: str
+    root: Path | Root
     shard: int
     rows: pd.DataFrame
     codec: str | None
@@ -39,14 +43,14 @@ class _Work:
 
 
 def verify(
-    root: str | Path, *, kind: str = "shards", client: Client | None = None, progress: Progress = SILENT
+    root: str | Path | Root, *, kind: str = "shards", client: Client | None = None, progress: Progress = SILENT
 ) -> list[Damage]:
     """Check sizes, checksums, offsets, counts and decodability of every segment.
 
     Parameters
     ----------
     root
-        Data set.
+        Data set, in a folder or at a URL: then each tar is fetched into a temporary file, one a worker.
     kind
         ``"shards"`` or ``"codes"``.
     client
@@ -71,7 +75,7 @@ def verify(
         )
     facts = manifest.info
     work = [
-        _Work(str(root), int(shard), rows, facts.get("codec"), facts.get("height", 0), facts.get("width", 0))
+        _Work(manifest.root, int(shard), rows, facts.get("codec"), facts.get("height", 0), facts.get("width", 0))
         for shard, rows in manifest.segments.groupby("shard")
     ]
     progress.start("verify", len(work), "shards")
@@ -84,23 +88,32 @@ def verify(
 
 
 def _verify_one(work: _Work) -> list[Damage]:
-    root = Path(work.root)
-    path = shard_path(root, work.shard)
-    try:
-        marker = read_marker(root, work.shard)
-        with path.open("rb") as handle:
-            digest = hashlib.file_digest(handle, "sha256").hexdigest()
-            n_bytes = handle.tell()
-            found = [
-                Damage(work.shard, "", what)
-                for what in _marker_faults(marker, n_bytes, digest, work.rows["key"].tolist())
-            ]
-            for row, place in zip(work.rows.itertuples(), marker.segments, strict=False):
-                what = _segment_fault(work, handle, row, place, n_bytes)
-                if what:
-                    found.append(Damage(work.shard, row.key, what))
-    except (OSError, StorageError) as error:
-        return [Damage(work.shard, "", f"cannot be read: {str(error).splitlines()[0]}")]
+    if isinstance(work.root, Path):
+        try:
+            return _verify_tar(work, shard_path(work.root, work.shard))
+        except (OSError, StorageError) as error:
+            return [Damage(work.shard, "", f"cannot be read: {str(error).splitlines()[0]}")]
+    tar = shard_path(work.root, work.shard)
+    with tempfile.TemporaryDirectory(prefix="vidbrain-verify-") as folder:
+        try:
+            download(tar.parent, tar.name, Path(folder) / tar.name)
+            return _verify_tar(work, Path(folder) / tar.name)
+        # A store that does not answer is an error, and no damage: nothing would be mended by a repair.
+        except (ObjectMissingError, DamagedMarkerError) as error:
+            return [Damage(work.shard, "", f"cannot be read: {error.message}")]
+
+
+def _verify_tar(work: _Work, tar: Path) -> list[Damage]:
+    marker = read_marker(work.root, work.shard)
+    with tar.open("rb") as handle:
+        digest = hashlib.file_digest(handle, "sha256").hexdigest()
+        n_bytes = handle.tell()
+        faults = _marker_faults(marker, n_bytes, digest, work.rows["key"].tolist())
+        found = [Damage(work.shard, "", what) for what in faults]
+        for row, place in zip(work.rows.itertuples(), marker.segments, strict=False):
+            what = _segment_fault(work, handle, row, place, n_bytes)
+            if what:
+                found.append(Damage(work.shard, row.key, what))
     return found
 
 

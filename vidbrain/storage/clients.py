@@ -6,6 +6,7 @@ Nothing here is repeated; every exception is obstore's own, and is understood by
 from __future__ import annotations
 
 import functools
+import itertools
 import os
 import threading
 from datetime import timedelta
@@ -138,11 +139,12 @@ def head(client: ObjectStore, name: str) -> tuple[int, str | None]:
     return meta["size"], _strong(meta["e_tag"])
 
 
-def list_below(client: ObjectStore, prefix: str) -> list[tuple[str, int, str | None]]:
-    """Name, size and ETag of every object below a prefix."""
+def list_below(client: ObjectStore, prefix: str, limit: int | None) -> list[tuple[str, int, str | None]]:
+    """Name, size and ETag of every object below a prefix, or of as many as `limit`."""
     import obstore
 
-    found = obstore.list(client, prefix or None).collect()
+    pages = obstore.list(client, prefix or None, chunk_size=limit or 1000)
+    found = itertools.islice(itertools.chain.from_iterable(pages), limit)
     return [(meta["path"], meta["size"], _strong(meta["e_tag"])) for meta in found]
 
 

@@ -217,8 +217,8 @@ class Root:
         with ThreadPoolExecutor(N_THREADS) as pool:
             return [key for key, there in zip(keys, pool.map(self.exists, keys), strict=True) if not there]
 
-    def list(self, prefix: str = "") -> list[Found]:
-        """Every object below a prefix (whole parts of a name), sorted by key.
+    def list(self, prefix: str = "", *, limit: int | None = None) -> list[Found]:
+        """Every object below a prefix (whole parts of a name), or as many as `limit`; sorted by key.
 
         Raises
         ------
@@ -226,14 +226,15 @@ class Root:
             If the place cannot be listed: HTTP servers cannot.
         """
         if self.is_local:
-            return sorted(Files(Path(self.url)).list(prefix), key=lambda found: found.key)
+            found = itertools.islice(Files(Path(self.url)).list(prefix), limit)
+            return sorted(found, key=lambda item: item.key)
         if self.is_read_only:
             raise StorageError("a web server cannot list what it holds", where=self.url, hint="use s3, gs or az")
         base = parse_url(self.url).prefix
         below = "/".join(part for part in (base, prefix) if part)
 
         cut = len(base) + 1 if base else 0
-        listed = self._persist("", lambda client, _: list_below(client, below))
+        listed = self._persist("", lambda client, _: list_below(client, below, limit))
         # A marker for the folder itself, as some consoles leave it, is no object of it. A server was seen to name an
         # object twice while it was replaced.
         by_key = {name[cut:]: Found(name[cut:], n_bytes, etag) for name, n_bytes, etag in listed if len(name) > cut}
