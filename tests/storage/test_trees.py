@@ -61,6 +61,18 @@ def test_there_and_back(remote, shards, tmp_path):
     assert download_tree(remote.root, tmp_path / "back").n_sent == 0
 
 
+def test_what_a_growing_data_set_works_with_stays_here(honest, shards, tmp_path):
+    (shards / "spool").mkdir()
+    for name in (".lock", "skipped.json", "spool/0a.bin", "spool/0a.json"):
+        (shards / name).write_bytes(b"{}")
+    (shards / "shards" / "spool").mkdir()
+    (shards / "shards" / "spool" / "x").write_bytes(b"the user's own")
+    upload_tree(shards, honest.root)
+    found = {item.key for item in honest.root.list()}
+    assert found == {key for key in tree(shards) if not key.startswith(("spool/", ".lock", "skipped.json"))}
+    assert "shards/spool/x" in found
+
+
 def test_data_before_markers_before_the_root_record(honest, shards):
     upload_tree(shards, honest.root)
     puts = [seen.path.rpartition("deep/")[2] for seen in honest.proxy.seen if seen.method == "PUT"]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from pathlib import Path
 from vidbrain.errors import ConfigError, ResumeError, StorageError
 from vidbrain.sharding.claims import SKIPPED, Claim, read_claim, write_claim, write_skipped
 from vidbrain.sharding.index import INDEX
-from vidbrain.sharding.manifest import SHARDS, SPOOL, DamagedMarkerError, Marker, read_marker
+from vidbrain.sharding.manifest import SHARDS, SPOOL, DamagedMarkerError, Marker, ShardFacts, read_marker
 from vidbrain.sharding.plan import Plan
 from vidbrain.storage.atomic import remove, sweep
 from vidbrain.storage.files import Found, ObjectMissingError
@@ -129,8 +130,15 @@ class Target:
         except (DamagedMarkerError, ObjectMissingError):
             return None
 
-    def check_before_the_end(self, claim: Claim, plan: Plan) -> None:
+    def check_before_the_end(self, claim: Claim, shards: Sequence[ShardFacts]) -> None:
         """Look once more, before a root record says that all is whole, at what other machines may have changed.
+
+        Parameters
+        ----------
+        claim
+            The plan's record.
+        shards
+            What the markers say of the tars.
 
         Raises
         ------
@@ -147,13 +155,16 @@ class Target:
                 likely="two commands with different settings write to one URL",
                 hint="give one of them another output",
             )
-        if gone := self.missing(plan):
-            raise StorageError(
-                f"{len(gone)} shard(s) are no longer there, the first is {gone[0]:06d}",
-                where=self.root,
-                likely="another command removed them",
-                hint="give the command again",
-            )
+        held = {item.key: item.n_bytes for item in self.root.list(SHARDS)}
+        for shard, facts in enumerate(shards):
+            tar, marker = (f"{SHARDS}/{shard:06d}.{suffix}" for suffix in ("tar", "json"))
+            if held.get(tar) != facts.n_bytes or marker not in held:
+                raise StorageError(
+                    f"shard {shard:06d} is no longer there",
+                    where=self.root / tar,
+                    likely="another command removed or replaced it",
+                    hint="give the command again",
+                )
 
 
 def target_of(root: str | Path | Root, work: str | Path | None = None) -> Target:

@@ -147,7 +147,7 @@ def execute(job: Job, plan: Plan, target: Target, client: Client, progress: Prog
     index_sha256 = write_index(target.work, _index_tables(job, plan, target.root, shards))
     if target.is_remote:
         target.send_index()
-        target.check_before_the_end(claim, plan)
+        target.check_before_the_end(claim, shards)
     config = job.config
     record = write_info(
         target.root,
