@@ -24,7 +24,7 @@ from vidbrain.storage.atomic import remove, sweep
 from vidbrain.storage.files import Found, ObjectMissingError
 from vidbrain.storage.locks import LOCK
 from vidbrain.storage.objects import N_THREADS, Root, open_root
-from vidbrain.storage.transfers import holds, put_checked, sums_of, upload
+from vidbrain.storage.transfers import is_held, put_checked, sums_of, upload
 from vidbrain.storage.urls import parse_url
 
 
@@ -96,9 +96,8 @@ class Target:
     def send_index(self) -> None:
         """Send the index that was written in the work folder, and remove the local copy."""
         path = self.work / INDEX
-        sums = sums_of(path)
-        if not self.root.exists(INDEX) or not holds(self.root, self.root.head(INDEX), sums):
-            upload(self.root, INDEX, path, sums=sums)
+        if not self.root.exists(INDEX) or not is_held(self.root, INDEX, sums_of(path)):
+            upload(self.root, INDEX, path)
         remove(path)
 
     def discard(self, shard: int) -> None:

@@ -17,7 +17,7 @@ from vidbrain.storage.files import Found, NoRangesError, ObjectChangedError, Obj
 from vidbrain.storage.objects import Root
 
 N_CHANGES = 3
-"""How often a download begins again because its object was replaced."""
+"""How often a download or a comparison begins again because its object was replaced."""
 N_RANGES = 4
 """Ranges of one download at once: 32 MiB in memory."""
 
@@ -117,14 +117,18 @@ def upload(root: Root, key: str, path: str | Path, *, sums: Sums | None = None, 
     """
     path = Path(path)
     sums = sums or sums_of(path)
-    if if_absent and (found := _found(root, key)) is not None:
-        if holds(root, found, sums):
-            return sums
-        raise ObjectExistsError(
-            "there is another object already",
-            where=f"{root}/{key}",
-            likely="it was damaged on its way, or another version made it",
-        )
+    if if_absent:
+        try:
+            if is_held(root, key, sums):
+                return sums
+        except ObjectMissingError:
+            pass
+        else:
+            raise ObjectExistsError(
+                "there is another object already",
+                where=f"{root}/{key}",
+                likely="it was damaged on its way, or another version made it",
+            )
     if sums.n_bytes > PART_BYTES:
         root.put_large(key, path)
     else:
@@ -151,15 +155,24 @@ def put_checked(root: Root, key: str, data: bytes) -> None:
     _check_held(root, key, Sums(len(data), hashlib.sha256(data).hexdigest(), (md5, md5)), remove=True)
 
 
-def _found(root: Root, key: str) -> Found | None:
-    try:
-        return root.head(key)
-    except ObjectMissingError:
-        return None
+def is_held(root: Root, key: str, sums: Sums) -> bool:
+    """Whether the object that is there has these bytes; while others replace it by the same, it is asked again.
+
+    Raises
+    ------
+    ObjectMissingError
+        If there is none.
+    """
+    for _ in range(N_CHANGES - 1):
+        try:
+            return holds(root, root.head(key), sums)
+        except ObjectChangedError:
+            pass
+    return holds(root, root.head(key), sums)
 
 
 def _check_held(root: Root, key: str, sums: Sums, *, remove: bool) -> None:
-    if holds(root, root.head(key), sums):
+    if is_held(root, key, sums):
         return
     if remove:
         root.delete(key)
