@@ -98,10 +98,10 @@ def test_growing_adds_shards_and_rewrites_none(honest, videos, config, expected,
 
 
 STORM = [
-    *(Fault("status", method=method, times=3) for method in ("PUT", "GET", "HEAD")),
+    *(Fault("status", method=method, times=2) for method in ("PUT", "GET", "HEAD")),
     *(Fault(kind, method=method, after_bytes=700) for kind in ("reset", "truncate") for method in ("GET", "PUT")),
     *(Fault("drop", method=method, times=2) for method in ("PUT", "HEAD")),
-    Fault("latency", delay_s=0.05, times=20),
+    Fault("latency", delay_s=0.05, times=8),
     Fault("status", method="PUT", path=".tar", times=2, status=500, code="InternalError"),
     Fault("drop", method="PUT", path="dataset.json"),
 ]
@@ -169,7 +169,7 @@ def test_two_machines_at_once_write_one_data_set(remote, videos, config, expecte
         from vidbrain.sharding.writer import write_shards
         write_shards({str(videos)!r}, sys.argv[1], {config!r}, work=sys.argv[2])
     """)
-    remote.proxy.inject(Fault("latency", method="PUT", delay_s=0.2, times=None))
+    remote.proxy.inject(Fault("latency", method="PUT", delay_s=0.05, times=None))
     both = [subprocess.Popen([sys.executable, "-c", script, remote.url, str(tmp_path / name)]) for name in "ab"]
     assert [process.wait() for process in both] == [0, 0]
     assert objects(remote.url) == expected

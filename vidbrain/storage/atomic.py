@@ -163,6 +163,7 @@ def as_storage_error(error: OSError, path: str | Path) -> StorageError:
     hints = {
         errno.ENOSPC: ("the disk is full", "free some space and give the same command again"),
         errno.EDQUOT: ("the disk quota is used up", "free some space and give the same command again"),
+        errno.EFBIG: ("a file may not be so large here", "raise the limit (ulimit -f) and give the same command again"),
         errno.EACCES: ("no permission", "check who owns the folder, or give another root with --data"),
         errno.EPERM: ("no permission", "check who owns the folder, or give another root with --data"),
         errno.EROFS: ("the disk is read-only", "give another root with --data"),
