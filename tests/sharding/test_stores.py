@@ -97,6 +97,20 @@ def test_growing_adds_shards_and_rewrites_none(honest, videos, config, expected,
         write_shards(videos, honest.url, replace(config, size="96"))
 
 
+def test_large_tars_go_in_parts_and_an_equal_one_is_not_sent_again(remote, videos, config, expected, monkeypatch):
+    monkeypatch.setattr("vidbrain.storage.transfers.PART_BYTES", 5000)
+    for suffix in ("000001.tar", "000001.json"):  # first the parts of the tar, then its marker
+        remote.proxy.inject(Fault("status", path=suffix, method="PUT", status=403, code="AccessDenied", times=2))
+        with pytest.raises(StorageError, match="no permission"):
+            write_shards(videos, remote.url, config)
+        remote.proxy.clear()
+    write_shards(videos, remote.url, config)
+    sent = [seen.path for seen in remote.proxy.seen if seen.method in ("PUT", "POST") and "uploads" in seen.path]
+    assert sent
+    assert not [path for path in sent if "000000.tar" in path or "000001.tar" in path]
+    assert objects(remote.url) == expected
+
+
 STORM = [
     *(Fault("status", method=method, times=2) for method in ("PUT", "GET", "HEAD")),
     *(Fault(kind, method=method, after_bytes=700) for kind in ("reset", "truncate") for method in ("GET", "PUT")),
@@ -250,12 +264,15 @@ def test_another_tar_under_the_name_is_never_replaced(remote, videos, config):
     assert not remote.root.exists("dataset.json")
 
 
-def test_what_was_spooled_for_another_plan_is_not_used(honest, videos, config, expected):
+@pytest.mark.parametrize("record", [None, b"not json"])
+def test_what_was_spooled_for_another_plan_is_not_used(honest, videos, config, expected, record):
     """The data set was removed by hand, and begun anew with other settings."""
     honest.proxy.inject(Fault("status", method="PUT", path=".tar", status=403, code="AccessDenied", times=None))
     with pytest.raises(StorageError, match="no permission"):
         write_shards(videos, honest.url, replace(config, frame_size=16))
     assert (target_of(honest.url).work / "spool").is_dir()
+    if record:
+        (target_of(honest.url).work / "plan.json").write_bytes(record)
     honest.proxy.clear()
     honest.root.delete("plan.json")
     write_shards(videos, honest.url, config)

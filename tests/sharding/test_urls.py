@@ -16,10 +16,13 @@ import pytest
 
 from vidbrain.errors import ShardError, StorageError
 from vidbrain.sharding.codes import write_codes
+from vidbrain.sharding.describe import describe, find_datasets
 from vidbrain.sharding.filters import Filter
 from vidbrain.sharding.index import COLUMNS, ROW_GROUP, write_index
 from vidbrain.sharding.manifest import marker_path, open_manifest, shard_path
+from vidbrain.sharding.orphans import collect, find_orphans
 from vidbrain.sharding.subset import write_subset
+from vidbrain.sharding.verify import verify
 from vidbrain.sharding.writer import write_shards
 from vidbrain.storage.objects import Root, open_root
 from vidbrain.storage.roots import read_bytes
@@ -82,6 +85,19 @@ def test_over_http_and_a_subset_that_lies_beside_it(data, tmp_path):
             open_manifest(f"{url}/sets")
         with pytest.raises(StorageError, match="read only"):
             write_subset(f"{url}/other", open_manifest(f"{url}/sets/data"), size="50")
+        assert verify(f"{url}/sets/data") == []
+        with pytest.raises(ShardError, match="no bytes of its own"):
+            verify(f"{url}/small.json")
+        assert describe(f"{url}/sets/data") == {**describe(data), "root": f"{url}/sets/data"}
+        assert find_datasets(f"{url}/sets/data") == [open_root(f"{url}/sets/data")]
+        with pytest.raises(StorageError, match="cannot list"):
+            find_datasets(f"{url}/sets")
+        for call in (find_orphans, collect):
+            with pytest.raises(StorageError, match="read only"):
+                call(f"{url}/sets/data")
+        tar = tmp_path / "site" / "sets" / "data" / "shards" / "000001.tar"
+        tar.write_bytes(tar.read_bytes()[:-1024])
+        assert {found.shard for found in verify(f"{url}/sets/data")} == {1}
 
 
 def test_a_data_set_of_earlier_versions_asks_its_markers(honest, data):

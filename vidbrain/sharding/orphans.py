@@ -13,7 +13,7 @@ from vidbrain.sharding.claims import SKIPPED, read_claim
 from vidbrain.sharding.manifest import DATASET, SHARDS, SPOOL
 from vidbrain.sharding.target import Target, target_of
 from vidbrain.storage.atomic import PART, remove
-from vidbrain.storage.locks import LOCK, locked
+from vidbrain.storage.locks import LOCK
 from vidbrain.storage.objects import Root
 from vidbrain.storage.roots import find_json
 
@@ -93,6 +93,8 @@ def collect(root: str | Path | Root) -> list[Path | Root]:
         for place in orphans:
             if isinstance(place, Root):
                 place.parent.delete(place.name)
+            elif place == target.work:
+                target.tidy()
             else:
                 remove(place)
     return sorted([*orphans, *lock], key=str)
@@ -105,5 +107,5 @@ def _alone(target: Target) -> Iterator[list[Path | Root]]:
         yield []  # nobody of this machine works there
         return
     was_locked = (target.work / LOCK).exists()
-    with locked(target.work):
+    with target.alone():
         yield [target.work / LOCK] if was_locked and not target.is_remote else []

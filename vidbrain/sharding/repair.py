@@ -20,7 +20,6 @@ from vidbrain.sharding.verify import verify
 from vidbrain.sharding.writer import execute
 from vidbrain.storage.files import ObjectMissingError
 from vidbrain.storage.info import check_info
-from vidbrain.storage.locks import locked
 from vidbrain.storage.objects import Root
 
 
@@ -71,7 +70,7 @@ def repair(
         raise StorageError(f"the record of the plan is damaged: {error}", where=root) from error
     job = job_of(source, target.root, config, only=only, integration=integration, client=client)
     plan = job.plan_of(config.size)
-    with locked(target.work):
+    with target.alone():
         _drop_damaged_record(target.root)
         check_claim(target.root, job.claim(), plan, job.plan_of)
         rebuilt = target.missing(plan)

@@ -7,22 +7,23 @@ one is an error. So any number of machines may work on one plan, and whatever th
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 from vidbrain.errors import ConfigError, ResumeError, StorageError
-from vidbrain.sharding.claims import SKIPPED, Claim, read_claim, write_claim, write_skipped
+from vidbrain.sharding.claims import PLAN, SKIPPED, Claim, read_claim, write_claim, write_skipped
 from vidbrain.sharding.index import INDEX
 from vidbrain.sharding.manifest import SHARDS, SPOOL, DamagedMarkerError, Marker, ShardFacts, read_marker
 from vidbrain.sharding.plan import Plan
 from vidbrain.storage.atomic import remove, sweep
 from vidbrain.storage.files import Found, ObjectMissingError
-from vidbrain.storage.locks import LOCK
+from vidbrain.storage.locks import LOCK, locked
 from vidbrain.storage.objects import N_THREADS, Root, open_root
 from vidbrain.storage.transfers import is_held, put_checked, sums_of, upload
 from vidbrain.storage.urls import parse_url
@@ -48,12 +49,25 @@ class Target:
         """Whether what is made here must be sent."""
         return not self.root.is_local
 
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[bool]:
+        """Be the only writer of this machine for the duration of the block; see `vidbrain.storage.locks.locked`.
+
+        A work folder that is empty at the end goes.
+        """
+        with locked(self.work) as alone:
+            yield alone
+        if self.is_remote:
+            with contextlib.suppress(OSError):  # it is not empty, or another command has begun
+                self.work.rmdir()
+
     def begin(self, claim: Claim) -> None:
         """Make the folders, and remove what killed work left in them; what was spooled for another plan goes too."""
         if self.is_remote:
             remove(self.work / SHARDS)
             if not self._worked_for(claim):
                 remove(self.work / SPOOL)
+                remove(self.work / PLAN)
                 write_claim(open_root(self.work), claim)
         for folder in (self.work, self.work / SHARDS, self.work / SPOOL):
             folder.mkdir(parents=True, exist_ok=True)
@@ -68,7 +82,11 @@ class Target:
     def tidy(self) -> None:
         """Remove what only unfinished work needs. The caller holds the work folder's lock."""
         write_skipped(self.root, {})
-        remove(self.work if self.is_remote else self.work / SPOOL)
+        remove(self.work / SPOOL)
+        if self.is_remote:
+            for path in self.work.iterdir():
+                if path.name != LOCK:
+                    remove(path)
 
     def _worked_for(self, claim: Claim) -> bool:
         try:

@@ -33,7 +33,6 @@ from vidbrain.sharding.target import Target, target_of
 from vidbrain.sharding.tars import write_shard
 from vidbrain.storage.atomic import check_writable
 from vidbrain.storage.info import read_info, write_info
-from vidbrain.storage.locks import locked
 from vidbrain.storage.objects import N_THREADS, Root
 from vidbrain.storage.roots import find_json
 
@@ -101,12 +100,12 @@ def write_shards(
         record = read_info(target.root, "shards", name=DATASET)
         if record["fingerprint"] == job.outcome(plan).fingerprint:
             if target.is_worked_on():  # killed just after the root record
-                with locked(target.work):
+                with target.alone():
                     target.tidy()
             return record
     if target.is_remote:
         progress.note(f"work folder: {target.work}")
-    with locked(target.work) as alone:
+    with target.alone() as alone:
         if not alone:
             progress.note("this disk has no locks: make sure that no other process writes to the same folder")
         claim = job.claim()

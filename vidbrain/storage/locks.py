@@ -32,7 +32,6 @@ def locked(folder: str | Path) -> Iterator[bool]:
     """
     path = Path(folder) / LOCK
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         handle = _acquire(path)
     except BlockingIOError:
         raise StorageError(
@@ -54,7 +53,11 @@ def locked(folder: str | Path) -> Iterator[bool]:
 
 def _acquire(path: Path) -> int | None:
     while True:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except FileNotFoundError:  # its last holder has removed the folder too
+            continue
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             # Its last holder may have removed the file after we opened it: then it locks nothing.
