@@ -128,8 +128,13 @@ def test_a_storm_changes_no_byte(remote, videos, config, expected):
     assert objects(remote.url) == expected
 
 
-@pytest.mark.parametrize("spoilt", ["000001.tar", "000001.json", "index.parquet", "dataset.json"])
-@pytest.mark.parametrize("kind", ["status", "drop"])
+@pytest.mark.parametrize(
+    ("kind", "spoilt"),
+    [
+        *(("status", name) for name in ("000001.tar", "000001.json", "index.parquet", "dataset.json")),
+        *(("drop", name) for name in ("000001.tar", "dataset.json")),
+    ],
+)
 def test_what_cannot_be_sent_is_an_error_and_the_same_command_goes_on(
     remote, videos, config, expected, spoilt, kind, monkeypatch
 ):
@@ -187,6 +192,28 @@ def test_two_machines_at_once_write_one_data_set(remote, videos, config, expecte
     both = [subprocess.Popen([sys.executable, "-c", script, remote.url, str(tmp_path / name)]) for name in "ab"]
     assert [process.wait() for process in both] == [0, 0]
     assert objects(remote.url) == expected
+
+
+def test_work_folders_come_and_go_under_their_lock(tmp_path):
+    """Two processes make and remove the same one as fast as they can: either is alone, or is told that it is not."""
+    script = textwrap.dedent("""
+        import sys
+        from vidbrain.errors import StorageError
+        from vidbrain.sharding.target import target_of
+        target, n_alone = target_of("s3://bucket/data", sys.argv[1]), 0
+        while n_alone < 100:
+            try:
+                with target.alone():
+                    (target.work / "spool").mkdir()  # there is none that another one made
+                    (target.work / "spool").rmdir()
+                    n_alone += 1
+            except StorageError as error:
+                assert "another process" in error.message, error
+    """)
+    command = [sys.executable, "-c", script, str(tmp_path)]
+    both = [subprocess.Popen(command) for _ in range(2)]
+    assert [process.wait() for process in both] == [0, 0]
+    assert not list(tmp_path.iterdir())
 
 
 def test_two_commands_of_one_machine_are_refused(remote, videos, config):
