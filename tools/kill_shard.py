@@ -1,11 +1,13 @@
 """Kill sharding again and again, give the same command each time, and compare with an undisturbed run.
 
-Usage: python tools/kill_shard.py SOURCE WORK [--kills 50] [--workers 2] [--json FILE] [-- OPTIONS OF vidbrain shard]
+Usage: python tools/kill_shard.py SOURCE WORK [--s3] [--kills 50] [--workers 2] [--json FILE] [-- OPTIONS]
 
-WORK is removed. WORK/whole is sharded undisturbed, which also says how long the work takes. Then WORK/killed is begun
-again and again, and the whole process group is killed with SIGKILL after a random part of that time, until it has been
-killed so many times; a data set that gets finished in between is set aside, compared, and begun anew. At the end the
-bytes must be equal, `vidbrain shards gc` must have nothing left, and `vidbrain verify` must find no damage.
+OPTIONS are those of vidbrain shard. WORK is removed. First the source is sharded undisturbed into WORK/whole, and with
+--s3 once more into a bucket of a moto server on this machine, which also says how long the work takes. Then a data set
+is begun again and again, and the whole process group is killed with SIGKILL after a random part of that time, until it
+has been killed so many times; one that gets finished in between is compared, removed and begun anew. The server is no
+member of the group and lives on. At the end the bytes must be equal, `vidbrain shards gc` must have nothing left, the
+work folder of this machine must be gone, and `vidbrain verify` must find no damage.
 """
 
 from __future__ import annotations
@@ -17,24 +19,51 @@ import json
 import os
 import platform
 import random
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
+import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 
 from vidbrain.sharding.orphans import collect, find_orphans
+from vidbrain.sharding.target import target_of
 from vidbrain.sharding.verify import verify
+from vidbrain.storage.objects import Root, open_root
+from vidbrain.testing.servers import Server, moto_server
+
+BUCKET = "kills"
 
 
-def digest(root: Path) -> dict[str, str]:
-    """SHA-256 of every file below a folder."""
-    files = (path for path in sorted(root.rglob("*")) if path.is_file())
-    return {str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+def digest(root: Root) -> dict[str, str]:
+    """SHA-256 of every file or object, unfinished ones too."""
+    if root.is_local:
+        files = (path for path in sorted(Path(root.url).rglob("*")) if path.is_file())
+        return {str(path.relative_to(root.url)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    return {found.key: hashlib.sha256(root.get(found.key)).hexdigest() for found in root.list()}
 
 
-def command(source: Path, root: Path, workers: int, rest: list[str]) -> list[str]:
+def clear(root: Root) -> None:
+    """Remove a data set."""
+    if root.is_local:
+        shutil.rmtree(root.url, ignore_errors=True)
+    else:
+        for found in root.list():
+            root.delete(found.key)
+
+
+def uploads_left(server: Server | None) -> int | None:
+    """Uploads in parts that nobody ended; the store hides them from those who list objects."""
+    if server is None:
+        return None
+    with urllib.request.urlopen(f"{server.endpoint}/{BUCKET}?uploads", timeout=60) as answer:
+        return len(re.findall(rb"<Upload>", answer.read()))
+
+
+def command(source: Path, root: Root, workers: int, rest: list[str]) -> list[str]:
     return [
         *(sys.executable, "-m", "vidbrain", "shard", str(source)),
         *("--out", str(root), "--workers", str(workers), *rest),
@@ -60,19 +89,32 @@ def run_killed(arguments: list[str], delay_s: float) -> bool:
     return True
 
 
-def check(root: Path, expected: dict[str, str]) -> list[str]:
-    """Collect orphans, and return the names of files that differ from the undisturbed run."""
+def check(root: Root, expected: dict[str, str]) -> list[str]:
+    """Collect orphans, and return what differs from the undisturbed run, or is left behind."""
     collect(root)
-    assert not find_orphans(root), find_orphans(root)
+    left = [f"left behind: {place}" for place in find_orphans(root)]
+    work = target_of(root).work
+    if not root.is_local and work.exists():
+        left.append(f"left behind: {work}")
     found = digest(root)
     damaged = [f"{d.shard} {d.key}: {d.what}" for d in verify(root)]
-    return damaged + sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
+    differing = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
+    return left + damaged + differing
+
+
+@contextlib.contextmanager
+def bucket(work: Path) -> Iterator[Server]:
+    """Run a server that every child finds by its environment, and keep work folders below `work`."""
+    with moto_server(BUCKET) as server:
+        os.environ.update(server.environment(), XDG_CACHE_HOME=str(work / "cache"))
+        yield server
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("source", type=Path)
     parser.add_argument("work", type=Path)
+    parser.add_argument("--s3", action="store_true")
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
@@ -84,36 +126,47 @@ def main() -> int:
     options = parser.parse_args(before)
     shutil.rmtree(options.work, ignore_errors=True)
     options.work.mkdir(parents=True)
-    whole, root = options.work / "whole", options.work / "killed"
+    with bucket(options.work) if options.s3 else contextlib.nullcontext() as server:
+        return run(options, rest, server)
+
+
+def run(options: argparse.Namespace, rest: list[str], server: Server | None) -> int:
+    whole = open_root(options.work / "whole")
     whole_s = run_whole(command(options.source, whole, options.workers, rest))
     expected = digest(whole)
+    root, differing = open_root(options.work / "killed"), []
+    if server is not None:
+        root, undisturbed = open_root(f"s3://{BUCKET}/killed"), open_root(f"s3://{BUCKET}/whole")
+        whole_s = run_whole(command(options.source, undisturbed, options.workers, rest))
+        differing += check(undisturbed, expected)
     arguments = command(options.source, root, options.workers, rest)
-    rng, kills, finished, differing = random.Random(options.seed), 0, 0, []
-    unfinished_before = 0
+    rng, kills, finished, went_on = random.Random(options.seed), 0, 0, 0
     while kills < options.kills:
-        begun = root.exists()
+        begun = bool(digest(root))
         delay_s = rng.uniform(0, whole_s)
         if run_killed(arguments, delay_s):
             kills += 1
-            unfinished_before += begun
+            went_on += begun
             print(f"kill {kills} of {options.kills}, after {delay_s:.2f} s", flush=True)
         else:
             finished += 1
             differing += check(root, expected)
-            shutil.rmtree(root)
+            clear(root)
     run_whole(arguments)
     differing += check(root, expected)
     print(f"{len(expected)} files compared {finished + 1} times, {len(differing)} differ", *differing[:20], sep="\n  ")
     if options.json:
         record = {
-            "command": "python tools/kill_shard.py SOURCE WORK",
+            "command": f"python tools/kill_shard.py SOURCE WORK{' --s3' if server else ''}",
             "options": rest,
+            "output": "a bucket of a moto server on this machine" if server else "a folder",
             "machine": {"cores": os.cpu_count(), "platform": platform.platform(), "python": platform.python_version()},
             "kills": kills,
-            "kills_of_work_that_went_on": unfinished_before,
+            "kills_of_work_that_went_on": went_on,
             "data_sets_finished": finished + 1,
             "files_compared": len(expected),
             "files_differing": differing,
+            "uploads_in_parts_left": uploads_left(server),
         }
         options.json.write_text(json.dumps(record, indent=2) + "\n")
     return int(bool(differing))

@@ -70,3 +70,11 @@ def test_writers_take_turns(tmp_path):
     assert entered[0] > 0
     assert most[0] == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_place_that_cannot_be_is_an_error(tmp_path):
+    (tmp_path / "dead").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "file").write_bytes(b"")
+    for folder in (tmp_path / "dead", tmp_path / "dead" / "below", tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(StorageError), locked(folder):
+            pass

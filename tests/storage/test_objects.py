@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from vidbrain.errors import StorageError
 from vidbrain.storage.files import NoRangesError, ObjectChangedError, ObjectExistsError, ObjectMissingError
 from vidbrain.storage.objects import coalesce, open_root
+from vidbrain.storage.roots import find_json, read_bytes
 from vidbrain.testing.servers import Fault
 
 BUCKET = "bucket"
@@ -54,6 +55,21 @@ def test_objects_are_those_that_another_client_sees(remote):
     assert not remote.root.exists("theirs")
     with pytest.raises(ObjectMissingError, match="no such object"):
         remote.root.get("theirs")
+
+
+def test_a_few_of_many_and_the_place_above(remote, tmp_path):
+    for root in (remote.root, open_root(tmp_path)):
+        for name in ("a/1", "a/2", "a/3", "b"):
+            root.put(name, b"x")
+        assert len(root.list(limit=2)) == 2
+        assert len(root.list("a", limit=10)) == 3
+        assert (root / "a" / "1").parent == root / "a"
+        assert find_json(root, "none") is None
+        with pytest.raises(StorageError, match="not valid JSON"):
+            find_json(root, "b")
+        assert read_bytes(root / "a" / "1") == b"x"
+    with pytest.raises(StorageError, match="nothing above a bucket"):
+        assert open_root("s3://bucket").parent
 
 
 def test_folders_have_the_same_manners(tmp_path):

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from vidbrain.errors import StorageError
-from vidbrain.storage.files import ObjectChangedError, ObjectMissingError
-from vidbrain.storage.objects import PART_BYTES
-from vidbrain.storage.transfers import download, holds, sums_of, upload
+from vidbrain.storage.clients import PART_BYTES
+from vidbrain.storage.files import ObjectChangedError, ObjectExistsError, ObjectMissingError
+from vidbrain.storage.transfers import download, holds, put_checked, sums_of, upload
 from vidbrain.testing.servers import Fault
 
 BIG = np.random.default_rng(1).bytes(2 * PART_BYTES + 12_345)
@@ -122,3 +122,25 @@ def test_a_full_disk_is_said_as_such(hostile):
     hostile.root.put("x", BIG[:1000])
     with pytest.raises(StorageError, match="the disk is full"):
         hostile.root.copy_to("x", Full())
+
+
+def test_what_is_there_is_not_sent_again_and_never_replaced(remote, big, tmp_path):
+    for size in (1000, len(BIG)):
+        (tmp_path / "part").write_bytes(BIG[:size])
+        sums = upload(remote.root, f"{size}", tmp_path / "part", if_absent=True)
+        before = len(remote.proxy.seen)
+        assert upload(remote.root, f"{size}", tmp_path / "part", if_absent=True) == sums
+        assert {seen.method for seen in remote.proxy.seen[before:]} <= {"HEAD", "GET"}
+        (tmp_path / "part").write_bytes(BIG[1 : size + 1])
+        with pytest.raises(ObjectExistsError, match="another object already"):
+            upload(remote.root, f"{size}", tmp_path / "part", if_absent=True)
+        assert remote.root.get(f"{size}") == BIG[:size]
+
+
+def test_a_record_that_arrives_damaged_does_not_stay(honest):
+    honest.proxy.inject(Fault("flip", method="PUT"))
+    with pytest.raises(StorageError, match="does not hold what was sent"):
+        put_checked(honest.root, "dataset.json", b'{"n_frames": 12}')
+    assert not honest.root.exists("dataset.json")
+    put_checked(honest.root, "dataset.json", b"{}")
+    assert honest.root.get("dataset.json") == b"{}"

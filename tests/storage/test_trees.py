@@ -11,8 +11,9 @@ import pytest
 from vidbrain.cli.app import run
 from vidbrain.cli.doctor import storage
 from vidbrain.errors import ResumeError, StorageError
+from vidbrain.storage.clients import PART_BYTES
 from vidbrain.storage.info import write_info
-from vidbrain.storage.objects import PART_BYTES, open_root
+from vidbrain.storage.objects import open_root
 from vidbrain.storage.trees import CLAIM, download_tree, upload_tree
 from vidbrain.testing.servers import Fault
 
@@ -58,6 +59,18 @@ def test_there_and_back(remote, shards, tmp_path):
     assert [found.key for found in remote.root.list()] == sorted(tree(shards))
     assert upload_tree(shards, remote.root).n_sent == 0
     assert download_tree(remote.root, tmp_path / "back").n_sent == 0
+
+
+def test_what_a_growing_data_set_works_with_stays_here(honest, shards, tmp_path):
+    (shards / "spool").mkdir()
+    for name in (".lock", "skipped.json", "spool/0a.bin", "spool/0a.json"):
+        (shards / name).write_bytes(b"{}")
+    (shards / "shards" / "spool").mkdir()
+    (shards / "shards" / "spool" / "x").write_bytes(b"the user's own")
+    upload_tree(shards, honest.root)
+    found = {item.key for item in honest.root.list()}
+    assert found == {key for key in tree(shards) if not key.startswith(("spool/", ".lock", "skipped.json"))}
+    assert "shards/spool/x" in found
 
 
 def test_data_before_markers_before_the_root_record(honest, shards):

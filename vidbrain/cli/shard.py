@@ -10,15 +10,16 @@ from cyclopts import Parameter
 from vidbrain import cluster
 from vidbrain.cli.console import Console, Flag
 from vidbrain.errors import ShardError
+from vidbrain.sharding.describe import kind_of
 from vidbrain.sharding.filters import Filter
 from vidbrain.sharding.job import job_of
-from vidbrain.sharding.manifest import DATASET, open_manifest, shard_path
+from vidbrain.sharding.manifest import open_manifest, shard_path
 from vidbrain.sharding.plan import ShardConfig
 from vidbrain.sharding.repair import repair as rebuild
+from vidbrain.sharding.target import target_of
 from vidbrain.sharding.verify import verify as verify_shards
 from vidbrain.sharding.writer import write_shards
-from vidbrain.storage.atomic import read_json
-from vidbrain.storage.roots import data_root
+from vidbrain.storage.roots import data_root, locate
 
 
 def shard(
@@ -29,6 +30,7 @@ def shard(
     config: Annotated[ShardConfig, Parameter(name="*")] = ShardConfig(),  # noqa: B008 -- frozen
     only: Annotated[Filter, Parameter(name="*", consume_multiple=True)] = Filter(),  # noqa: B008 -- frozen
     integration: Path | None = None,
+    work: Path | None = None,
     workers: int | None = None,
     scheduler: str = "local",
     dry_run: Flag = False,
@@ -44,13 +46,17 @@ def shard(
         BIDS tree of game play (replayed, or `.bk2` only), a folder of videos, one video, or a list of files (.tsv,
         .csv, .txt); default game/ in the data root.
     out
-        Folder to write; default data/ in the data root. A larger size adds shards to the ones there.
+        Folder or URL (s3://, gs://, az://) to write; default data/ in the data root. A larger size adds shards to the
+        ones there.
     config
         What decides the content.
     only
         Which recordings to take.
     integration
         Folder with your own ROM and integration, for recordings without a video.
+    work
+        For an output at a URL: where to keep what is not sent yet; default vidbrain/work in $XDG_CACHE_HOME or
+        ~/.cache. It holds the spool and a few tars.
     workers
         Worker processes; default one per core. The bytes do not depend on it.
     scheduler
@@ -61,10 +67,11 @@ def shard(
         Print the result as JSON.
     """
     console = Console(json=json)
-    source, out = source or data_root() / "game", out or data_root() / "data"
+    source, place = source or data_root() / "game", locate(out or data_root() / "data")
+    target_of(place, work)  # says at once what can never be written to
     with cluster.client(scheduler, 0 if dry_run else workers) as client:
         if dry_run:
-            job = job_of(source, out, config, only=only, integration=integration, client=client)
+            job = job_of(source, place, config, only=only, integration=integration, client=client)
             plan = job.plan_of(config.size)
             for note in job.source.notes:
                 console.note(note)
@@ -83,10 +90,17 @@ def shard(
             )
             return
         record = write_shards(
-            source, out, config, only=only, integration=integration, client=client, progress=console.progress()
+            source,
+            place,
+            config,
+            only=only,
+            integration=integration,
+            work=work,
+            client=client,
+            progress=console.progress(),
         )
     names = ("n_frames", "n_segments", "n_shards", "n_recordings", "n_bytes", "codec", "skipped", "fingerprint")
-    console.print_result({"root": str(out), **{name: record[name] for name in names}})
+    console.print_result({"root": str(place), **{name: record[name] for name in names}})
 
 
 def verify(
@@ -106,7 +120,7 @@ def verify(
     Parameters
     ----------
     root
-        Data set of frames or codes; default data/ in the data root.
+        Data set of frames or codes, a folder or a URL; default data/ in the data root.
     repair
         Rebuild what is damaged, and only that, from the source.
     source
@@ -119,31 +133,25 @@ def verify(
         Print the result as JSON.
     """
     console = Console(json=json)
-    root = root or data_root() / "data"
-    kind = "codes" if _is_codes(root) else "shards"
+    place = locate(root or data_root() / "data")
+    kind = kind_of(place)
     if repair and kind == "codes":
-        raise ShardError("codes are repaired by making them again", where=root, hint="vidbrain tokenize")
+        raise ShardError("codes are repaired by making them again", where=place, hint="vidbrain tokenize")
     with cluster.client("local", workers) as client:
         if repair:
             source = source or data_root() / "game"
-            rebuilt = rebuild(root, source, integration=integration, client=client, progress=console.progress())
-            names = [shard_path(root, shard).name for shard in rebuilt]
-            console.print_result({"root": str(root), "rebuilt_shards": names, "damaged": 0})
+            rebuilt = rebuild(place, source, integration=integration, client=client, progress=console.progress())
+            names = [shard_path(place, shard).name for shard in rebuilt]
+            console.print_result({"root": str(place), "rebuilt_shards": names, "damaged": 0})
             return
-        damage = verify_shards(root, kind=kind, client=client, progress=console.progress())
-    manifest = open_manifest(root, kind=kind)
+        damage = verify_shards(place, kind=kind, client=client, progress=console.progress())
+    manifest = open_manifest(place, kind=kind)
     if damage:
         console.print_rows([{"shard": d.shard, "segment": d.key, "what": d.what} for d in damage])
         shards = sorted({d.shard for d in damage})
         raise ShardError(
             f"{len(damage)} damages in {len(shards)} of {manifest.info['n_shards']} shards",
-            where=shard_path(root, shards[0]),
-            hint=f"vidbrain verify {root} --repair --source SOURCE" if kind == "shards" else "vidbrain tokenize",
+            where=shard_path(place, shards[0]),
+            hint=f"vidbrain verify {place} --repair --source SOURCE" if kind == "shards" else "vidbrain tokenize",
         )
-    console.print_result({"root": str(root), "segments": len(manifest.segments), "damaged": 0})
-
-
-def _is_codes(root: Path) -> bool:
-    path = root / DATASET
-    record = read_json(path) if path.is_file() else None
-    return isinstance(record, dict) and record.get("vidbrain") == "codes"
+    console.print_result({"root": str(place), "segments": len(manifest.segments), "damaged": 0})

@@ -13,7 +13,8 @@ from vidbrain.sharding.filters import Filter
 from vidbrain.sharding.manifest import open_manifest
 from vidbrain.sharding.orphans import collect, find_orphans
 from vidbrain.sharding.subset import subset_path, write_subset
-from vidbrain.storage.roots import data_root
+from vidbrain.storage.objects import Root, open_root
+from vidbrain.storage.roots import data_root, locate
 
 app = App(name="shards", help="Describe data sets of shards, and remove what nothing reads.")
 _COLUMNS = (
@@ -39,17 +40,17 @@ def ls(root: Path | None = None, /, *, json: Flag = False) -> None:
     Parameters
     ----------
     root
-        One data set or subset, which is described in full, or a folder of them; default the data root.
+        One data set or subset, which is described in full, or a folder or URL of them; default the data root.
     json
         Print JSON.
     """
     console = Console(json=json)
-    root = root or data_root()
-    found = find_datasets(root)
+    place = locate(root or data_root())
+    found = find_datasets(place)
     described = [describe(path) for path in found]
     if json:
         console.print_rows(described)
-    elif found == [root]:
+    elif found == [place]:
         prefixes = described[0].pop("prefixes")
         console.print_result(described[0])
         if prefixes:
@@ -67,16 +68,19 @@ def gc(root: Path | None = None, /, *, dry_run: Flag = False, json: Flag = False
     Parameters
     ----------
     root
-        Data set; default data/ in the data root. What an unfinished one needs to go on is kept.
+        Data set, a folder or a URL; default data/ in the data root. What an unfinished one needs to go on is kept.
     dry_run
         List, and remove nothing.
     json
         Print JSON.
     """
-    root = root or data_root() / "data"
-    orphans = find_orphans(root) if dry_run else collect(root)
+    console, place = Console(json=json), locate(root or data_root() / "data")
+    if isinstance(place, Root):
+        console.note("parts of killed uploads cannot be listed here; a rule of the bucket removes them")
+    orphans = find_orphans(place) if dry_run else collect(place)
     name = "would_remove" if dry_run else "removed"
-    Console(json=json).print_result({"root": str(root), name: [str(path.relative_to(root)) for path in orphans]})
+    below = f"{open_root(place)}/"
+    console.print_result({"root": str(place), name: [str(orphan).removeprefix(below) for orphan in orphans]})
 
 
 def subset(
@@ -97,9 +101,9 @@ def subset(
     Parameters
     ----------
     data
-        Data set of frames; default data/ in the data root.
+        Data set of frames, a folder or a URL; default data/ in the data root.
     out
-        File to write; .json is added.
+        File to write, or URL; .json is added.
     size
         Frames: 10k, 100k, 1M, 6M, any count, or all that the filter leaves.
     only

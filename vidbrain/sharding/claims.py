@@ -1,4 +1,4 @@
-"""What a folder of shards says it is becoming: the plan's record, and what to say when another plan is there."""
+"""What a folder or URL of shards says it is becoming: the plan's record, and what to say when another plan is there."""
 
 from __future__ import annotations
 
@@ -10,8 +10,12 @@ from typing import Any
 from vidbrain.errors import ResumeError, StorageError
 from vidbrain.sharding.manifest import DATASET, SHARDS, SPOOL
 from vidbrain.sharding.plan import Listed, Plan
-from vidbrain.storage.atomic import read_json, remove, write_json
+from vidbrain.storage.atomic import json_bytes
+from vidbrain.storage.files import ObjectExistsError
 from vidbrain.storage.info import difference, expected_fingerprint
+from vidbrain.storage.objects import Root, open_root
+from vidbrain.storage.roots import find_json
+from vidbrain.storage.trees import CLAIM as TRANSFER
 
 PLAN = "plan.json"
 SKIPPED = "skipped.json"
@@ -49,13 +53,13 @@ def recordings_of(listing: Sequence[Listed]) -> dict[str, list[int]]:
     return {item.recording.key: [item.n_frames, item.n_bytes] for item in listing}
 
 
-def check_claim(root: Path, claim: Claim, plan: Plan, plan_of: Callable[[str], Plan]) -> None:
-    """Refuse a folder that holds another plan, and let a data set grow.
+def check_claim(root: Root, claim: Claim, plan: Plan, plan_of: Callable[[str], Plan]) -> None:
+    """Refuse a place that holds another plan, and let a data set grow.
 
     Parameters
     ----------
     root
-        The folder.
+        The data set's folder or URL.
     claim
         What is to be written.
     plan
@@ -66,21 +70,16 @@ def check_claim(root: Path, claim: Claim, plan: Plan, plan_of: Callable[[str], P
     Raises
     ------
     ResumeError
-        If the folder holds, or is becoming, something that this is no continuation of; says what differs.
+        If the place holds, or is becoming, something that this is no continuation of; says what differs.
     StorageError
-        If the folder holds shards without the record of their plan.
+        If it holds shards without the record of their plan, or something else.
     """
     found = read_claim(root)
     if found is None:
-        # Shards and spool of unknown settings must not be taken for those of this plan.
-        held = [name for name in (DATASET, SHARDS, SPOOL) if (root / name).exists()]
-        if held:
-            raise StorageError(
-                f"there is {', '.join(held)}, but no {PLAN}",
-                where=root,
-                hint="give another output, or remove this one first",
-            )
+        _check_empty(root)
         return
+    if root.exists(TRANSFER):
+        raise StorageError("a push or pull to this place is unfinished", where=root, hint="give that command again")
     sized = {**found.config, "size": claim.config["size"]}
     if sized != claim.config or found.made_from["source"] != claim.made_from["source"]:
         raise ResumeError(
@@ -88,7 +87,15 @@ def check_claim(root: Path, claim: Claim, plan: Plan, plan_of: Callable[[str], P
             where=root,
             hint="give another output, or remove this one first",
         )
-    finished = read_json(root / DATASET) if (root / DATASET).is_file() else None
+    finished = find_json(root, DATASET)
+    # In a folder, a lock says whether somebody works on the other size. At a URL nothing does.
+    if not root.is_local and found.config != claim.config and (finished is None or finished["config"] != found.config):
+        size = found.config["size"]
+        raise ResumeError(
+            f"an unfinished data set of size {size} is there, and another machine may be working on it",
+            where=root,
+            hint=f"finish it with --size {size}, then let it grow; or give another output",
+        )
     if finished is None:
         if found.config == claim.config and found.made_from != claim.made_from:
             raise ResumeError(
@@ -119,18 +126,32 @@ def check_claim(root: Path, claim: Claim, plan: Plan, plan_of: Callable[[str], P
         )
 
 
-def read_claim(root: Path) -> Claim | None:
-    """Read the record that stands in a folder; None if there is none.
+def _check_empty(root: Root) -> None:
+    """Refuse shards and spool of unknown settings: they must not be taken for those of this plan."""
+    if root.is_local:
+        held = [name for name in (DATASET, SHARDS, SPOOL) if (Path(root.url) / name).exists()]
+    else:
+        held = [found.key for found in root.list(limit=3)]
+    if held:
+        raise StorageError(
+            f"there is {', '.join(held)}, but no {PLAN}",
+            where=root,
+            hint="give another output, or remove this one first",
+        )
+
+
+def read_claim(root: str | Path | Root) -> Claim | None:
+    """Read the record that stands in a folder or at a URL; None if there is none.
 
     Raises
     ------
     StorageError
         If it is damaged.
     """
-    path = root / PLAN
-    if not path.is_file():
+    place = open_root(root)
+    record = find_json(place, PLAN)
+    if record is None:
         return None
-    record = read_json(path)
     try:
         claim = Claim(record["config"], record["made_from"], record["recordings"], record.get("codec_choice"))
         names = [claim.config["codec"], claim.made_from["source"], claim.made_from["plan"]]
@@ -140,7 +161,9 @@ def read_claim(root: Path) -> Claim | None:
     except (KeyError, TypeError, ValueError):
         pass
     raise StorageError(
-        "the record of the plan is damaged, or of an older version", where=path, hint="remove the folder, shard again"
+        "the record of the plan is damaged, or of an older version",
+        where=place / PLAN,
+        hint="remove the data set, shard again",
     )
 
 
@@ -152,32 +175,47 @@ def _is_of(choice: dict[str, Any] | None, codec: str) -> bool:
     return choice["codec"] == codec and codec in sizes
 
 
-def write_claim(root: Path, claim: Claim) -> None:
-    """Write the plan's record, unless it is there."""
-    if read_claim(root) != claim:
-        choice = {"codec_choice": claim.codec_choice} if claim.codec_choice else {}
-        record = {"config": claim.config, "made_from": claim.made_from, **choice, "recordings": claim.recordings}
-        write_json(root / PLAN, record)
+def write_claim(root: Root, claim: Claim) -> None:
+    """Write the plan's record, unless it is there.
+
+    Raises
+    ------
+    ResumeError
+        If another command has written one since the place was checked.
+    """
+    found = read_claim(root)
+    if found == claim:
+        return
+    choice = {"codec_choice": claim.codec_choice} if claim.codec_choice else {}
+    record = {"config": claim.config, "made_from": claim.made_from, **choice, "recordings": claim.recordings}
+    try:
+        # Over an older record it is written without condition: `Target.check_before_the_end` looks again.
+        root.put(PLAN, json_bytes(record), if_absent=found is None)
+    except ObjectExistsError:
+        raise ResumeError(
+            "another command began there at this moment", where=root, hint="give the command again"
+        ) from None
 
 
-def read_skipped(root: Path) -> dict[str, str]:
+def read_skipped(root: str | Path | Root) -> dict[str, str]:
     """Recordings that an earlier call found to be unreadable while it decoded, with the reasons."""
+    place = open_root(root)
     for name in (SKIPPED, DATASET):
-        if (root / name).is_file():
-            record = read_json(root / name)
+        record = find_json(place, name)
+        if record is not None:
             values = record if name == SKIPPED else record.get("skipped", {}) if isinstance(record, dict) else {}
             if not isinstance(values, dict):
-                raise StorageError("the list of skipped recordings is damaged", where=root / name)
+                raise StorageError("the list of skipped recordings is damaged", where=place / name)
             return {str(key): str(what) for key, what in values.items()}
     return {}
 
 
-def write_skipped(root: Path, skipped: Mapping[str, str]) -> None:
+def write_skipped(root: Root, skipped: Mapping[str, str]) -> None:
     """Keep the list through a kill; None of it is left when the data set is finished."""
     if skipped:
-        write_json(root / SKIPPED, dict(sorted(skipped.items())))
+        root.put(SKIPPED, json_bytes(dict(sorted(skipped.items()))))
     else:
-        remove(root / SKIPPED)
+        root.delete(SKIPPED)
 
 
 def _differences(found: Claim, claim: Claim) -> str:

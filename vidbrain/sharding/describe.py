@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,36 +12,65 @@ from vidbrain.errors import StorageError
 from vidbrain.sharding.manifest import DATASET, Manifest, open_manifest
 from vidbrain.sharding.plan import LANDMARKS
 from vidbrain.sharding.subset import KIND
-from vidbrain.storage.atomic import read_json
+from vidbrain.storage.files import ObjectMissingError
+from vidbrain.storage.objects import Root, open_root
+from vidbrain.storage.roots import find_json, locate
 
 
-def find_datasets(root: str | Path) -> list[Path]:
-    """List data sets and subsets: the folder or file itself, or those directly below the folder.
+def find_datasets(root: str | Path | Root) -> list[Path | Root]:
+    """List data sets and subsets: the place itself, or those directly below it.
 
     Raises
     ------
     StorageError
-        If there is none.
+        If there is none, or it cannot be said because an HTTP server lists nothing.
     """
-    root = Path(root)
-    if root.is_file() or (root / DATASET).is_file():
-        return [root]
-    below = sorted(root.iterdir()) if root.is_dir() else []
+    place = locate(root)
+    if isinstance(place, Root):
+        return [place] if place.name.endswith(".json") or place.exists(DATASET) else _listed_below(place)
+    if place.is_file() or (place / DATASET).is_file():
+        return [place]
+    below = sorted(place.iterdir()) if place.is_dir() else []
     found = [path for path in below if (path / DATASET).is_file() or (path.suffix == ".json" and _is_subset(path))]
+    return _some([*found], place)
+
+
+def _listed_below(root: Root) -> list[Path | Root]:
+    keys = [found.key for found in root.list()]
+    names = {key.partition("/")[0] for key in keys if key.endswith(f"/{DATASET}") and key.count("/") == 1}
+    names |= {key for key in keys if "/" not in key and key.endswith(".json") and _is_subset(root / key)}
+    return _some([root / name for name in sorted(names)], root)
+
+
+def _some(found: list[Path | Root], place: Path | Root) -> list[Path | Root]:
     if not found:
-        raise StorageError("there is no finished data set of shards", where=root, hint="make one with `vidbrain shard`")
+        raise StorageError(
+            "there is no finished data set of shards", where=place, hint="make one with `vidbrain shard`"
+        )
     return found
 
 
-def _is_subset(path: Path) -> bool:
+def _is_subset(place: Path | Root) -> bool:
     try:
-        record = read_json(path)
+        record = find_json(open_root(place.parent), place.name)
     except StorageError:  # somebody else's file
         return False
     return isinstance(record, dict) and record.get("vidbrain") == KIND
 
 
-def describe(root: str | Path) -> dict[str, Any]:
+def kind_of(root: str | Path | Root) -> str:
+    """``"codes"`` for a data set of codes, else ``"shards"``; whether it can be opened is not said."""
+    place = locate(root)
+    if place.name.endswith(".json"):
+        return "shards"
+    try:
+        record = json.loads(open_root(place).get(DATASET))
+    except (ObjectMissingError, ValueError):
+        return "shards"
+    return "codes" if isinstance(record, dict) and record.get("vidbrain") == "codes" else "shards"
+
+
+def describe(root: str | Path | Root) -> dict[str, Any]:
     """Say what a data set of frames or codes, or a subset, holds.
 
     Returns
@@ -51,9 +81,7 @@ def describe(root: str | Path) -> dict[str, Any]:
         ``subjects``, ``levels``, ``splits`` (frames by name), ``prefixes`` (frames of the named prefixes that it
         holds), ``skipped``, ``fingerprint``, ``made_from``.
     """
-    root = Path(root)
-    record = read_json(root / DATASET) if root.is_dir() else {}
-    kind = "codes" if isinstance(record, dict) and record.get("vidbrain") == "codes" else "shards"
+    root, kind = locate(root), kind_of(root)
     manifest = open_manifest(root, kind=kind)
     rows, info = manifest.segments, manifest.info
     return {

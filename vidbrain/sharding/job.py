@@ -17,6 +17,7 @@ from vidbrain.sharding.filters import Filter
 from vidbrain.sharding.listing import Source, list_source
 from vidbrain.sharding.parts import Frames
 from vidbrain.sharding.plan import Plan, ShardConfig, make_plan, parse_size, source_digest
+from vidbrain.storage.objects import Root
 from vidbrain.video.screens import recording_frames
 
 
@@ -77,26 +78,27 @@ class Job:
 
 def job_of(
     source: str | Path,
-    root: str | Path,
+    root: str | Path | Root,
     config: ShardConfig,
     *,
     only: Filter = Filter(),  # noqa: B008 -- frozen
     integration: str | Path | None = None,
     client: Client | None = None,
 ) -> Job:
-    """Look at a source, and at what an earlier call left in the folder; settle the codec; write nothing."""
+    """Look at a source, and at what an earlier call left in the place; settle the codec; write nothing."""
+    begun = read_claim(root)  # first: a place that cannot be read is said before a long look at the source
     found = list_source(source, client, config, only=only, integration=integration)
 
     def frames_of(recording: Recording) -> Generator[Frames, None, None]:
         size = (config.frame_size, config.frame_size)
         return recording_frames(recording, size=size, fit=config.fit, integration=integration)
 
-    codec, choice = settle_codec(found.listing, config, read_claim(Path(root)), frames_of)
+    codec, choice = settle_codec(found.listing, config, begun, frames_of)
     config = replace(config, codec=cast("Any", codec))
     frames = parse_size(config.size)
     content = {**to_mapping(config), "size": "all" if frames is None else str(frames)}
     content |= {"only": {name: values for name, values in to_mapping(only).items() if values}}
     skipped = {}
     if config.on_error == "skip":
-        skipped = {key: what for key, what in read_skipped(Path(root)).items() if key not in found.skipped}
+        skipped = {key: what for key, what in read_skipped(root).items() if key not in found.skipped}
     return Job(found, config, content, choice, skipped, None if integration is None else str(integration))

@@ -1,56 +1,82 @@
-"""Orphans: files that killed or abandoned work left in a data set's folder, and that nothing reads."""
+"""Orphans: what killed or abandoned work left in a data set's place, and what nothing reads."""
 
 from __future__ import annotations
 
+import contextlib
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from vidbrain.errors import StorageError
 from vidbrain.sharding.claims import SKIPPED, read_claim
 from vidbrain.sharding.manifest import DATASET, SHARDS, SPOOL
-from vidbrain.storage.atomic import PART, read_json, remove
-from vidbrain.storage.locks import LOCK, locked
+from vidbrain.sharding.target import Target, target_of
+from vidbrain.storage.atomic import PART, remove
+from vidbrain.storage.locks import LOCK
+from vidbrain.storage.objects import Root
+from vidbrain.storage.roots import find_json
 
-_SHARD = re.compile(r"(\d{6,})\.(tar|json)")
+_SHARD = re.compile(rf"{SHARDS}/(\d{{6,}})\.(tar|json)")
 
 
-def find_orphans(root: str | Path) -> list[Path]:
-    """List what `collect` would remove: files and folders, sorted.
+def find_orphans(root: str | Path | Root) -> list[Path | Root]:
+    """List what `collect` would remove: files, folders and objects, sorted.
+
+    Of a URL that is a finished data set, this machine's work folder is one of them. Parts of uploads that were killed
+    cannot be seen: a store lists them by a request of its own, which the client library does not make.
 
     Raises
     ------
     StorageError
-        If there is no data set, finished or not.
+        If there is no data set, finished or not, or the place cannot be listed: HTTP servers cannot.
     """
-    root = Path(root)
-    finished = _finished(root)
-    claim = read_claim(root) if finished is None or finished.get("vidbrain") == "shards" else None
+    target = target_of(root)
+    finished = _finished(target.root)
+    claim = read_claim(target.root) if finished is None or finished.get("vidbrain") == "shards" else None
     if finished is None and claim is None:
-        raise StorageError("there is no data set of shards", where=root, hint="check the path")
-    folders = [folder for folder in (root, root / SHARDS) if folder.is_dir()]
-    orphans = [path for folder in folders for path in folder.iterdir() if PART in path.name]
+        raise StorageError("there is no data set of shards", where=target.root, hint="check the path")
     growing = finished is not None and claim is not None and claim.config != finished["config"]
-    if finished is not None and not growing:
-        # What belongs to no shard of the root record will not be asked for.
-        orphans += [path for path in (root / SPOOL, root / SKIPPED) if path.exists()]
-        for path in (root / SHARDS).iterdir() if (root / SHARDS).is_dir() else ():
-            named = _SHARD.fullmatch(path.name)
-            if named and int(named[1]) >= finished["n_shards"]:
-                orphans.append(path)
-    return sorted(orphans)
+    # What belongs to no shard of the root record will not be asked for.
+    n_shards = finished["n_shards"] if finished is not None and not growing else None
+    orphans = _objects(target.root, n_shards) if target.is_remote else _files(target.work, n_shards)
+    if target.is_remote and n_shards is not None and target.work.is_dir():
+        orphans.append(target.work)
+    return sorted(orphans, key=str)
 
 
-def _finished(root: Path) -> dict[str, Any] | None:
-    if not (root / DATASET).is_file():
+def _files(folder: Path, n_shards: int | None) -> list[Path | Root]:
+    folders = [place for place in (folder, folder / SHARDS) if place.is_dir()]
+    orphans: list[Path | Root] = [path for place in folders for path in place.iterdir() if PART in path.name]
+    if n_shards is not None:
+        orphans += [path for path in (folder / SPOOL, folder / SKIPPED) if path.exists()]
+        beside = (folder / SHARDS).iterdir() if (folder / SHARDS).is_dir() else ()
+        orphans += [path for path in beside if _is_beyond(f"{SHARDS}/{path.name}", n_shards)]
+    return orphans
+
+
+def _objects(root: Root, n_shards: int | None) -> list[Path | Root]:
+    if n_shards is None:
+        return []
+    keys = [found.key for found in root.list(SHARDS) if _is_beyond(found.key, n_shards)]
+    return [root / key for key in [*keys, *([SKIPPED] if root.exists(SKIPPED) else [])]]
+
+
+def _is_beyond(key: str, n_shards: int) -> bool:
+    named = _SHARD.fullmatch(key)
+    return named is not None and int(named[1]) >= n_shards
+
+
+def _finished(root: Root) -> dict[str, Any] | None:
+    record = find_json(root, DATASET)
+    if record is None:
         return None
-    record = read_json(root / DATASET)
     if not isinstance(record, dict) or type(record.get("n_shards")) is not int or "config" not in record:
         raise StorageError("the root record is damaged", where=root / DATASET, hint="run `vidbrain verify` first")
     return record
 
 
-def collect(root: str | Path) -> list[Path]:
+def collect(root: str | Path | Root) -> list[Path | Root]:
     """Remove orphans and return them.
 
     What an unfinished data set needs to go on is kept: its spool, and shards beyond the finished ones.
@@ -58,13 +84,28 @@ def collect(root: str | Path) -> list[Path]:
     Raises
     ------
     StorageError
-        If there is no data set, or a process writes there now.
+        If there is no data set, or a process of this machine writes there now.
     """
-    root = Path(root)
+    target = target_of(root)
     find_orphans(root)  # what is no data set gets no lock
-    was_locked = (root / LOCK).exists()
-    with locked(root):
+    with _alone(target) as lock:
         orphans = find_orphans(root)
-        for path in orphans:
-            remove(path)
-    return sorted([*orphans, *([root / LOCK] if was_locked else [])])
+        for place in orphans:
+            if isinstance(place, Root):
+                place.parent.delete(place.name)
+            elif place == target.work:
+                target.tidy()
+            else:
+                remove(place)
+    return sorted([*orphans, *lock], key=str)
+
+
+@contextlib.contextmanager
+def _alone(target: Target) -> Iterator[list[Path | Root]]:
+    """Hold the lock of a folder; give the file that a killed holder left, which goes with it."""
+    if target.is_remote and not target.work.is_dir():
+        yield []  # nobody of this machine works there
+        return
+    was_locked = (target.work / LOCK).exists()
+    with target.alone():
+        yield [target.work / LOCK] if was_locked and not target.is_remote else []

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from vidbrain.cluster import Client
@@ -10,18 +12,19 @@ from vidbrain.errors import ConfigError, ShardError, StorageError
 from vidbrain.progress import SILENT, Progress
 from vidbrain.sharding.claims import check_claim, read_claim
 from vidbrain.sharding.filters import Filter
-from vidbrain.sharding.job import job_of
-from vidbrain.sharding.manifest import DATASET, marker_path, shard_path
-from vidbrain.sharding.plan import ShardConfig
+from vidbrain.sharding.job import Job, job_of
+from vidbrain.sharding.manifest import DATASET, shard_path
+from vidbrain.sharding.plan import Plan, ShardConfig
+from vidbrain.sharding.target import Target, target_of
 from vidbrain.sharding.verify import verify
-from vidbrain.sharding.writer import execute, is_whole
-from vidbrain.storage.atomic import remove
-from vidbrain.storage.info import read_info
-from vidbrain.storage.locks import locked
+from vidbrain.sharding.writer import execute
+from vidbrain.storage.files import ObjectMissingError
+from vidbrain.storage.info import check_info
+from vidbrain.storage.objects import Root
 
 
 def repair(
-    root: str | Path,
+    root: str | Path | Root,
     source: str | Path,
     *,
     integration: str | Path | None = None,
@@ -33,7 +36,7 @@ def repair(
     Parameters
     ----------
     root
-        Data set of frames.
+        Data set of frames, in a folder or at a URL.
     source
         Its source, unchanged.
     integration
@@ -51,10 +54,10 @@ def repair(
     ResumeError
         If the source has changed since, or is another.
     StorageError
-        If the folder holds no plan to rebuild by, or another process writes there.
+        If there is no plan to rebuild by, or another process writes there.
     """
-    root, client = Path(root), client or Client()
-    claim = read_claim(root)
+    target, client = target_of(root), client or Client()
+    claim = read_claim(target.root)
     if claim is None:
         raise StorageError(
             "there is no plan to rebuild by", where=root, hint="give `vidbrain shard` with another output"
@@ -65,28 +68,40 @@ def repair(
         only = from_mapping(Filter, claim.config["only"], root)
     except (ConfigError, KeyError) as error:
         raise StorageError(f"the record of the plan is damaged: {error}", where=root) from error
-    job = job_of(source, root, config, only=only, integration=integration, client=client)
+    job = job_of(source, target.root, config, only=only, integration=integration, client=client)
     plan = job.plan_of(config.size)
-    with locked(root):
-        try:
-            read_info(root, "shards", name=DATASET)
-        except StorageError:
-            remove(root / DATASET)  # it is written again, from the plan's record
-        check_claim(root, job.claim(), plan, job.plan_of)
-        rebuilt = [shard for shard in range(len(plan.shards)) if not is_whole(root, shard, plan)]
+    with target.alone():
+        _drop_damaged_record(target.root)
+        check_claim(target.root, job.claim(), plan, job.plan_of)
+        rebuilt = target.missing(plan)
+        _rebuild(job, plan, target, rebuilt, client, progress)
         # First what can be seen without reading: it makes index and record whole, which `verify` stands on.
-        execute(job, plan, root, client, progress)
-        damaged = sorted({damage.shard for damage in verify(root, client=client, progress=progress)})
-        for shard in damaged:
-            remove(marker_path(root, shard))
-            remove(shard_path(root, shard))
+        damaged = sorted({damage.shard for damage in verify(target.root, client=client, progress=progress)})
         if damaged:
-            execute(job, plan, root, client, progress)
-            left = [damage for damage in verify(root, client=client, progress=progress) if damage.shard in damaged]
+            _rebuild(job, plan, target, damaged, client, progress)
+            left = [damage for damage in verify(target.root, client=client) if damage.shard in damaged]
             if left:
                 raise ShardError(
                     f"shard {left[0].shard} is damaged again after it was rebuilt: {left[0].what}",
-                    where=shard_path(root, left[0].shard),
+                    where=shard_path(target.root, left[0].shard),
                     likely="the disk or the memory of this machine is faulty",
                 )
     return sorted({*rebuilt, *damaged})
+
+
+def _drop_damaged_record(root: Root) -> None:
+    """Remove a root record that says nothing: it is written again, from the plan's record."""
+    try:
+        data = root.get(DATASET)
+    except ObjectMissingError:
+        return
+    try:
+        check_info(json.loads(data), "shards", where=root / DATASET)
+    except (ValueError, StorageError):
+        root.delete(DATASET)
+
+
+def _rebuild(job: Job, plan: Plan, target: Target, shards: Sequence[int], client: Client, progress: Progress) -> None:
+    for shard in shards:
+        target.discard(shard)
+    execute(job, plan, target, client, progress)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import tempfile
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,9 +16,11 @@ from vidbrain.cluster import Client
 from vidbrain.errors import ShardError, StorageError
 from vidbrain.progress import SILENT, Progress
 from vidbrain.sharding.codecs import decode_segment, get_codec
-from vidbrain.sharding.manifest import marker_path, open_manifest, shard_path
+from vidbrain.sharding.manifest import DamagedMarkerError, Marker, open_manifest, read_marker, shard_path
 from vidbrain.sharding.tars import part_checksums
-from vidbrain.storage.atomic import read_json
+from vidbrain.storage.files import ObjectMissingError
+from vidbrain.storage.objects import Root
+from vidbrain.storage.transfers import download
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,7 @@ class Damage:
 
 @dataclass(frozen=True)
 class _Work:
-    root: str
+    root: Path | Root
     shard: int
     rows: pd.DataFrame
     codec: str | None
@@ -40,14 +43,14 @@ class _Work:
 
 
 def verify(
-    root: str | Path, *, kind: str = "shards", client: Client | None = None, progress: Progress = SILENT
+    root: str | Path | Root, *, kind: str = "shards", client: Client | None = None, progress: Progress = SILENT
 ) -> list[Damage]:
     """Check sizes, checksums, offsets, counts and decodability of every segment.
 
     Parameters
     ----------
     root
-        Data set.
+        Data set, in a folder or at a URL: then each tar is fetched into a temporary file, one a worker.
     kind
         ``"shards"`` or ``"codes"``.
     client
@@ -72,7 +75,7 @@ def verify(
         )
     facts = manifest.info
     work = [
-        _Work(str(root), int(shard), rows, facts.get("codec"), facts.get("height", 0), facts.get("width", 0))
+        _Work(manifest.root, int(shard), rows, facts.get("codec"), facts.get("height", 0), facts.get("width", 0))
         for shard, rows in manifest.segments.groupby("shard")
     ]
     progress.start("verify", len(work), "shards")
@@ -85,47 +88,42 @@ def verify(
 
 
 def _verify_one(work: _Work) -> list[Damage]:
-    path = shard_path(work.root, work.shard)
-    try:
-        marker = _Marker.read(marker_path(work.root, work.shard))
-        with path.open("rb") as handle:
-            digest = hashlib.file_digest(handle, "sha256").hexdigest()
-            n_bytes = handle.tell()
-            found = [Damage(work.shard, "", what) for what in marker.faults(n_bytes, digest, work.rows["key"].tolist())]
-            for row, place in zip(work.rows.itertuples(), marker.segments, strict=False):
-                what = _segment_fault(work, handle, row, place, n_bytes)
-                if what:
-                    found.append(Damage(work.shard, row.key, what))
-    except (OSError, StorageError) as error:
-        return [Damage(work.shard, "", f"cannot be read: {str(error).splitlines()[0]}")]
+    if isinstance(work.root, Path):
+        try:
+            return _verify_tar(work, shard_path(work.root, work.shard))
+        except (OSError, StorageError) as error:
+            return [Damage(work.shard, "", f"cannot be read: {str(error).splitlines()[0]}")]
+    tar = shard_path(work.root, work.shard)
+    with tempfile.TemporaryDirectory(prefix="vidbrain-verify-") as folder:
+        try:
+            download(tar.parent, tar.name, Path(folder) / tar.name)
+            return _verify_tar(work, Path(folder) / tar.name)
+        # A store that does not answer is an error, and no damage: nothing would be mended by a repair.
+        except (ObjectMissingError, DamagedMarkerError) as error:
+            return [Damage(work.shard, "", f"cannot be read: {error.message}")]
+
+
+def _verify_tar(work: _Work, tar: Path) -> list[Damage]:
+    marker = read_marker(work.root, work.shard)
+    with tar.open("rb") as handle:
+        digest = hashlib.file_digest(handle, "sha256").hexdigest()
+        n_bytes = handle.tell()
+        faults = _marker_faults(marker, n_bytes, digest, work.rows["key"].tolist())
+        found = [Damage(work.shard, "", what) for what in faults]
+        for row, place in zip(work.rows.itertuples(), marker.segments, strict=False):
+            what = _segment_fault(work, handle, row, place, n_bytes)
+            if what:
+                found.append(Damage(work.shard, row.key, what))
     return found
 
 
-@dataclass(frozen=True)
-class _Marker:
-    n_bytes: int
-    sha256: str
-    keys: list[str]
-    segments: list[dict[str, Any]]
-
-    @classmethod
-    def read(cls, path: Path) -> _Marker:
-        record = read_json(path)
-        try:
-            marker = cls(record["n_bytes"], record["sha256"], record["keys"], record["segments"])
-        except (KeyError, TypeError):
-            raise StorageError("its marker is damaged", where=path) from None
-        if not (isinstance(marker.keys, list) and isinstance(marker.segments, list)):
-            raise StorageError("its marker is damaged", where=path)
-        return marker
-
-    def faults(self, n_bytes: int, digest: str, keys: list[str]) -> Iterator[str]:
-        if n_bytes != self.n_bytes:
-            yield f"has {n_bytes} bytes, the marker says {self.n_bytes}"
-        if digest != self.sha256:
-            yield "its checksum differs from the marker's"
-        if self.keys != keys or len(self.segments) != len(keys):
-            yield "its marker names other segments than the index"
+def _marker_faults(marker: Marker, n_bytes: int, digest: str, keys: list[str]) -> Iterator[str]:
+    if n_bytes != marker.n_bytes:
+        yield f"has {n_bytes} bytes, the marker says {marker.n_bytes}"
+    if digest != marker.sha256:
+        yield "its checksum differs from the marker's"
+    if marker.keys != keys or len(marker.segments) != len(keys):
+        yield "its marker names other segments than the index"
 
 
 def _segment_fault(work: _Work, handle: BinaryIO, row: Any, place: dict[str, Any], n_held: int) -> str | None:  # noqa: ANN401 -- a row of pandas

@@ -2,52 +2,59 @@
 
 Everything a crash can leave behind is either final and whole, or named as unfinished. The order of events is: the plan;
 a spool file for each recording; for each shard its tar, then its marker; the index; the root record; then the spool
-goes. The same command goes on wherever it was stopped, and the bytes do not depend on where that was.
+goes. The same command goes on wherever it was stopped, and the bytes do not depend on where that was, nor on whether
+the data set lies in a folder or at a URL.
 """
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from vidbrain.cluster import Client
-from vidbrain.errors import StorageError
 from vidbrain.progress import SILENT, Progress
 from vidbrain.sharding.claims import check_claim, write_claim, write_skipped
 from vidbrain.sharding.filters import Filter
+from vidbrain.sharding.index import index_rows, write_index
 from vidbrain.sharding.job import Job, job_of
-from vidbrain.sharding.manifest import DATASET, SHARDS, SPOOL, marker_path, shard_path, write_index
+from vidbrain.sharding.manifest import DATASET, SPOOL, Marker, ShardFacts, read_marker, record_facts
 from vidbrain.sharding.plan import Listed, Plan, ShardConfig
 from vidbrain.sharding.segments import Segments
 from vidbrain.sharding.spool import spool_recordings, spooled_samples
+from vidbrain.sharding.target import Target, target_of
 from vidbrain.sharding.tars import write_shard
-from vidbrain.storage.atomic import check_writable, read_json, remove, sweep
+from vidbrain.storage.atomic import check_writable
 from vidbrain.storage.info import read_info, write_info
-from vidbrain.storage.locks import LOCK, locked
+from vidbrain.storage.objects import N_THREADS, Root
+from vidbrain.storage.roots import find_json
 
 
 @dataclass(frozen=True)
 class _Tarred:
-    """Work for one shard: copy its segments from the spool into a tar."""
+    """Work for one shard: copy its segments from the spool into a tar, and send it where it belongs."""
 
     shard: int
     segments: Segments
-    root: str
+    target: Target
     config: ShardConfig
 
 
 def write_shards(
     source: str | Path,
-    root: str | Path,
+    root: str | Path | Root,
     config: ShardConfig,
     *,
     only: Filter = Filter(),  # noqa: B008 -- frozen
     integration: str | Path | None = None,
+    work: str | Path | None = None,
     client: Client | None = None,
     progress: Progress = SILENT,
 ) -> dict[str, Any]:
@@ -58,13 +65,15 @@ def write_shards(
     source
         BIDS tree of game play (replayed, or `.bk2` only), a folder of videos, one video, or a list of files.
     root
-        Folder to write. If it holds a smaller prefix of the same plan, shards are added and none is rewritten.
+        Folder or URL to write. If it holds a smaller prefix of the same plan, shards are added and none is rewritten.
     config
         Settings; `size` chooses a prefix of the plan.
     only
         Which recordings to take.
     integration
         Folder with the user's own ROM, for recordings that have no video; see `vidbrain.video.emulator.Emulator`.
+    work
+        For a URL: where the folder is made that holds what is not sent yet; see `target_of`. Workers must see it.
     client
         Runs the recordings and shards in parallel. The bytes do not depend on it.
 
@@ -78,55 +87,69 @@ def write_shards(
     ShardError, VideoError
         If the source cannot give what was asked for.
     ResumeError
-        If the folder holds another plan; says what differs.
+        If another plan is there; says what differs.
     StorageError
-        If the folder cannot be written, another process writes there, or the disk is too small.
+        If the place cannot be written, another process of this machine writes there, or the disk is too small.
     """
-    client = client or Client()
-    root = Path(root)
-    job = job_of(source, root, config, only=only, integration=integration, client=client)
+    client, target = client or Client(), target_of(root, work)
+    job = job_of(source, target.root, config, only=only, integration=integration, client=client)
     for note in job.source.notes:
         progress.note(note)
     plan = job.plan_of(config.size)
-    if (root / DATASET).is_file():
-        record = read_info(root, "shards", name=DATASET)
+    if find_json(target.root, DATASET) is not None:
+        record = read_info(target.root, "shards", name=DATASET)
         if record["fingerprint"] == job.outcome(plan).fingerprint:
-            if (root / SPOOL).is_dir() or (root / LOCK).exists():  # killed just after the root record
-                with locked(root):
-                    _tidy(root)
+            if target.is_worked_on():  # killed just after the root record
+                with target.alone():
+                    target.tidy()
             return record
-    with locked(root) as alone:
+    if target.is_remote:
+        progress.note(f"work folder: {target.work}")
+    with target.alone() as alone:
         if not alone:
             progress.note("this disk has no locks: make sure that no other process writes to the same folder")
         claim = job.claim()
-        check_claim(root, claim, plan, job.plan_of)
-        check_writable(root, job.estimate_bytes(plan))
-        write_claim(root, claim)
-        return execute(job, plan, root, client, progress)
+        check_claim(target.root, claim, plan, job.plan_of)
+        check_writable(target.work, _work_bytes(job, plan, target, client))
+        write_claim(target.root, claim)
+        return execute(job, plan, target, client, progress)
 
 
-def execute(job: Job, plan: Plan, root: Path, client: Client, progress: Progress = SILENT) -> dict[str, Any]:
-    """Write what is missing of a plan, the index and the root record. The caller holds the folder's lock.
+def _work_bytes(job: Job, plan: Plan, target: Target, client: Client) -> int:
+    """Bytes that the work folder needs: the spool, and of the tars all, or as many as are on their way to a URL."""
+    both = job.estimate_bytes(plan)
+    if not target.is_remote:
+        return both
+    held = min(1.0, max(1, client.n_workers) / len(plan.shards))
+    return math.ceil(both / 2 * (1 + held))
+
+
+def execute(job: Job, plan: Plan, target: Target, client: Client, progress: Progress = SILENT) -> dict[str, Any]:
+    """Write what is missing of a plan, the index and the root record. The caller holds the work folder's lock.
 
     Returns
     -------
     dict
         The root record.
     """
-    (root / SHARDS).mkdir(exist_ok=True)
-    (root / SPOOL).mkdir(exist_ok=True)
-    for folder in (root, root / SHARDS, root / SPOOL):
-        sweep(folder)
-    while failed := spool_recordings(job, _needed(root, plan), root / SPOOL, client, progress):
+    claim = job.claim()
+    target.begin(claim)
+    missing = target.missing(plan)
+    while failed := spool_recordings(job, _segments_of(plan, missing), target.work / SPOOL, client, progress):
         job = replace(job, skipped={**job.skipped, **failed})
-        write_skipped(root, job.skipped)
+        write_skipped(target.root, job.skipped)
         progress.note(f"{len(failed)} recording(s) cannot be read; the next segments take their place")
         plan = job.plan_of(job.config.size)
-    _assemble(plan, job.config, root, client)
-    write_index(root, _index_rows(job, plan, root))
+        missing = target.missing(plan)
+    _assemble(plan, missing, job.config, target, client, progress)
+    shards: list[ShardFacts] = []
+    index_sha256 = write_index(target.work, _index_tables(job, plan, target.root, shards))
+    if target.is_remote:
+        target.send_index()
+        target.check_before_the_end(claim, shards)
     config = job.config
     record = write_info(
-        root,
+        target.root,
         "shards",
         config=job.content,
         made_from=job.outcome(plan).made_from,
@@ -138,88 +161,71 @@ def execute(job: Job, plan: Plan, root: Path, client: Client, progress: Progress
             "margin": config.margin,
             "n_frames": plan.n_frames,
             "n_segments": len(plan.segments),
-            "n_shards": len(plan.shards),
             "n_recordings": len(np.unique(plan.segments.recording)),
-            "n_bytes": sum(shard_path(root, shard).stat().st_size for shard in range(len(plan.shards))),
+            **record_facts(index_sha256, shards),
             "skipped": dict(sorted({**job.source.skipped, **job.skipped}.items())),
         },
         name=DATASET,
     )
-    _tidy(root)
+    target.tidy()
     return record
 
 
-def _tidy(root: Path) -> None:
-    write_skipped(root, {})
-    remove(root / SPOOL)
+def _segments_of(plan: Plan, shards: Sequence[int]) -> Segments:
+    positions = [np.arange(*plan.shards[shard]) for shard in shards]
+    return plan.segments.take(np.concatenate([np.arange(0), *positions]))
 
 
-def is_whole(root: Path, shard: int, plan: Plan) -> bool:
-    """Whether a shard is there with the segments that the plan gives it, as far as its marker and length say."""
-    marker, tar = marker_path(root, shard), shard_path(root, shard)
-    if not (marker.is_file() and tar.is_file()):
-        return False
-    first, past = plan.shards[shard]
-    try:
-        record = read_json(marker)
-        return bool(
-            record["keys"] == [s.key for s in plan.segments[first:past]]
-            and len(record["segments"]) == past - first
-            and record["n_bytes"] == tar.stat().st_size
-        )
-    except (StorageError, KeyError, TypeError):
-        return False
-
-
-def _missing(root: Path, plan: Plan) -> list[int]:
-    return [shard for shard in range(len(plan.shards)) if not is_whole(root, shard, plan)]
-
-
-def _needed(root: Path, plan: Plan) -> Segments:
-    """Segments of the missing shards."""
-    missing = [np.arange(*plan.shards[shard]) for shard in _missing(root, plan)]
-    return plan.segments.take(np.concatenate([np.arange(0), *missing]))
-
-
-def _assemble(plan: Plan, config: ShardConfig, root: Path, client: Client) -> None:
-    """Write the missing tars."""
-    everything = np.arange(len(plan.segments))
-    todo = [
-        _Tarred(shard, plan.segments.take(everything[slice(*plan.shards[shard])]), str(root), config)
-        for shard in _missing(root, plan)
-    ]
+def _assemble(
+    plan: Plan, shards: Sequence[int], config: ShardConfig, target: Target, client: Client, progress: Progress
+) -> None:
+    """Write tars, and where the data set lies at a URL send them."""
+    todo = [_Tarred(shard, _segments_of(plan, [shard]), target, config) for shard in shards]
+    progress.start("write", len(plan.shards), "shards", done=len(plan.shards) - len(todo))
     for _ in client.run(_tar_one, todo):
-        pass
+        progress.advance(1)
+    progress.finish()
 
 
-def _tar_one(work: _Tarred) -> None:
-    samples = spooled_samples(work.segments, Path(work.root) / SPOOL, work.config)
-    write_shard(work.root, work.shard, samples)
+def _tar_one(item: _Tarred) -> None:
+    samples = spooled_samples(item.segments, item.target.work / SPOOL, item.config)
+    marker = write_shard(item.target.work, item.shard, samples)
+    if item.target.is_remote:
+        item.target.send_shard(marker)
 
 
-def _index_rows(job: Job, plan: Plan, root: Path) -> Iterator[dict[str, Any]]:
-    """Yield the index rows of all segments, in plan order."""
-    used = {plan.segments.names[i] for i in np.unique(plan.segments.recording).tolist()}
-    entities = {i.recording.key: _entities(i, plan) for i in job.source.listing if i.recording.key in used}
-    for shard, (first, past) in enumerate(plan.shards):
-        located = read_json(marker_path(root, shard))["segments"]
-        for segment, place in zip(plan.segments[first:past], located, strict=True):
-            yield {
-                "key": segment.key,
-                "recording": segment.recording,
-                "start_frame": segment.start_frame,
-                "n_frames": segment.n_frames,
-                "n_stored": segment.n_stored,
-                "shard": shard,
-                "part_crc32": None,  # markers of earlier versions have none
-                **place,
-                **entities[segment.recording],
-            }
+def _index_tables(job: Job, plan: Plan, root: Root, facts: list[ShardFacts]) -> Iterator[pa.Table]:
+    """Yield the index rows of each shard, in plan order, and note what its tar is known by."""
+    used = np.unique(plan.segments.recording)
+    listed = {item.recording.key: item for item in job.source.listing}
+    entities = pa.Table.from_pylist([_entities(listed[plan.segments.names[i]], plan) for i in used.tolist()])
+    for marker, (first, past) in zip(_markers(root, len(plan.shards)), plan.shards, strict=True):
+        part = plan.segments[first:past]
+        facts.append(marker.facts)
+        known = entities.take(pa.array(np.searchsorted(used, part.recording)))
+        columns = {
+            **{name: known[name] for name in known.column_names},
+            "key": marker.keys,
+            "start_frame": part.start_frame,
+            "n_frames": part.n_frames,
+            "n_stored": part.n_stored,
+            "shard": np.full(len(part), marker.shard, np.int32),
+        }
+        yield index_rows(columns, marker.segments)
+
+
+def _markers(root: Root, n_shards: int) -> Iterator[Marker]:
+    """Read all markers in order, those of a URL a few at once."""
+    n_ahead = 1 if root.is_local else 4 * N_THREADS
+    with ThreadPoolExecutor(N_THREADS) as pool:
+        for first in range(0, n_shards, n_ahead):
+            yield from pool.map(functools.partial(read_marker, root), range(first, min(n_shards, first + n_ahead)))
 
 
 def _entities(item: Listed, plan: Plan) -> dict[str, Any]:
     r, run = item.recording, item.recording.run
     return {
+        "recording": r.key,
         "run": run.label if run else "",
         "subject": run.subject if run else "",
         "session": (run.session or "") if run else "",

@@ -12,10 +12,11 @@ from typing import Any
 
 from vidbrain.config import fingerprint
 from vidbrain.errors import ResumeError, StorageError
-from vidbrain.storage.atomic import read_json, write_json
+from vidbrain.storage.atomic import json_bytes, read_json
 from vidbrain.storage.files import ObjectMissingError
-from vidbrain.storage.objects import Root
+from vidbrain.storage.objects import Root, open_root
 from vidbrain.storage.roots import locate
+from vidbrain.storage.transfers import put_checked
 
 FORMAT_VERSION = 1
 INFO = "info.json"
@@ -34,7 +35,7 @@ MADE_BY = {
 
 
 def write_info(
-    root: str | Path,
+    root: str | Path | Root,
     kind: str,
     *,
     config: Mapping[str, Any],
@@ -47,7 +48,7 @@ def write_info(
     Parameters
     ----------
     root
-        Folder of the artefact.
+        Folder of the artefact, or its URL.
     kind
         What it is: ``"shards"``, ``"bold"``, ``"features"``, ``"codes"``, ``"model"``, ``"encoding"``.
     config
@@ -70,7 +71,7 @@ def write_info(
         "config": dict(config),
         **(facts or {}),
     }
-    write_json(Path(root) / name, record)
+    put_checked(open_root(root), name, json_bytes(record))
     return record
 
 
@@ -88,22 +89,32 @@ def read_info(root: str | Path | Root, kind: str, *, name: str = INFO) -> dict[s
         If there is none (the artefact is missing or unfinished), it is of another kind, or of a newer version.
     """
     place = locate(root)
-    path = place / name
     record = _remote_record(place, kind, name) if isinstance(place, Root) else _local_record(place, kind, name)
+    return check_info(record, kind, where=place / name)
+
+
+def check_info(record: Any, kind: str, *, where: object) -> dict[str, Any]:  # noqa: ANN401 -- any JSON value
+    """Return a root record that was read, if it is one of this kind.
+
+    Raises
+    ------
+    StorageError
+        If it is damaged, of another kind, or of a newer version.
+    """
     if not isinstance(record, dict) or record.get("vidbrain") != kind:
         found = record.get("vidbrain") if isinstance(record, dict) else type(record).__name__
-        raise StorageError(f"expected a {kind} artefact, found {found!r}", where=path)
+        raise StorageError(f"expected a {kind} artefact, found {found!r}", where=where)
     shaped = isinstance(record.get("config"), dict) and isinstance(record.get("made_from"), dict)
     if not (shaped and type(record.get("format_version")) is int and isinstance(record.get("fingerprint"), str)):
         raise StorageError(
             "the root record is damaged: it lacks version, settings, inputs or fingerprint",
-            where=path,
+            where=where,
             hint="remove the artefact and make it again",
         )
     if record["format_version"] > FORMAT_VERSION:
         raise StorageError(
             f"written by a newer version (format {record['format_version']}, this one reads {FORMAT_VERSION})",
-            where=path,
+            where=where,
             hint="update vidbrain",
         )
     return record

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import itertools
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ from vidbrain.errors import StorageError
 from vidbrain.storage.atomic import as_storage_error
 
 LOCK = ".lock"
+N_ATTEMPTS = 1000
 _NO_LOCKS = {errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK, errno.EINVAL}
 
 
@@ -32,7 +34,6 @@ def locked(folder: str | Path) -> Iterator[bool]:
     """
     path = Path(folder) / LOCK
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         handle = _acquire(path)
     except BlockingIOError:
         raise StorageError(
@@ -53,8 +54,15 @@ def locked(folder: str | Path) -> Iterator[bool]:
 
 
 def _acquire(path: Path) -> int | None:
-    while True:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    for attempt in itertools.count():
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except (FileNotFoundError, FileExistsError):
+            # Its last holder has removed the folder too, at this moment; or a dead link is in the way, and stays there.
+            if attempt == N_ATTEMPTS:
+                raise
+            continue
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             # Its last holder may have removed the file after we opened it: then it locks nothing.
@@ -69,3 +77,4 @@ def _acquire(path: Path) -> int | None:
             path.unlink(missing_ok=True)
             return None
         os.close(handle)
+    raise AssertionError

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
+from typing import Any
 
 from vidbrain.errors import StorageError
+from vidbrain.storage.files import ObjectMissingError
 from vidbrain.storage.objects import Root, open_root
 from vidbrain.storage.urls import is_url
 
@@ -28,6 +31,35 @@ def locate(place: str | Path | Root) -> Path | Root:
     if isinstance(place, Root):
         return Path(place.url) if place.is_local else place
     return open_root(place) if is_url(place) else Path(place)
+
+
+def read_bytes(place: Path | Root) -> bytes:
+    """Read one file, or the object that a URL names.
+
+    Raises
+    ------
+    ObjectMissingError
+        If there is none.
+    StorageError
+        If it cannot be read.
+    """
+    return open_root(place.parent).get(place.name)
+
+
+def find_json(root: Root, name: str) -> Any:  # noqa: ANN401 -- any JSON value
+    """Read a JSON record; None if there is none.
+
+    Raises
+    ------
+    StorageError
+        If it cannot be read, or is not JSON.
+    """
+    try:
+        return json.loads(root.get(name))
+    except ObjectMissingError:
+        return None
+    except ValueError as error:
+        raise StorageError(f"not valid JSON: {error}", where=root / name) from error
 
 
 def safe_name(name: str) -> str:

@@ -12,11 +12,12 @@ from pathlib import Path
 
 from vidbrain.errors import StorageError
 from vidbrain.storage.atomic import as_storage_error, replacing
-from vidbrain.storage.files import Found, NoRangesError, ObjectChangedError
-from vidbrain.storage.objects import PART_BYTES, Root
+from vidbrain.storage.clients import PART_BYTES
+from vidbrain.storage.files import Found, NoRangesError, ObjectChangedError, ObjectExistsError, ObjectMissingError
+from vidbrain.storage.objects import Root
 
 N_CHANGES = 3
-"""How often a download begins again because its object was replaced."""
+"""How often a download or a comparison begins again because its object was replaced."""
 N_RANGES = 4
 """Ranges of one download at once: 32 MiB in memory."""
 
@@ -87,7 +88,7 @@ def sha256_at(root: Root, found: Found) -> str:
     return digest.hexdigest()
 
 
-def upload(root: Root, key: str, path: str | Path, *, sums: Sums | None = None) -> Sums:
+def upload(root: Root, key: str, path: str | Path, *, sums: Sums | None = None, if_absent: bool = False) -> Sums:
     """Write a file as an object, and make sure that the store holds its bytes.
 
     Parameters
@@ -98,6 +99,9 @@ def upload(root: Root, key: str, path: str | Path, *, sums: Sums | None = None) 
         The file. It may go when this returns, not before.
     sums
         Its checksums, where they are known already.
+    if_absent
+        Only where there is none. The same bytes there are success. The store is asked before; files of one part are
+        then sent under the condition that there is still none, larger ones without it. What arrived damaged goes.
 
     Returns
     -------
@@ -106,26 +110,78 @@ def upload(root: Root, key: str, path: str | Path, *, sums: Sums | None = None) 
 
     Raises
     ------
+    ObjectExistsError
+        With `if_absent`, if another content is there.
     StorageError
         If it cannot be written, or what the store holds afterwards is something else.
     """
     path = Path(path)
     sums = sums or sums_of(path)
+    if if_absent:
+        try:
+            if is_held(root, key, sums):
+                return sums
+        except ObjectMissingError:
+            pass
+        else:
+            raise ObjectExistsError(
+                "there is another object already",
+                where=f"{root}/{key}",
+                likely="it was damaged on its way, or another version made it",
+            )
     if sums.n_bytes > PART_BYTES:
         root.put_large(key, path)
     else:
         try:
-            root.put(key, path.read_bytes())
+            root.put(key, path.read_bytes(), if_absent=if_absent)
         except OSError as error:
             raise as_storage_error(error, path) from error
-    if not holds(root, root.head(key), sums):
-        raise StorageError(
-            "the store does not hold what was sent: size or checksum differ",
-            where=f"{root}/{key}",
-            likely="the file changed while it was sent, or another command writes there",
-            hint="give the command again; the local copy is as it was",
-        )
+    _check_held(root, key, sums, remove=if_absent)
     return sums
+
+
+def put_checked(root: Root, key: str, data: bytes) -> None:
+    """Write a small object, and make sure that the store holds its bytes; one that it garbled does not stay.
+
+    Raises
+    ------
+    StorageError
+        If it cannot be written, or the store held something else afterwards.
+    """
+    root.put(key, data)
+    if root.is_local:
+        return
+    md5 = _md5(data).hexdigest()
+    _check_held(root, key, Sums(len(data), hashlib.sha256(data).hexdigest(), (md5, md5)), remove=True)
+
+
+def is_held(root: Root, key: str, sums: Sums) -> bool:
+    """Whether the object that is there has these bytes; while others replace it by the same, it is asked again.
+
+    Raises
+    ------
+    ObjectMissingError
+        If there is none.
+    """
+    for _ in range(N_CHANGES - 1):
+        try:
+            return holds(root, root.head(key), sums)
+        except ObjectChangedError:
+            pass
+    return holds(root, root.head(key), sums)
+
+
+def _check_held(root: Root, key: str, sums: Sums, *, remove: bool) -> None:
+    if is_held(root, key, sums):
+        return
+    if remove:
+        root.delete(key)
+    raise StorageError(
+        "the store does not hold what was sent: size or checksum differ",
+        where=f"{root}/{key}",
+        likely="the network garbled it, the file changed while it was sent, or another command writes there",
+        hint="give the command again; the local copy is as it was",
+    )
 
 
 def download(root: Root, key: str, path: str | Path, *, n_bytes: int | None = None, sha256: str | None = None) -> Found:

@@ -18,6 +18,7 @@ from vidbrain.progress import SILENT, Progress
 from vidbrain.storage.atomic import PART, as_storage_error, check_writable, sweep, write_bytes
 from vidbrain.storage.files import Found, ObjectExistsError, ObjectMissingError
 from vidbrain.storage.info import INFO
+from vidbrain.storage.locks import LOCK
 from vidbrain.storage.objects import N_THREADS, Root, open_root
 from vidbrain.storage.transfers import download, holds, sums_of, upload
 from vidbrain.storage.urls import check_key
@@ -26,6 +27,9 @@ RECORDS = ("dataset.json", INFO)
 """Names of root records: of shards and codes, and of everything else."""
 CLAIM = "transfer.json"
 """Says what artefact is on its way here."""
+
+UNFINISHED = (LOCK, "spool", "skipped.json")
+"""What lies beside a data set of shards while it grows, and is none of it."""
 
 
 @dataclass(frozen=True)
@@ -216,13 +220,15 @@ def _facts(record: bytes) -> tuple[str, str]:
 def _local_keys(folder: Path) -> list[str]:
     keys = []
     for place, folders, names in os.walk(folder):
+        passed = UNFINISHED if Path(place) == folder else ()
         linked = [name for name in folders if (Path(place) / name).is_symlink()]
         if linked:
             raise StorageError(
                 f"a folder of the artefact is a link: {linked[0]}", where=place, hint="put the folder itself there"
             )
-        folders[:] = sorted(name for name in folders if PART not in name)
-        keys += [(Path(place) / name).relative_to(folder).as_posix() for name in names if PART not in name]
+        folders[:] = sorted(name for name in folders if PART not in name and name not in passed)
+        names = [name for name in names if PART not in name and name not in passed]
+        keys += [(Path(place) / name).relative_to(folder).as_posix() for name in names]
     return [check_key(key) for key in keys]
 
 

@@ -35,7 +35,7 @@ class SegmentReader:
 
     def __init__(self, manifest: Manifest) -> None:
         table = manifest.segments
-        self._root, self._codec = manifest.root, get_codec(str(manifest.info["codec"]))
+        self._root, self._codec = manifest.folder, get_codec(str(manifest.info["codec"]))
         self._height, self._width = manifest.height, manifest.width
         self._keys = table["key"].to_numpy()
         self._start = table["start_frame"].to_numpy(np.int64)
