@@ -38,5 +38,5 @@ $(VENV)/.ready: $(BIN)/python $(SPEC)
 	touch $@
 
 $(VENV)/.ready-test: $(BIN)/python $(SPEC)
-	$(INSTALL) '.[retro,test]'
+	$(INSTALL) '.[retro,doom,test]'
 	touch $(VENV)/.ready $@

@@ -41,7 +41,7 @@ def write_shard(root: Path, shard: int, samples: Iterable[Sample]) -> Marker:
     with replacing(path) as part:
         with part.open("wb") as handle:
             hashed = _Hashed(handle)
-            with tarfile.open(fileobj=hashed, mode="w|", format=tarfile.GNU_FORMAT, bufsize=tarfile.BLOCKSIZE) as tar:
+            with tarfile.open(fileobj=hashed, mode="w", format=tarfile.GNU_FORMAT) as tar:
                 for key, extension, data, parts, facts in samples:
                     tar.addfile(_member(f"{safe_name(key)}.{extension}", len(data)), io.BytesIO(data))
                     # The stream stands behind the padded data: the member's bytes began this far before.
@@ -90,6 +90,9 @@ class _Hashed(io.RawIOBase):
         self.sha256.update(data)
         self.n_bytes += len(data)
         return self._handle.write(data)
+
+    def tell(self) -> int:
+        return self.n_bytes
 
     def writable(self) -> bool:
         return True

@@ -177,7 +177,8 @@ def _by_pyav(path: Path, facts: VideoFacts, height: int, width: int, block: int)
             stream = container.streams.video[0]
             stream.codec_context.thread_count = 1
             for frame in container.decode(stream):
-                out[filled] = np.rot90(_to_rgb(reformatter, frame, *stored), facts.turns)
+                rgb = _to_rgb(reformatter, frame, *stored)
+                out[filled] = np.rot90(rgb, facts.turns) if facts.turns else rgb
                 filled += 1
                 if filled == block:
                     yield out

@@ -17,7 +17,7 @@ import pandas as pd
 from vidbrain.errors import ConfigError, VideoError
 from vidbrain.records import RunKey
 
-GAME_TRIAL = "gym-retro_game"
+GAME_TRIALS = ("gym-retro_game", "vizdoom_game")
 COLUMNS = ("trial_type", "onset", "duration", "duration_bk2", "level", "stim_file")
 # Empty, "n/a" and NaN mean the same: a recording bug lost the file.
 _NO_FILE = {"", "missing file", "nan", "n/a", "na", "none"}
@@ -45,7 +45,8 @@ class GameEvent:
     level
         As the column says, for instance ``"1-0"``.
     movie
-        Path of the `.bk2` below the data set's root, or None: the run's volumes exist, the video does not.
+        Path of the recording below the data set's root, a `.bk2` or a video, or None: the run's volumes exist, the
+        video does not.
     """
 
     run: RunKey
@@ -118,7 +119,7 @@ def _read_file(path: Path, root: Path) -> tuple[list[GameEvent], list[str]]:
     run = RunKey.parse(path.name)
     rows, faults = [], []
     for number, values in enumerate(table.to_dict("records")):
-        if values["trial_type"] != GAME_TRIAL:
+        if values["trial_type"] not in GAME_TRIALS:
             continue
         spot = f"{where} row {number}"
         onset_s, duration_s = _number(values["onset"]), _number(values["duration"])

@@ -1,15 +1,14 @@
-"""Record real game play: a seeded player and an emulator enter, `.bk2` files in a BIDS tree leave.
+"""Record real game play: a seeded player and a game enter, recordings in a BIDS tree leave.
 
-The tree has the shape of a scanned study (subjects, sessions, runs, ``func/*_events.tsv``, ``gamelogs/*.bk2``), with
-the traps that such a study holds: a scanner clock that disagrees with the console's, gaps between repetitions, and a
-first recording of every run whose first input line must be skipped.
+The tree has the shape of a scanned study (subjects, sessions, runs, ``func/*_events.tsv``, ``gamelogs/``), with the
+traps that such a study holds: a scanner clock that disagrees with the game's, gaps between repetitions, and a first
+`.bk2` of every run whose first input line must be skipped. A tree holds as many tasks as are played into it.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,18 +22,20 @@ from vidbrain.progress import SILENT, Progress
 from vidbrain.records import RunKey
 from vidbrain.storage import atomic
 from vidbrain.storage.roots import safe_name
-from vidbrain.video.emulator import Emulator, read_movie, rewrite_deterministic
-from vidbrain.video.player import Player
+from vidbrain.video import doom
+from vidbrain.video.games import ConsoleGame, count_recorded, open_game
 
 EVENTS_COLUMNS = ("trial_type", "onset", "duration", "duration_bk2", "level", "stim_file")
 MISSING_FILE = "Missing file"
+DESCRIPTION = "dataset_description.json"
 GAP_S = 6.03
 """Seconds without video between two repetitions."""
 FRAMES_PER_S = 60.006
-"""Frames in a second of the scanner's clock; a `.bk2`'s own clock says exactly 60."""
+"""Frames of a console in a second of the scanner's clock; its own says exactly 60. Other games drift as much."""
 SHORTEST_S = 20.0
 """No repetition begins with less than this left of the run."""
-_BYTES_A_RUN = 500_000
+_BYTES_A_RUN, _BYTES_A_FRAME = 500_000, 6_000
+_DOOM_LEVELS = ("map01", "map02", "map03")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,9 +43,11 @@ class PlayConfig:
     """What is played, by whom, how long."""
 
     game: str = "Airstriker-Genesis-v0"
-    """Integration that the emulator plays."""
+    """Integration that the emulator plays; or freedoom1 or freedoom2, which ViZDoom plays."""
     task: str = "airstriker"
     """Task label in file names."""
+    levels: tuple[str, ...] = ()
+    """Levels, played in turn; Doom's are maps, and default to the first three. Consoles have level 1 alone."""
     n_subjects: int = 1
     """Subjects."""
     n_sessions: int = 2
@@ -75,6 +78,32 @@ class PlayConfig:
             raise ConfigError(f"lives must be 1 to 9, not {self.lives}")
         if not self.task.isalnum():
             raise ConfigError(f"task {self.task!r} must be letters and digits: it is a BIDS label")
+        if self.levels and not self.is_doom:
+            raise ConfigError(f"{self.game} has no levels to choose from", hint="leave --levels out")
+
+    @property
+    def is_doom(self) -> bool:
+        """Whether ViZDoom plays it."""
+        return self.game in doom.GAMES
+
+    @property
+    def fps(self) -> float:
+        """Frames in a second of the scanner's clock."""
+        return FRAMES_PER_S * (doom.FPS if self.is_doom else ConsoleGame.fps) / ConsoleGame.fps
+
+    @property
+    def played_levels(self) -> tuple[str, ...]:
+        """Levels that are played."""
+        return self.levels or (_DOOM_LEVELS if self.is_doom else ConsoleGame.levels)
+
+    @property
+    def n_bytes_a_run(self) -> int:
+        """Bytes of a run, about."""
+        return math.ceil(self.run_s * self.fps * _BYTES_A_FRAME) if self.is_doom else _BYTES_A_RUN
+
+    def settings(self) -> dict[str, Any]:
+        """Return what decides the recordings, as plain values."""
+        return {name: value for name, value in to_mapping(self).items() if name != "levels" or value}
 
 
 @dataclass(frozen=True)
@@ -122,9 +151,14 @@ def play(
     out = Path(out)
     keys, todo = _plan(out, config)
     if todo:
-        with Emulator(config.game, integration=integration):
-            pass  # a missing ROM is found before anything is written
-    atomic.check_writable(out, _BYTES_A_RUN * len(todo))
+        # A missing game, ROM or level is found before anything is written.
+        with open_game(config.game, lives=config.lives, integration=integration) as game:
+            lacking = sorted(set(config.played_levels) - set(game.levels))
+        if lacking:
+            raise VideoError(
+                f"{config.game} has no level {', '.join(lacking)}", hint=f"it has {', '.join(game.levels)}"
+            )
+    atomic.check_writable(out, config.n_bytes_a_run * len(todo))
     _describe(out, config)
     for folder in {_events_path(out, key).parent.parent for key in todo}:
         atomic.sweep(folder / "func")
@@ -154,23 +188,21 @@ def plan_play(out: str | Path, config: PlayConfig) -> dict[str, Any]:
     return {
         "n_runs": len(keys),
         "n_done": len(keys) - len(todo),
-        "n_frames_at_most": math.floor(len(todo) * config.run_s * FRAMES_PER_S),
-        "n_bytes_about": _BYTES_A_RUN * len(todo),
+        "n_frames_at_most": math.floor(len(todo) * config.run_s * config.fps),
+        "n_bytes_about": config.n_bytes_a_run * len(todo),
     }
 
 
 def _plan(out: Path, config: PlayConfig) -> tuple[list[RunKey], list[RunKey]]:
     """Return all runs and those still to be played, unless the tree belongs to other settings."""
-    description = out / "dataset_description.json"
-    if description.is_file():
-        makers = atomic.read_json(description).get("GeneratedBy") or [{}]
-        found = makers[0].get("Fingerprint")
-        if found != fingerprint("play", config):
-            raise ResumeError(
-                "the game play there was recorded with other settings" if found else "there is another data set",
-                where=description,
-                hint="give another output folder, or remove this one first",
-            )
+    makers = _makers(out)
+    mine = makers.get(config.task)
+    if None in makers or (mine is not None and mine["Fingerprint"] != fingerprint("play", config.settings())):
+        raise ResumeError(
+            "there is another data set" if mine is None else "the game play there was recorded with other settings",
+            where=out / DESCRIPTION,
+            hint="give another output folder, or remove this one first",
+        )
     keys = [
         RunKey(f"{subject:02d}", f"{session:03d}", config.task, run)
         for subject in range(1, config.n_subjects + 1)
@@ -180,27 +212,35 @@ def _plan(out: Path, config: PlayConfig) -> tuple[list[RunKey], list[RunKey]]:
     return keys, [key for key in keys if not _events_path(out, key).is_file()]
 
 
+def _makers(out: Path) -> dict[str | None, dict[str, Any]]:
+    """Return what made a tree, by task; None stands for what `play` did not make."""
+    path = out / DESCRIPTION
+    found = (atomic.read_json(path).get("GeneratedBy") or [{}]) if path.is_file() else []
+    return {maker["Settings"]["task"] if maker.get("Fingerprint") else None: maker for maker in found}
+
+
 def _describe(out: Path, config: PlayConfig) -> None:
-    """Write what a BIDS tree says about itself."""
-    files: dict[str, Any] = {
-        f"task-{config.task}_bold.json": {
+    """Write what a BIDS tree says about itself, with the tasks that it holds already."""
+    atomic.write_json(
+        out / f"task-{config.task}_bold.json",
+        {
             "TaskName": config.task,
             "TaskDescription": f"A scripted player plays {config.game}. There are no BOLD images in this data set.",
-        }
-    }
-    for path, content in files.items():
-        atomic.write_json(out / path, content)
-    rows = "".join(f"sub-{subject:02d}\tn/a\tn/a\tscripted\n" for subject in range(1, config.n_subjects + 1))
+        },
+    )
+    settings = {"Fingerprint": fingerprint("play", config.settings()), "Settings": config.settings()}
+    makers = list({**_makers(out), config.task: {"Name": "vidbrain play", **settings}}.values())
+    n_subjects = max(maker["Settings"]["n_subjects"] for maker in makers)
+    rows = "".join(f"sub-{subject:02d}\tn/a\tn/a\tscripted\n" for subject in range(1, n_subjects + 1))
     atomic.write_bytes(out / "participants.tsv", f"participant_id\tage\tsex\tgroup\n{rows}".encode())
     atomic.write_bytes(out / ".bidsignore", b"**/gamelogs/\n**/*__dup*\n")
-    settings = {"Fingerprint": fingerprint("play", config), "Settings": to_mapping(config)}
     atomic.write_json(
-        out / "dataset_description.json",
+        out / DESCRIPTION,
         {
-            "Name": f"Scripted play of {config.game}",
+            "Name": f"Scripted play of {' and '.join(maker['Settings']['game'] for maker in makers)}",
             "BIDSVersion": "1.9.0",
             "DatasetType": "raw",
-            "GeneratedBy": [{"Name": "vidbrain play", **settings}],
+            "GeneratedBy": makers,
         },
     )
 
@@ -217,71 +257,39 @@ def _play_run(row: _RunRow) -> int:
     """Record one run; its events file, written last, says that it is whole. Returns the frames."""
     root, key, config = Path(row.root), row.key, row.config
     rng = np.random.default_rng([config.seed, int(key.subject), int(key.session or 0), key.run or 0])
-    rate = FRAMES_PER_S + float(np.clip(rng.normal(0, 0.01), -0.07, 0.03))
+    rate = (FRAMES_PER_S + float(np.clip(rng.normal(0, 0.01), -0.07, 0.03))) * (config.fps / FRAMES_PER_S)
     onset_s, total, lost_bk2_s = float(rng.uniform(0.005, 0.021)), 0, None
     lines = ["\t".join(EVENTS_COLUMNS)]
     gamelogs = root / f"sub-{key.subject}" / f"ses-{key.session}" / "gamelogs"
-    with Emulator(config.game, integration=row.integration) as console:
-        variable = "lives" if "lives" in console.variables else None
-        starts = [console.start_state(variable, n) for n in range(max(1, config.lives - 2), config.lives + 1)]
+    with open_game(config.game, lives=config.lives, integration=row.integration) as game:
         for number in itertools.count(1):
             left_s = config.run_s - onset_s - 0.1
             limit_s = float(rng.uniform(*config.repetition_s))
             if left_s - limit_s < GAP_S + SHORTEST_S:
                 limit_s = left_s
             is_first = len(lines) == 1
-            name = safe_name(f"{_stem(key)}_level-1_rep-{number:02d}")
-            movie = gamelogs / f"{name}.bk2"
-            player = Player(console.buttons, np.random.default_rng(rng.integers(2**63)), float(rng.uniform(0.3, 1)))
-            start = starts[rng.integers(len(starts))]
-            n_frames, facts = _play_repetition(console, start, movie, player, math.floor(limit_s * rate), is_first)
+            level = config.played_levels[(number - 1) % len(config.played_levels)]
+            name = safe_name(f"{_stem(key)}_level-{level.split('-')[0]}_rep-{number:02d}")
+            path = gamelogs / f"{name}{game.suffix}"
+            n_frames, facts = game.record(path, level, rng, math.floor(limit_s * rate), is_first)
             total += n_frames
             duration_s = n_frames / rate - float(rng.uniform(0, 0.01)) - 0.02 * is_first
-            bk2_s = (n_frames + is_first) / 60  # the recorded lines: the skipped one counts
-            stim = movie.relative_to(root).as_posix()
+            bk2_s = (n_frames + (is_first and game.records_reset)) / game.fps  # the recorded lines
+            stim = path.relative_to(root).as_posix()
             if rng.random() < config.missing:
-                movie.unlink()
+                for lost in gamelogs.glob(f"{name}.*"):
+                    lost.unlink()
                 stim, lost_bk2_s = MISSING_FILE, lost_bk2_s or bk2_s
                 bk2_s = lost_bk2_s  # stale, as in the real data: left over from an earlier repetition
             else:
-                atomic.write_json(movie.with_suffix(".json"), {"duration": round(bk2_s, 4), **facts})
+                atomic.write_json(path.with_suffix(".json"), {"duration": round(bk2_s, 4), **facts})
                 lost_bk2_s = bk2_s
-            lines.append(f"gym-retro_game\t{onset_s:.4f}\t{duration_s:.4f}\t{bk2_s!r}\t1-0\t{stim}")
+            lines.append(f"{game.trial_type}\t{onset_s:.4f}\t{duration_s:.4f}\t{bk2_s!r}\t{level}\t{stim}")
             onset_s += duration_s + GAP_S + float(rng.normal(0, 0.01))
             if config.run_s - onset_s < SHORTEST_S:
                 break
     atomic.write_bytes(_events_path(root, key), ("\n".join(lines) + "\n").encode())
     return total
-
-
-def _play_repetition(
-    console: Emulator,
-    start: bytes,
-    path: Path,
-    player: Player,
-    n_most: int,
-    records_reset: bool,
-) -> tuple[int, dict[str, Any]]:
-    """Play until game over or the limit; the movie appears whole. Returns frames and what the sidecar says."""
-    n_frames = 0
-    with atomic.replacing(path) as part, tempfile.TemporaryDirectory() as folder:
-        draft = Path(folder) / "draft.bk2"
-        # A recording that begins before the reset holds one line more. Real studies have it on each run's first
-        # recording, and replay discards it there and only there: so it is here.
-        if records_reset:
-            console.load(start)
-            console.start_recording(draft)
-            console.reset(start)
-        else:
-            console.reset(start)
-            console.start_recording(draft)
-        while n_frames < n_most and not console.is_over():
-            console.step(player.act(console.screen() if player.looks else None))
-            n_frames += 1
-        ram = dict(zip(console.variables, console.read_ram(), strict=True))
-        console.stop_recording()
-        rewrite_deterministic(draft, part)
-    return n_frames, {"cleared": False, **({"end_score": ram["score"]} if "score" in ram else {})}
 
 
 def _summarise(out: Path, keys: list[RunKey]) -> dict[str, Any]:
@@ -299,7 +307,7 @@ def _summarise(out: Path, keys: list[RunKey]) -> dict[str, Any]:
                 raise VideoError("a recording that the events name is gone", where=out / event["stim_file"])
             n_recordings += 1
             play_s += float(event["duration"])
-            n_frames += read_movie(out / event["stim_file"]).n_lines - (number == 0)
+            n_frames += count_recorded(out / event["stim_file"], is_first=number == 0)
     return {
         "n_runs": len(keys),
         "n_recordings": n_recordings,

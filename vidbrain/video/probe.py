@@ -97,20 +97,27 @@ def probe(path: str | Path) -> VideoFacts:
 
 def _demux(container: av.container.InputContainer) -> _Packets:
     n_shown = n_stored = 0
-    first, last, last_s = Fraction(2**62), Fraction(-1), 0.0
+    # Whole ticks of each stream's clock: a fraction a packet would take longer than the packet.
+    shown: list[int] = []
+    latest: dict[int, int] = {}
     chosen = container.streams.video[0].index
     for packet in container.demux():  # sound too: it may run on after the last frame
         if not packet.size:
             continue
-        time = None if packet.pts is None else packet.pts * packet.time_base
-        last_s = last_s if time is None else max(last_s, float(time))
-        if packet.stream_index != chosen:
+        index, ticks = packet.stream_index, packet.pts
+        if ticks is not None:
+            latest[index] = max(latest.get(index, ticks), ticks)
+        if index != chosen:
             continue
         n_stored += 1
-        n_shown += not packet.is_discard
-        if time is not None and not packet.is_discard:
-            first, last = min(first, time), max(last, time)
-    return _Packets(n_shown, n_stored, first, last, last_s)
+        if not packet.is_discard:
+            n_shown += 1
+            if ticks is not None:
+                shown.append(ticks)
+    bases = {stream.index: stream.time_base or Fraction(1, av.time_base) for stream in container.streams}
+    first, last = (min(shown) * bases[chosen], max(shown) * bases[chosen]) if shown else (Fraction(0), Fraction(0))
+    last_s = max((float(ticks * bases[index]) for index, ticks in latest.items()), default=0.0)
+    return _Packets(n_shown, n_stored, first, last, max(0.0, last_s))
 
 
 def _turns(path: Path) -> int:

@@ -8,11 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import av
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 from numpy.typing import NDArray
 
 from vidbrain import __version__
@@ -23,6 +21,7 @@ from vidbrain.progress import SILENT, Progress
 from vidbrain.records import Recording
 from vidbrain.storage import atomic
 from vidbrain.video.emulator import Emulator, Movie, read_movie
+from vidbrain.video.encode import ScreenWriter
 from vidbrain.video.gamelogs import refuse_all
 from vidbrain.video.sources import REPLAY, FirstSkip, refuse_absent, survey
 
@@ -254,42 +253,14 @@ def _record(
     """Run the console over the movie's lines and encode what it shows; return the table's columns."""
     masks = console.masks(movie)[int(skip_first_step) :]
     ram = np.empty((len(masks), len(console.variables)), np.int64)
-    height, width = console.shape
-    # Colour on the screen becomes full-resolution luma and chroma: halved chroma would blur sprites of one pixel.
-    # BT.601 in limited range, tagged: what every decoder assumes, or reads.
-    reformatter = VideoReformatter()
     console.reset(movie.state)
-    with av.open(str(path), "w", format="mp4", options={"fflags": "+bitexact"}) as container:
-        stream = container.add_stream(
-            "libx264",
-            rate=FPS,
-            options={
-                "crf": str(config.crf),
-                "preset": config.preset,
-                "bf": "0",
-                "g": str(config.keyframe_every),
-                "threads": "1",  # the workers around this one use the other cores; and bytes must not depend on cores
-                "flags": "+bitexact",
-                "x264-params": "cabac=1",  # which "ultrafast" leaves out: smaller at no cost here
-            },
-        )
-        stream.width, stream.height, stream.pix_fmt = width, height, "yuv444p"
-        context = stream.codec_context
-        context.color_range, context.colorspace = ColorRange.MPEG, Colorspace.ITU601
-        context.color_primaries, context.color_trc = 6, 6  # SMPTE 170M
+    with ScreenWriter(
+        path, console.shape, fps=FPS, crf=config.crf, preset=config.preset, keyframe_every=config.keyframe_every
+    ) as video:
         for position, mask in enumerate(masks):
             console.step(mask)
             ram[position] = console.read_ram()
-            frame = reformatter.reformat(
-                av.VideoFrame.from_ndarray(console.screen(), format="rgb24"),
-                format="yuv444p",
-                dst_colorspace=Colorspace.ITU601,
-                dst_color_range=ColorRange.MPEG,
-                threads=1,
-            )
-            frame.pts = position
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode())
+            video.write(console.screen())
     taken = {"frame", *console.buttons}
     return {
         "frame": np.arange(len(masks)),

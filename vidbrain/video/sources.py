@@ -207,7 +207,7 @@ def _survey_bids(root: Path, replays: Path, first_skip: FirstSkip) -> Survey:
         video = _existing(
             replays / Path(name).parent.parent / f"{key}.mp4", *(path.with_suffix(s) for s in VIDEO_SUFFIXES)
         )
-        event = listed.get(name)
+        event, is_movie = listed.get(name), path.suffix.lower() == MOVIE_SUFFIX
         if video is None and is_absent(path):
             absent.append(path)
             continue
@@ -221,11 +221,11 @@ def _survey_bids(root: Path, replays: Path, first_skip: FirstSkip) -> Survey:
             repetition=repetition_of(key),
             onset_s=event.onset_s if event else None,
             duration_s=event.duration_s if event else None,
-            movie=str(path) if path.is_file() and not is_absent(path) else None,
+            movie=str(path) if is_movie and path.is_file() and not is_absent(path) else None,
             video=video,
-            skip_first_step=event is not None and _skips(event, firsts, first_skip),
+            skip_first_step=is_movie and event is not None and _skips(event, firsts, first_skip),
         )
-        if event is not None and event.duration_bk2_s > 0:
+        if is_movie and event is not None and event.duration_bk2_s > 0:
             lines[key] = round(event.duration_bk2_s * 60)
     refuse_all("{n} recording(s) cannot be named", faults, root)
     notes = _notes(root, recordings, {event.run.label for event in events.rows})
