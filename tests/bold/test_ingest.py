@@ -111,12 +111,19 @@ def test_a_finished_store_is_left_alone_and_other_settings_are_refused(store_roo
 KILLED = """
 import os, signal, sys
 import vidbrain.bold.ingest as stage
-whole = stage.write_dataset
-def killed(path, dataset, **options):
-    whole(path, dataset, **options)
+import vidbrain.bold.run as worker
+grid, columns = stage.write_dataset, worker.write_by_columns
+def killed_after_grid(path, dataset, **options):
+    grid(path, dataset, **options)
     if sys.argv[3] in str(path):
         os.kill(os.getpid(), signal.SIGKILL)
-stage.write_dataset = killed
+def killed_in_run(path, what, parts, finish):
+    def last():
+        if sys.argv[3] in str(path):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return finish()
+    columns(path, what, parts, last)
+stage.write_dataset, worker.write_by_columns = killed_after_grid, killed_in_run
 stage.ingest(sys.argv[1], sys.argv[2])
 """
 

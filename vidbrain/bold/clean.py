@@ -8,29 +8,50 @@ from __future__ import annotations
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from vidbrain.bold.bids import RunFiles
+from vidbrain.bold.bids import PREPROCESSED, RunFiles
 from vidbrain.errors import BoldError, ConfigError
 
 _COSINE_S = 128.0
 """Longest period that fMRIPrep's cosines leave; a run of half its length has one."""
 
 
+_PRESETS: dict[str, dict[str, Any]] = {
+    "none": {"strategy": ()},
+    "simple": {"strategy": ("motion", "wm_csf"), "motion": "full", "wm_csf": "basic"},
+    "scrubbing": {
+        "strategy": ("motion", "wm_csf", "scrub"),
+        "motion": "full",
+        "wm_csf": "full",
+        "scrub": 5,
+        "fd_threshold": 0.5,
+        "std_dvars_threshold": 1.5,
+    },
+    "compcor": {"strategy": ("motion", "compcor"), "motion": "full", "n_compcor": "all", "compcor": "anat_combined"},
+    "ica_aroma": {"strategy": ("wm_csf", "ica_aroma"), "wm_csf": "basic", "ica_aroma": "full"},
+}
+"""Presets of `nilearn.interfaces.fmriprep.load_confounds_strategy`, without their high-pass, which is a choice here."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class CleanConfig:
     """How series are cleaned, run by run."""
 
-    confounds: Literal["none", "simple", "simple-gsr"] = "simple"
-    """Which of fMRIPrep's confounds are regressed out: `simple` is 24 motion terms, white matter and CSF (nilearn's
-    strategy of that name); `simple-gsr` adds the global signal."""
+    confounds: Literal["none", "simple", "simple-gsr", "scrubbing", "scrubbing-gsr", "compcor", "ica_aroma"] = "simple"
+    """Which of fMRIPrep's confounds are regressed out, by nilearn's names: `simple` is 24 motion terms, white matter
+    and CSF; `scrubbing` adds the derivatives and squares of those two and leaves out volumes that moved; `compcor` is
+    motion and the anatomical components; `ica_aroma` takes the series that AROMA has cleaned, and white matter and CSF.
+    `-gsr` adds the global signal."""
     high_pass: Literal["cosines", "butterworth", "none"] = "cosines"
     """How slow drift goes: fMRIPrep's cosine columns, or a Butterworth filter; never both."""
     high_pass_s: float = 128.0
     """Longest period that the Butterworth filter keeps, in seconds; the cosines have fMRIPrep's 128 s."""
+    fwhm_mm: float = 0.0
+    """Full width at half maximum of a Gaussian that smooths each volume before it is masked, in mm; 0: no smoothing."""
     detrend: bool = True
     """Remove a straight line from every series and confound."""
     standardize: Literal["zscore_sample", "psc", "none"] = "zscore_sample"
@@ -39,14 +60,39 @@ class CleanConfig:
     def __post_init__(self) -> None:
         if self.high_pass_s <= 0:
             raise ConfigError(f"high_pass_s must be positive, not {self.high_pass_s}")
+        if self.fwhm_mm < 0:
+            raise ConfigError(f"fwhm_mm must not be negative, but is {self.fwhm_mm}")
+        if self.confounds == "compcor" and self.high_pass != "cosines":
+            # fMRIPrep computes the components of series without the cosines' part.
+            raise ConfigError("compcor goes with --clean.high-pass cosines alone: its components hold no slow drift")
+
+    @property
+    def changes_nothing(self) -> bool:
+        """Whether values go through as they are."""
+        return not (self.components or self.detrend or self.fwhm_mm) and (self.high_pass, self.standardize) == (
+            "none",
+            "none",
+        )
 
     @property
     def components(self) -> tuple[str, ...]:
         """The same choice in the words of `nilearn.interfaces.fmriprep.load_confounds`."""
-        parts: tuple[str, ...] = () if self.confounds == "none" else ("motion", "wm_csf")
-        if self.confounds == "simple-gsr":
-            parts += ("global_signal",)
-        return (*parts, "high_pass") if self.high_pass == "cosines" else parts
+        return tuple(self.load_options["strategy"])
+
+    @property
+    def load_options(self) -> dict[str, Any]:
+        """Arguments of `nilearn.interfaces.fmriprep.load_confounds`."""
+        options = dict(_PRESETS[self.confounds.removesuffix("-gsr")])
+        if self.confounds.endswith("-gsr"):
+            options |= {"strategy": (*options["strategy"], "global_signal"), "global_signal": "basic"}
+        if self.high_pass == "cosines":
+            options["strategy"] = (*options["strategy"], "high_pass")
+        return options
+
+    @property
+    def desc(self) -> str:
+        """What the volumes are called that this cleaning starts from."""
+        return "smoothAROMAnonaggr" if self.confounds == "ica_aroma" else PREPROCESSED
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,11 +130,10 @@ def read_confounds(files: RunFiles, n_trs: int, tr_s: float, config: CleanConfig
     from nilearn.interfaces.fmriprep import load_confounds
 
     try:
-        # nilearn finds the table by the name of the image, and only knows packed images.
-        name = str(files.bold) if files.bold.suffix == ".gz" else f"{files.bold}.gz"
-        table, kept_rows = load_confounds(
-            name, strategy=config.components, motion="full", wm_csf="basic", global_signal="basic", demean=True
-        )
+        # nilearn finds the table by the name of a packed image; surfaces and grayordinates have the same table.
+        stem = files.confounds.name.split("_desc-confounds_")[0]
+        name = files.confounds.with_name(f"{stem}_desc-{config.desc}_bold.nii.gz")
+        table, kept_rows = load_confounds(str(name), demean=True, **config.load_options)
     except (ValueError, IndexError, KeyError, OSError) as error:
         raise BoldError(
             f"the confounds cannot be read: {' '.join(str(error).split())}",
@@ -150,23 +195,25 @@ def clean_series(series: ArrayLike, confounds: Confounds, config: CleanConfig, t
     Returns
     -------
     (n_trs, n) float64
-        Constant and non-finite series, and volumes that are not kept, are 0.
+        Non-finite series, constant ones if anything is done to series at all, and volumes that are not kept, are 0.
     """
     series = np.asarray(series, np.float64)
     kept = confounds.kept
+    if config.changes_nothing:
+        return np.where(np.isfinite(series).all(axis=0), series, 0.0)
     alive = ~dead_series(series[kept])
-    out = np.zeros_like(series)
     if not alive.any():
-        return out
+        return np.zeros_like(series)
     from nilearn.signal import clean
 
+    whole = bool(kept.all() and alive.all())
     butterworth = config.high_pass == "butterworth"
     with warnings.catch_warnings():
         # Confounds are detrended with the series and standardised for the regression; nilearn advises on other choices.
         warnings.filterwarnings("ignore", message="When confounds are provided, one must perform detrend")
         warnings.filterwarnings("ignore", message=".*sample_mask.*", category=UserWarning)
         cleaned = clean(
-            series[:, alive],
+            series if whole else series[:, alive],
             detrend=config.detrend,
             standardize=None if config.standardize == "none" else config.standardize,
             sample_mask=None if kept.all() else np.flatnonzero(kept),
@@ -177,6 +224,9 @@ def clean_series(series: ArrayLike, confounds: Confounds, config: CleanConfig, t
             t_r=tr_s,
             extrapolate=False,
         )
+    if whole:
+        return np.asarray(cleaned, np.float64)
+    out = np.zeros_like(series)
     out[np.ix_(kept, alive)] = cleaned
     return out
 

@@ -19,6 +19,7 @@ import numpy as np
 from nibabel.filebasedimages import ImageFileError
 from numpy.typing import ArrayLike, NDArray
 
+from vidbrain.bold.series import Rectangle, rows_at_once
 from vidbrain.errors import BoldError, StorageError
 
 _SECONDS = {"sec": 1.0, "msec": 1e-3, "usec": 1e-6}
@@ -67,14 +68,23 @@ class SeriesFacts:
         """Size of a volume on disk, unpacked."""
         return self.n_voxels * np.dtype(self.dtype).itemsize
 
-    def scaled(self, stored: NDArray[Any]) -> NDArray[np.float64]:
-        """Values in float64 of what the file stores."""
-        values = stored.astype(np.float64)
-        if self.slope != 1.0:
-            values *= self.slope
-        if self.inter != 0.0:
-            values += self.inter
-        return values
+    @property
+    def form(self) -> str:
+        """Name of the format."""
+        return "NIfTI"
+
+    @property
+    def n_columns(self) -> int:
+        """Voxels of a volume, inside and outside the brain."""
+        return self.n_voxels
+
+    def layout(self) -> None:
+        """A mask chooses the voxels."""
+
+    def rectangles(self) -> Iterator[Rectangle]:
+        """Whole volumes, from the first to the last, in one pass."""
+        for first, stored in read_blocks(self, rows_at_once(self.n_voxels, self.dtype)):
+            yield Rectangle(first, 0, stored)
 
 
 def series_facts(path: Path) -> SeriesFacts:
@@ -290,3 +300,55 @@ def read_volume(path: Path) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     if values.ndim != 3:
         raise BoldError(f"expected a 3-D image, found a shape of {values.shape}", where=path)
     return values, np.asarray(image.affine, np.float64)
+
+
+def resampled_volume(path: Path, shape: tuple[int, int, int], affine: ArrayLike) -> NDArray[np.float64]:
+    """Read a 3-D NIfTI file on another grid, by linear interpolation with `nilearn.image.resample_img`.
+
+    Parameters
+    ----------
+    path
+        The image.
+    shape, affine
+        Of the grid wanted.
+
+    Returns
+    -------
+    (ni, nj, nk) float64
+        0 outside the image.
+
+    Raises
+    ------
+    BoldError
+        If the image cannot be read or is not three-dimensional.
+    """
+    values, found = read_volume(path)
+    if values.shape == tuple(shape) and np.allclose(found, affine, atol=1e-3):
+        return values
+    from nilearn.image import resample_img
+
+    image = resample_img(
+        nibabel.Nifti1Image(values, found),
+        target_affine=np.asarray(affine, np.float64),
+        target_shape=shape,
+        interpolation="linear",
+    )
+    return np.asarray(image.dataobj, np.float64)
+
+
+def smoothed(volumes: NDArray[np.float64], affine: ArrayLike, fwhm_mm: float) -> NDArray[np.float64]:
+    """Smooth volumes with `nilearn.image.smooth_img`; values that are not finite count as 0, as there.
+
+    Parameters
+    ----------
+    volumes : (n, ni, nj, nk)
+        One after the other.
+    affine
+        Voxel indices to millimetres.
+    fwhm_mm
+        Full width at half maximum in millimetres.
+    """
+    from nilearn.image import smooth_img
+
+    image = smooth_img(nibabel.Nifti1Image(np.moveaxis(volumes, 0, -1), np.asarray(affine)), fwhm_mm)
+    return np.moveaxis(np.asarray(image.dataobj, np.float64), -1, 0)
