@@ -119,7 +119,7 @@ def ingest(
     tree = Path(events) if events is not None else events_above(source)
     if tree is not None:
         refuse_short(runs, series, tr_s, events_end(tree))
-    for files, facts in zip(runs, series, strict=True):
+    for files, facts in zip(runs, series, strict=True) if not config.clean.changes_nothing else ():
         refuse_unsolvable(read_confounds(files, facts.n_trs, tr_s, config.clean), files.bold)
     grey = _grey_images(source, runs) if config.voxels == "grey" else []
 
@@ -139,7 +139,7 @@ def ingest(
     _refuse_full_disk(out, len(layout), series)
     sweep(out)
     write_dataset(out / GRID, layout.dataset())
-    if layout.kind in ("grayordinates", "parcels") and series[0].form == "CIFTI":
+    if layout.kind == "parcels" and series[0].form == "CIFTI":
         write_template(series[0].path, out / TEMPLATE)
 
     name = fingerprint(KIND, settings, made_from)

@@ -23,8 +23,8 @@ from vidbrain.storage.roots import locate
 from vidbrain.storage.zarrs import open_dataset, read_columns
 
 KIND = "bold"
-TEMPLATE = "template.dscalar.nii"
-"""A CIFTI file of one map that keeps the axis of a store of grayordinates or parcels for export."""
+TEMPLATE = "template.pscalar.nii"
+"""A CIFTI file of one map that keeps which vertices and voxels each parcel holds, for export."""
 
 
 @dataclass(frozen=True)
