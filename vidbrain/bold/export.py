@@ -13,7 +13,7 @@ from vidbrain.bold.arrays import save_npy
 from vidbrain.bold.cifti import brain_models, cifti_image, read_axis
 from vidbrain.bold.gifti import CORTEX, gifti_bytes
 from vidbrain.bold.nifti import SeriesWriter
-from vidbrain.bold.store import PART_VOXELS, TEMPLATE, BoldStore
+from vidbrain.bold.store import TEMPLATE, BoldStore, part_voxels
 from vidbrain.bold.voxels import flat_index
 from vidbrain.errors import BoldError
 from vidbrain.progress import SILENT, Progress
@@ -88,8 +88,9 @@ def _export(store: BoldStore, label: str, out: Path) -> list[Path]:
 
 def _read(store: BoldStore, label: str) -> NDArray[np.float32]:
     values = np.empty((store.n_trs(label), store.n_voxels), np.float32)
-    for first in range(0, store.n_voxels, PART_VOXELS):
-        here = slice(first, min(first + PART_VOXELS, store.n_voxels))
+    width = part_voxels(len(values))
+    for first in range(0, store.n_voxels, width):
+        here = slice(first, min(first + width, store.n_voxels))
         values[:, here] = store.read(label, here)
     return values
 

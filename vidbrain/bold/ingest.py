@@ -23,7 +23,7 @@ from vidbrain.bold.cifti import write_template
 from vidbrain.bold.clean import CleanConfig, read_confounds, refuse_unsolvable
 from vidbrain.bold.layout import Layout
 from vidbrain.bold.nifti import SeriesFacts
-from vidbrain.bold.run import CHUNK_VOXELS, GRID, SHARD_VOXELS, IngestRow, ingest_run, is_ingested, run_record
+from vidbrain.bold.run import GRID, IngestRow, ingest_run, is_ingested, run_record
 from vidbrain.bold.series import Series
 from vidbrain.bold.sources import find_series, open_series
 from vidbrain.bold.spool import HELD_BYTES
@@ -36,8 +36,6 @@ from vidbrain.records import RunKey
 from vidbrain.storage.atomic import check_writable, sweep
 from vidbrain.storage.info import is_done, read_info, write_info
 from vidbrain.storage.zarrs import write_dataset
-
-__all__ = ["CHUNK_VOXELS", "SHARD_VOXELS", "IngestConfig", "ingest", "summary"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,19 +106,7 @@ def ingest(
     source, out = Path(source), Path(out)
     mask_path = None if mask is None else Path(mask)
 
-    runs = find_series(source, space=config.space, subject=config.subject, desc=config.clean.desc)
-    need_brain = mask_path is None
-    refuse_missing(runs, need_mask=need_brain, need_confounds=bool(config.clean.components))
-    series = [open_series(files) for files in runs]
-    refuse_other_grids(series)
-    if config.clean.fwhm_mm and not isinstance(series[0], SeriesFacts):
-        raise ConfigError(f"only volumes can be smoothed, not {series[0].form}", hint="--clean.fwhm-mm 0")
-    tr_s = agreed_tr_s(runs, series, config.tr_s)
-    tree = Path(events) if events is not None else events_above(source)
-    if tree is not None:
-        refuse_short(runs, series, tr_s, events_end(tree))
-    for files, facts in zip(runs, series, strict=True) if not config.clean.changes_nothing else ():
-        refuse_unsolvable(read_confounds(files, facts.n_trs, tr_s, config.clean), files.bold)
+    runs, series, tr_s, tree = _checked(source, config, mask_path, None if events is None else Path(events))
     grey = _grey_images(source, runs) if config.voxels == "grey" else []
 
     settings = to_mapping(config)
@@ -130,10 +116,9 @@ def ingest(
     if is_done(out, KIND, config=settings, made_from=made_from):
         progress.note(f"the BOLD store is there already: {out}")
         return summary(read_info(out, KIND))
-    layout = _layout(
-        series[0], [mask_path] if mask_path else [f.mask for f in runs if f.mask is not None], grey, config
-    )
-    left_out = [] if tree is None else sorted(set(raw_runs(tree)) - {files.run for files in runs}, key=str)
+    masks = [mask_path] if mask_path else [files.mask for files in runs if files.mask is not None]
+    layout = _layout(series[0], masks, grey, config)
+    left_out = [] if tree is None else _left_out(tree, runs, config.subject)
     if left_out:
         progress.note(f"{len(left_out)} runs have raw series but none here: {', '.join(map(str, left_out[:6]))}")
     _refuse_full_disk(out, len(layout), series)
@@ -177,6 +162,26 @@ def ingest(
         },
     )
     return summary(info)
+
+
+def _checked(
+    source: Path, config: IngestConfig, mask: Path | None, events: Path | None
+) -> tuple[list[RunFiles], list[Series], float, Path | None]:
+    """Everything that headers and tables can show: runs, their headers, the repetition time, the raw tree."""
+    runs = find_series(source, space=config.space, subject=config.subject, desc=config.clean.desc)
+    refuse_missing(runs, need_mask=mask is None, need_confounds=bool(config.clean.components))
+    series = [open_series(files) for files in runs]
+    refuse_other_grids(series)
+    if config.clean.fwhm_mm and not isinstance(series[0], SeriesFacts):
+        raise ConfigError(f"only volumes can be smoothed, not {series[0].form}", hint="--clean.fwhm-mm 0")
+    tr_s = agreed_tr_s(runs, series, config.tr_s)
+    tree = events_above(source) if events is None else events
+    if tree is not None:
+        refuse_short(runs, series, tr_s, events_end(tree))
+    if not config.clean.changes_nothing:
+        for files, facts in zip(runs, series, strict=True):
+            refuse_unsolvable(read_confounds(files, facts.n_trs, tr_s, config.clean), files.bold)
+    return runs, series, tr_s, tree
 
 
 def summary(info: dict[str, Any]) -> dict[str, Any]:
@@ -233,7 +238,7 @@ def _left_out(tree: Path, runs: list[RunFiles], subject: str | None) -> list[Run
     """Runs that were scanned but have no series here: fMRIPrep failed, or their files were not fetched."""
     found = {files.run for files in runs}
     wanted = None if subject is None else subject.removeprefix("sub-")
-    return [run for run in raw_runs(tree) if run not in found and wanted in (None, run.subject)]
+    return [run for run in raw_runs(tree) if run not in found and (wanted is None or run.subject == wanted)]
 
 
 def _mask_words(mask: Path | None, config: IngestConfig) -> str:

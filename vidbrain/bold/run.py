@@ -22,18 +22,15 @@ from vidbrain.bold.layout import Layout
 from vidbrain.bold.nifti import SeriesFacts, smoothed
 from vidbrain.bold.series import Rectangle, Series, scaled
 from vidbrain.bold.spool import HELD_BYTES, Spool
-from vidbrain.bold.store import PART_VOXELS, part_sha256, run_sha256
+from vidbrain.bold.store import CHUNK_VOXELS, part_sha256, part_voxels, run_sha256
 from vidbrain.config import to_mapping
 from vidbrain.errors import BoldError
 from vidbrain.storage.info import FORMAT_VERSION
 from vidbrain.storage.zarrs import Columns, open_dataset, write_by_columns
 
-CHUNK_VOXELS = 1024
-"""Voxels in a chunk; a chunk holds the whole run."""
-SHARD_VOXELS = PART_VOXELS
-"""Voxels in a shard (a file); one task writes whole shards."""
 GRID = "grid.zarr"
-_CLEAN_BLOCK = 2048
+_CLEAN_VALUES = 700_000
+"""Values that are cleaned at once, in float64; they and nilearn's copies fit a core's cache."""
 _SMOOTH_BLOCK = 8
 _UNITS = {"zscore_sample": "standard deviations", "psc": "percent", "none": "as in the source"}
 
@@ -81,8 +78,9 @@ def ingest_run(row: IngestRow) -> str:
         confounds = read_confounds(row.files, row.series.n_trs, row.tr_s, row.clean)
         smooths = row.clean.fwhm_mm > 0
         dtype = "<f8" if smooths else row.series.dtype
+        n_trs = row.series.n_trs
         with Spool(
-            row.series.n_trs, layout.column, dtype, width=SHARD_VOXELS, folder=row.root, held_bytes=row.held_bytes
+            n_trs, layout.column, dtype, width=part_voxels(n_trs), folder=row.root, held_bytes=row.held_bytes
         ) as spool:
             for rectangle in _smoothed(row) if smooths else row.series.rectangles():
                 spool.put(rectangle)
@@ -103,6 +101,7 @@ def _smoothed(row: IngestRow) -> Iterator[Rectangle]:
 
 def _write(row: IngestRow, layout: Layout, confounds: Confounds, spool: Spool, *, is_scaled: bool) -> None:
     n_trs, n_columns = row.series.n_trs, len(layout)
+    step = max(64, _CLEAN_VALUES // n_trs)
     chunk = min(CHUNK_VOXELS, n_columns)
     dead = np.empty(n_columns, bool)
     digests: list[str] = []
@@ -112,8 +111,8 @@ def _write(row: IngestRow, layout: Layout, confounds: Confounds, spool: Spool, *
         for stored in spool.parts():
             n_here = stored.shape[1]
             bold = np.empty((n_trs, n_here), np.float32)
-            for start in range(0, n_here, _CLEAN_BLOCK):
-                here = slice(start, min(start + _CLEAN_BLOCK, n_here))
+            for start in range(0, n_here, step):
+                here = slice(start, min(start + step, n_here))
                 values = stored[:, here] if is_scaled else scaled(row.series, stored[:, here])
                 bold[:, here], dead[first + here.start : first + here.stop] = _cleaned(row, values, confounds)
             digests.append(part_sha256(bold))
@@ -135,7 +134,7 @@ def _write(row: IngestRow, layout: Layout, confounds: Confounds, spool: Spool, *
         dims=("tr", "voxel"),
         shape=(n_trs, n_columns),
         chunk=chunk,
-        part=min(SHARD_VOXELS, -(-n_columns // chunk) * chunk),
+        part=min(part_voxels(n_trs), -(-n_columns // chunk) * chunk),
         attributes={
             "long_name": "BOLD signal, cleaned" if not row.clean.changes_nothing else "BOLD signal",
             "units": _UNITS[row.clean.standardize],
@@ -147,18 +146,20 @@ def _write(row: IngestRow, layout: Layout, confounds: Confounds, spool: Spool, *
 def _cleaned(
     row: IngestRow, values: NDArray[np.float64], confounds: Confounds
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    dead = dead_series(values[confounds.kept])
-    found = clean_series(values, confounds, row.clean, row.tr_s)
-    with np.errstate(over="ignore"):
-        bold = found.astype(np.float32)
-    if not np.isfinite(bold).all():
+    largest = np.abs(values).max(initial=0.0, where=np.isfinite(values)) if _may_exceed_float32(row.series) else 0.0
+    if largest > np.finfo(np.float32).max:
         raise BoldError(
-            f"values up to {np.abs(found).max():.3g} do not fit into float32",
+            f"values up to {largest:.3g} do not fit into float32",
             where=row.files.bold,
             likely="a wrong scale factor, or a damaged file",
-            hint="mend the file, or standardize: --clean.standardize zscore_sample",
+            hint="mend the file, or leave the run out of the folder",
         )
-    return bold, dead
+    dead = dead_series(values[confounds.kept])
+    return clean_series(values, confounds, row.clean, row.tr_s).astype(np.float32), dead
+
+
+def _may_exceed_float32(series: Series) -> bool:
+    return np.dtype(series.dtype).str[1:] == "f8" or series.slope != 1.0
 
 
 def _rest(
@@ -202,7 +203,7 @@ def _rest(
             "clean": to_mapping(row.clean),
             "n_dead": int(dead.sum()),
             "n_kept": int(confounds.kept.sum()),
-            "part_voxels": PART_VOXELS,
+            "part_voxels": part_voxels(row.series.n_trs),
             "part_sha256": digests,
             "sha256": run_sha256(digests),
             "fingerprint": row.fingerprint,

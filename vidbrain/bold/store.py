@@ -192,10 +192,11 @@ class BoldStore:
         digests = []
         try:
             known = self.open(label).attrs.get("part_sha256")
-            for first in range(0, self.n_voxels, PART_VOXELS):
-                digests.append(part_sha256(self.read(label, slice(first, first + PART_VOXELS))))
+            width = part_voxels(self.n_trs(label))
+            for first in range(0, self.n_voxels, width):
+                digests.append(part_sha256(self.read(label, slice(first, first + width))))
                 if known is not None and digests[-1] != known[len(digests) - 1]:
-                    last = min(first + PART_VOXELS, self.n_voxels)
+                    last = min(first + width, self.n_voxels)
                     raise StorageError(
                         f"the BOLD of {label} is not what was written: voxels {first} to {last} have another checksum",
                         where=where,
@@ -210,7 +211,15 @@ class BoldStore:
 
 
 PART_VOXELS = 16384
-"""Voxels that share a checksum: as many as a Zarr shard holds."""
+"""Most voxels that share a checksum and a Zarr shard."""
+CHUNK_VOXELS = 1024
+"""Voxels in a chunk; a chunk holds the whole run."""
+_PART_VALUES = 16_000_000
+
+
+def part_voxels(n_trs: int) -> int:
+    """Voxels of a run that share a checksum and a Zarr shard: whole chunks of at most 64 MB together, at least one."""
+    return max(1, min(PART_VOXELS // CHUNK_VOXELS, _PART_VALUES // (n_trs * CHUNK_VOXELS))) * CHUNK_VOXELS
 
 
 def part_sha256(values: NDArray[np.float32]) -> str:
@@ -219,10 +228,9 @@ def part_sha256(values: NDArray[np.float32]) -> str:
 
 
 def array_sha256(values: NDArray[np.float32]) -> str:
-    """Checksum of a run: of the checksums of its parts, `PART_VOXELS` columns each."""
-    return run_sha256(
-        [part_sha256(values[:, first : first + PART_VOXELS]) for first in range(0, values.shape[1], PART_VOXELS)]
-    )
+    """Checksum of a run: of the checksums of its parts, `part_voxels` columns each."""
+    width = part_voxels(len(values))
+    return run_sha256([part_sha256(values[:, first : first + width]) for first in range(0, values.shape[1], width)])
 
 
 def run_sha256(digests: list[str]) -> str:
