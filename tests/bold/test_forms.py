@@ -103,6 +103,8 @@ def test_surfaces_that_do_not_fit_are_refused(tmp_path):
         ingest(tmp_path / "d", tmp_path / "b", unchanged())
     with pytest.raises(ConfigError, match="only volumes can be smoothed"):
         ingest(tmp_path / "d", tmp_path / "b", unchanged(tr_s=2.0, fwhm_mm=5.0))
+    with pytest.raises(ConfigError, match="only volumes can be masked"):
+        ingest(tmp_path / "d", tmp_path / "b", unchanged(tr_s=2.0), mask=left)
     image = nibabel.load(right)
     nibabel.gifti.GiftiImage(darrays=image.darrays[:-1]).to_filename(right)
     with pytest.raises(BoldError, match="hemispheres have 10 and 9 volumes"):

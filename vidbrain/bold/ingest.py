@@ -172,8 +172,11 @@ def _checked(
     refuse_missing(runs, need_mask=mask is None, need_confounds=bool(config.clean.components))
     series = [open_series(files) for files in runs]
     refuse_other_grids(series)
-    if config.clean.fwhm_mm and not isinstance(series[0], SeriesFacts):
-        raise ConfigError(f"only volumes can be smoothed, not {series[0].form}", hint="--clean.fwhm-mm 0")
+    if not isinstance(series[0], SeriesFacts):
+        if config.clean.fwhm_mm:
+            raise ConfigError(f"only volumes can be smoothed, not {series[0].form}", hint="--clean.fwhm-mm 0")
+        if mask is not None or config.voxels != "brain":
+            raise ConfigError(f"only volumes can be masked, not {series[0].form}", hint="leave --mask and --voxels out")
     tr_s = agreed_tr_s(runs, series, config.tr_s)
     tree = events_above(source) if events is None else events
     if tree is not None:
