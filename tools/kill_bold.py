@@ -82,6 +82,7 @@ def main() -> int:
         differing.update(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
         if status:
             bad_status.append(status)
+            print(f"the command failed: see {options.work / 'killed.log'}", flush=True)
         stores += 1
         shutil.rmtree(out)
         known = {}
@@ -91,7 +92,7 @@ def main() -> int:
             command(options.source, out, more),
             start_new_session=True,
             stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
+            stderr=(options.work / "killed.log").open("w"),
         )
         delay = rng.uniform(0.02, 0.98) * seconds
         with contextlib.suppress(subprocess.TimeoutExpired):

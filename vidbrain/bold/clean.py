@@ -178,57 +178,115 @@ def refuse_unsolvable(confounds: Confounds, where: Path) -> None:
         )
 
 
-def clean_series(series: ArrayLike, confounds: Confounds, config: CleanConfig, tr_s: float) -> NDArray[np.float64]:
-    """Clean series of one run with `nilearn.signal.clean`.
+class Cleaner:
+    """Cleans series of one run as `nilearn.signal.clean` does, block after block.
+
+    Detrending, filtering, leaving volumes out and regressing confounds are together one linear map over time. nilearn
+    is asked for it once, as what it makes of unit impulses; each block of series is then a matrix product. Without a
+    filter the map is a projection, ``y - U (U' y)`` with orthonormal columns U, which costs less still.
 
     Parameters
     ----------
-    series : (n_trs, n)
-        BOLD, or anything that shall be treated as BOLD was: a noise-free signal, a feature.
     confounds
         Of the run.
     config
         The choices.
     tr_s
         Repetition time in seconds.
-
-    Returns
-    -------
-    (n_trs, n) float64
-        Non-finite series, constant ones if anything is done to series at all, and volumes that are not kept, are 0.
     """
-    series = np.asarray(series, np.float64)
-    kept = confounds.kept
-    if config.changes_nothing:
-        return np.where(np.isfinite(series).all(axis=0), series, 0.0)
-    alive = ~dead_series(series[kept])
-    if not alive.any():
-        return np.zeros_like(series)
-    from nilearn.signal import clean
 
-    whole = bool(kept.all() and alive.all())
-    butterworth = config.high_pass == "butterworth"
-    with warnings.catch_warnings():
-        # Confounds are detrended with the series and standardised for the regression; nilearn advises on other choices.
-        warnings.filterwarnings("ignore", message="When confounds are provided, one must perform detrend")
-        warnings.filterwarnings("ignore", message=".*sample_mask.*", category=UserWarning)
-        cleaned = clean(
-            series if whole else series[:, alive],
-            detrend=config.detrend,
-            standardize=None if config.standardize == "none" else config.standardize,
-            sample_mask=None if kept.all() else np.flatnonzero(kept),
-            confounds=confounds.values if confounds.names else None,
-            standardize_confounds=True,
-            filter="butterworth" if butterworth else False,
-            high_pass=1.0 / config.high_pass_s if butterworth else None,
-            t_r=tr_s,
-            extrapolate=False,
-        )
-    if whole:
+    def __init__(self, confounds: Confounds, config: CleanConfig, tr_s: float) -> None:
+        self.confounds, self.config, self.tr_s = confounds, config, tr_s
+        self._whole = bool(confounds.kept.all())
+        self._basis: NDArray[np.float64] | None = None
+        self._map: NDArray[np.float64] | None = None
+        # Percent signal change depends on the mean of each series too: nilearn does it from the beginning.
+        if config.standardize != "psc" and not config.changes_nothing:
+            self._map = self._by_nilearn(np.eye(len(confounds.kept)), standardize=None)
+            if config.high_pass != "butterworth":
+                self._basis = _removed(self._map[:, confounds.kept])
+
+    def __call__(self, series: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+        """Clean series.
+
+        Parameters
+        ----------
+        series : (n_trs, n)
+            BOLD, or anything that shall be treated as BOLD was: a noise-free signal, a feature.
+
+        Returns
+        -------
+        cleaned : (n_trs, n) float64
+            Non-finite series, constant ones if anything is done to series at all, and volumes that are not kept, are 0.
+        dead : (n,) bool
+            Constant or not finite.
+        """
+        series = np.asarray(series, np.float64)
+        kept = self.confounds.kept
+        dead = dead_series(series if self._whole else series[kept])
+        if self.config.changes_nothing:
+            return np.where(np.isfinite(series).all(axis=0), series, 0.0), dead
+        if dead.all():
+            return np.zeros_like(series), dead
+        alive = series if not dead.any() else series[:, ~dead]
+        cleaned = self._cleaned(alive)
+        if self._whole and alive is series:
+            return cleaned, dead
+        out = np.zeros_like(series)
+        out[np.ix_(kept, ~dead)] = cleaned
+        return out, dead
+
+    def _cleaned(self, series: NDArray[np.float64]) -> NDArray[np.float64]:
+        if self._map is None:
+            return self._by_nilearn(series, standardize=self.config.standardize)
+        if self._basis is None:
+            found = self._map @ series
+        else:
+            found = series if self._whole else series[self.confounds.kept]
+            found = found - self._basis @ (self._basis.T @ found)
+        if self.config.standardize == "zscore_sample":
+            found -= found.mean(axis=0)
+            spread = np.sqrt(np.einsum("ij,ij->j", found, found) / (len(found) - 1))
+            # As nilearn: what is nothing but rounding is not blown up.
+            spread[spread < np.finfo(np.float64).eps] = 1.0
+            found /= spread
+        return found
+
+    def _by_nilearn(self, series: NDArray[np.float64], *, standardize: str | None) -> NDArray[np.float64]:
+        from nilearn.signal import clean
+
+        config, butterworth = self.config, self.config.high_pass == "butterworth"
+        with warnings.catch_warnings():
+            # Confounds are detrended with the series and standardised for the regression; nilearn advises otherwise.
+            warnings.filterwarnings("ignore", message="When confounds are provided, one must perform detrend")
+            warnings.filterwarnings("ignore", message=".*sample_mask.*", category=UserWarning)
+            cleaned = clean(
+                series,
+                detrend=config.detrend,
+                standardize=standardize,
+                sample_mask=None if self._whole else np.flatnonzero(self.confounds.kept),
+                confounds=self.confounds.values if self.confounds.names else None,
+                standardize_confounds=True,
+                filter="butterworth" if butterworth else False,
+                high_pass=1.0 / config.high_pass_s if butterworth else None,
+                t_r=self.tr_s,
+                extrapolate=False,
+            )
         return np.asarray(cleaned, np.float64)
-    out = np.zeros_like(series)
-    out[np.ix_(kept, alive)] = cleaned
-    return out
+
+
+def _removed(projection: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Orthonormal basis of what a symmetric projection takes away, (n, k)."""
+    taken = np.eye(len(projection)) - projection
+    shares, vectors = np.linalg.eigh((taken + taken.T) / 2)
+    assert np.abs(taken - taken.T).max() < 1e-8, "the map is no symmetric projection"
+    assert np.minimum(np.abs(shares), np.abs(shares - 1)).max() < 1e-8, "the map is no projection"
+    return np.ascontiguousarray(vectors[:, shares > 0.5])
+
+
+def clean_series(series: ArrayLike, confounds: Confounds, config: CleanConfig, tr_s: float) -> NDArray[np.float64]:
+    """Clean series of one run, (n_trs, n) float64, see `Cleaner`."""
+    return Cleaner(confounds, config, tr_s)(series)[0]
 
 
 def dead_series(series: NDArray[np.float64]) -> NDArray[np.bool_]:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from vidbrain.bold.bids import RunFiles
-from vidbrain.bold.clean import CleanConfig, Confounds, clean_series, dead_series, read_confounds
+from vidbrain.bold.clean import CleanConfig, Cleaner, Confounds, read_confounds
 from vidbrain.bold.layout import Layout
 from vidbrain.bold.nifti import SeriesFacts, smoothed
 from vidbrain.bold.series import Rectangle, Series, scaled
@@ -103,6 +103,7 @@ def _write(row: IngestRow, layout: Layout, confounds: Confounds, spool: Spool, *
     n_trs, n_columns = row.series.n_trs, len(layout)
     step = max(64, _CLEAN_VALUES // n_trs)
     chunk = min(CHUNK_VOXELS, n_columns)
+    cleaner = Cleaner(confounds, row.clean, row.tr_s)
     dead = np.empty(n_columns, bool)
     digests: list[str] = []
 
@@ -114,7 +115,7 @@ def _write(row: IngestRow, layout: Layout, confounds: Confounds, spool: Spool, *
             for start in range(0, n_here, step):
                 here = slice(start, min(start + step, n_here))
                 values = stored[:, here] if is_scaled else scaled(row.series, stored[:, here])
-                bold[:, here], dead[first + here.start : first + here.stop] = _cleaned(row, values, confounds)
+                bold[:, here], dead[first + here.start : first + here.stop] = _cleaned(row, values, cleaner)
             digests.append(part_sha256(bold))
             first += n_here
             yield bold
@@ -144,7 +145,7 @@ def _write(row: IngestRow, layout: Layout, confounds: Confounds, spool: Spool, *
 
 
 def _cleaned(
-    row: IngestRow, values: NDArray[np.float64], confounds: Confounds
+    row: IngestRow, values: NDArray[np.float64], cleaner: Cleaner
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
     largest = np.abs(values).max(initial=0.0, where=np.isfinite(values)) if _may_exceed_float32(row.series) else 0.0
     if largest > np.finfo(np.float32).max:
@@ -154,8 +155,8 @@ def _cleaned(
             likely="a wrong scale factor, or a damaged file",
             hint="mend the file, or leave the run out of the folder",
         )
-    dead = dead_series(values[confounds.kept])
-    return clean_series(values, confounds, row.clean, row.tr_s).astype(np.float32), dead
+    cleaned, dead = cleaner(values)
+    return cleaned.astype(np.float32), dead
 
 
 def _may_exceed_float32(series: Series) -> bool:
