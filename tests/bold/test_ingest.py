@@ -84,6 +84,31 @@ def test_other_readers_open_a_store_lazily_in_blocks(store_root):
     assert inner[1] <= 1024
 
 
+def test_a_run_explains_itself_to_xarray_alone(store_root):
+    code = """
+import sys, xarray
+data = xarray.open_zarr(sys.argv[1], chunks=None)
+assert not [name for name in sys.modules if name.startswith("vidbrain")]
+assert set(data.coords) == {"time_s", "i", "j", "k"}, set(data.coords)
+assert set(data.data_vars) == {"bold", "dead", "kept", "confounds"}
+assert not [name for name in data.variables if not data[name].attrs.get("long_name")]
+assert data["bold"].dims == ("tr", "voxel") and data["bold"].attrs["units"] == "standard deviations"
+assert data["time_s"].attrs["units"] == "s"
+assert data["confounds"].attrs["names"] == data.attrs["confound_names"] and len(data.attrs["confound_names"]) > 26
+for name in ("run", "subject", "session", "task", "space", "affine", "shape", "tr_s", "clean", "source", "simulated"):
+    assert name in data.attrs, name
+assert data.attrs["subject"] == "01" and data.attrs["run_number"] == 1 and data.attrs["layout"] == "volume"
+early = data["bold"].where(data["kept"], drop=True).isel(voxel=data["i"] == int(data["i"][0]))
+assert early.sizes["voxel"] > 3 and abs(float(early.std("tr", ddof=1).mean()) - 1) < 1e-3
+"""
+    for run in open_bold(store_root).runs:
+        arguments = [sys.executable, "-W", "error", "-c", code, str(store_root / f"{run}.zarr")]
+        if not run.endswith("1"):
+            arguments[4] = code.replace('["run_number"] == 1', '["run_number"] == 2')
+        done = subprocess.run(arguments, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+
+
 def test_labels_are_found_in_any_spelling(store_root):
     store = open_bold(store_root)
     assert store.label("sub-01_ses-001_task-toy_run-01") == RUN
@@ -111,12 +136,19 @@ def test_a_finished_store_is_left_alone_and_other_settings_are_refused(store_roo
 KILLED = """
 import os, signal, sys
 import vidbrain.bold.ingest as stage
-whole = stage.write_dataset
-def killed(path, dataset, **options):
-    whole(path, dataset, **options)
+import vidbrain.bold.run as worker
+grid, columns = stage.write_dataset, worker.write_by_columns
+def killed_after_grid(path, dataset, **options):
+    grid(path, dataset, **options)
     if sys.argv[3] in str(path):
         os.kill(os.getpid(), signal.SIGKILL)
-stage.write_dataset = killed
+def killed_in_run(path, what, parts, finish):
+    def last():
+        if sys.argv[3] in str(path):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return finish()
+    columns(path, what, parts, last)
+stage.write_dataset, worker.write_by_columns = killed_after_grid, killed_in_run
 stage.ingest(sys.argv[1], sys.argv[2])
 """
 

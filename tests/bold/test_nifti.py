@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from vidbrain.bold.nifti import SeriesWriter, read_blocks, read_volume, series_facts, write_volume
+from vidbrain.bold.series import scaled
 from vidbrain.errors import BoldError, StorageError
 
 DATA = Path(nibabel.__file__).parent / "tests" / "data"
@@ -13,7 +14,7 @@ DATA = Path(nibabel.__file__).parent / "tests" / "data"
 
 def as_volumes(path: Path, block: int = 3) -> np.ndarray:
     facts = series_facts(path)
-    flat = np.concatenate([facts.scaled(stored) for _, stored in read_blocks(facts, block)])
+    flat = np.concatenate([scaled(facts, stored) for _, stored in read_blocks(facts, block)])
     return np.stack([row.reshape(facts.shape, order="F") for row in flat], axis=-1)
 
 

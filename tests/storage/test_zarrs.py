@@ -4,7 +4,7 @@ import xarray as xr
 import zarr
 
 from vidbrain.errors import StorageError
-from vidbrain.storage.zarrs import open_dataset, write_dataset
+from vidbrain.storage.zarrs import EVERY_CHUNK, Columns, open_dataset, read_columns, write_by_columns, write_dataset
 
 
 def toy():
@@ -18,7 +18,10 @@ def toy():
 
 def test_vanilla_readers_get_the_same_values_without_a_warning(tmp_path):
     write_dataset(tmp_path / "x.zarr", toy(), chunks={"bold": (20, 10)}, shards={"bold": (20, 50)})
-    xr.testing.assert_identical(xr.open_zarr(tmp_path / "x.zarr", chunks=None).load(), toy())
+    xr.testing.assert_identical(
+        xr.open_zarr(tmp_path / "x.zarr", chunks=None).load(), toy().assign_attrs({EVERY_CHUNK: 1})
+    )
+    xr.testing.assert_identical(open_dataset(tmp_path / "x.zarr").load(), toy())
     array = zarr.open_group(tmp_path / "x.zarr", mode="r")["bold"]
     assert (array.chunks, array.shards) == ((20, 10), (20, 50))
 
@@ -45,3 +48,60 @@ def test_text_and_missing_stores_are_refused(tmp_path):
         write_dataset(tmp_path / "x.zarr", xr.Dataset({"label": ("n", np.array(["a", "b"]))}))
     with pytest.raises(StorageError, match="no Zarr store"):
         open_dataset(tmp_path / "x.zarr")
+
+
+def test_empty_chunks_are_written_and_a_lost_one_is_an_error_never_nan(tmp_path):
+    data = toy().assign(dead=("voxel", np.zeros(100, bool)), sums=("voxel", np.full(100, np.nan)))
+    data["bold"][:, 50:] = np.nan
+    write_dataset(tmp_path / "x.zarr", data, chunks={"bold": (20, 10)}, shards={"bold": (20, 50)})
+    xr.testing.assert_identical(open_dataset(tmp_path / "x.zarr").load(), data)
+    for name in ("bold/c/0/0", "bold/c/0/1", "dead/c/0", "sums/c/0", "time_s/c/0"):
+        chunk = tmp_path / "x.zarr" / name
+        content = chunk.read_bytes()
+        chunk.unlink()
+        with pytest.raises(StorageError, match=f"a part of {name.split('/')[0]} is missing") as caught:
+            read_columns(tmp_path / "x.zarr", "bold", slice(0, 5))
+        assert caught.value.where == str(chunk)
+        chunk.write_bytes(content)
+    assert np.isfinite(read_columns(tmp_path / "x.zarr", "bold", slice(0, 5))).all()
+
+
+def test_a_flipped_bit_is_an_error(tmp_path):
+    write_dataset(tmp_path / "x.zarr", toy(), chunks={"bold": (20, 10)}, shards={"bold": (20, 50)})
+    chunk = tmp_path / "x.zarr" / "bold" / "c" / "0" / "1"
+    content = bytearray(chunk.read_bytes())
+    content[300] ^= 4
+    chunk.write_bytes(bytes(content))
+    with pytest.raises(ValueError, match="checksum"):
+        read_columns(tmp_path / "x.zarr", "bold", slice(50, 60))
+
+
+def by_columns(path, values, parts):
+    columns = Columns(
+        name="bold",
+        dims=("tr", "voxel"),
+        shape=values.shape,
+        chunk=16,
+        part=48,
+        attributes={"units": "1"},
+    )
+    write_by_columns(path, columns, parts, lambda: toy().drop_vars("bold"))
+
+
+def test_a_data_set_written_part_by_part_is_the_whole_one(tmp_path):
+    whole = toy()
+    values = whole["bold"].values
+    by_columns(tmp_path / "x.zarr", values, (values[:, first : first + 48] for first in range(0, 100, 48)))
+    found = xr.open_zarr(tmp_path / "x.zarr", chunks=None)
+    assert found["bold"].attrs == {"units": "1"}
+    xr.testing.assert_equal(found.load(), whole)
+    assert {path.name for path in (tmp_path / "x.zarr" / "bold" / "c" / "0").iterdir()} == {"0", "1", "2"}
+
+
+def test_parts_that_do_not_fill_the_array_leave_nothing(tmp_path):
+    values = toy()["bold"].values
+    with pytest.raises(ValueError, match="48 of 100 columns"):
+        by_columns(tmp_path / "x.zarr", values, iter([values[:, :48]]))
+    with pytest.raises(ValueError, match="a part of shape"):
+        by_columns(tmp_path / "x.zarr", values, iter([values[:, :40]]))
+    assert list(tmp_path.iterdir()) == []

@@ -6,40 +6,57 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from vidbrain.bold.bids import RunFiles
-from vidbrain.bold.nifti import SeriesFacts, read_volume
-from vidbrain.bold.voxels import ordered_voxels
+from vidbrain.bold.layout import Layout, masked_volume
+from vidbrain.bold.nifti import SeriesFacts, read_volume, resampled_volume
+from vidbrain.bold.series import Series
+from vidbrain.bold.voxels import flat_index
 from vidbrain.errors import BoldError
 from vidbrain.records import RunKey
 
 
-def refuse_other_grids(facts: Sequence[SeriesFacts]) -> None:
-    """Refuse series whose shape or affine differs.
+def refuse_other_grids(series: Sequence[Series]) -> None:
+    """Refuse volumes whose shape or affine differs, and other series whose columns are not the same.
 
     Raises
     ------
     BoldError
-        For the first that does not lie on the grid of the first run.
+        For the first that does not lie where the first run does.
     """
-    first = facts[0]
-    for other in facts[1:]:
-        if other.shape != first.shape:
-            what = f"volumes of {other.shape}, where {first.path.name} has {first.shape}"
-        elif not np.allclose(other.affine, first.affine, atol=1e-3):
-            what = f"an affine that differs from that of {first.path.name}"
+    first = series[0]
+    for other in series[1:]:
+        if type(other) is not type(first):
+            what: str | None = f"{other.form}, where {first.path.name} is {first.form}"
+        elif isinstance(first, SeriesFacts) and isinstance(other, SeriesFacts):
+            what = _other_volume(first, other)
         else:
-            continue
-        raise BoldError(
-            f"the runs do not lie on one grid: {what}",
-            where=other.path,
-            likely="series in each subject's own space, or of two preprocessings",
-            hint="ingest one subject at a time (--subject), or choose a common --space",
-        )
+            what = _other_columns(first, other)
+        if what:
+            raise BoldError(
+                f"the runs do not lie on one grid: {what}",
+                where=other.path,
+                likely="series in each subject's own space, or of two preprocessings",
+                hint="ingest one subject at a time (--subject), or choose a common --space",
+            )
 
 
-def agreed_tr_s(runs: Sequence[RunFiles], facts: Sequence[SeriesFacts], given: float | None) -> float:
+def _other_volume(first: SeriesFacts, other: SeriesFacts) -> str | None:
+    if other.shape != first.shape:
+        return f"volumes of {other.shape}, where {first.path.name} has {first.shape}"
+    if not np.allclose(other.affine, first.affine, atol=1e-3):
+        return f"an affine that differs from that of {first.path.name}"
+    return None
+
+
+def _other_columns(first: Series, other: Series) -> str | None:
+    if other.n_columns != first.n_columns:
+        return f"{other.n_columns} columns, where {first.path.name} has {first.n_columns}"
+    one, two = first.layout(), other.layout()
+    return None if one is None or two is None else one.difference(two)
+
+
+def agreed_tr_s(runs: Sequence[RunFiles], facts: Sequence[Series], given: float | None) -> float:
     """Find the one repetition time on which argument, headers and sidecars agree.
 
     Raises
@@ -65,9 +82,7 @@ def agreed_tr_s(runs: Sequence[RunFiles], facts: Sequence[SeriesFacts], given: f
     return value
 
 
-def refuse_short(
-    runs: Sequence[RunFiles], facts: Sequence[SeriesFacts], tr_s: float, ends: dict[RunKey, float]
-) -> None:
+def refuse_short(runs: Sequence[RunFiles], facts: Sequence[Series], tr_s: float, ends: dict[RunKey, float]) -> None:
     """Refuse series that end before their last event does.
 
     Raises
@@ -89,7 +104,7 @@ def refuse_short(
         )
 
 
-def common_voxels(masks: Sequence[Path], series: SeriesFacts) -> NDArray[np.int32]:
+def chosen_voxels(masks: Sequence[Path], series: SeriesFacts, grey: Sequence[Path] = (), above: float = 0.5) -> Layout:
     """Voxels inside every mask, along the Morton curve.
 
     Parameters
@@ -98,10 +113,10 @@ def common_voxels(masks: Sequence[Path], series: SeriesFacts) -> NDArray[np.int3
         3-D images; voxels above 0.5 are inside.
     series
         Whose grid they must share.
-
-    Returns
-    -------
-    (n_voxels, 3) int32
+    grey
+        Probabilities of grey matter, on any grid of the same space; they are resampled linearly.
+    above
+        Voxels are kept where each probability is greater.
 
     Raises
     ------
@@ -120,4 +135,14 @@ def common_voxels(masks: Sequence[Path], series: SeriesFacts) -> NDArray[np.int3
         inside &= values > 0.5
     if not inside.any():
         raise BoldError(f"no voxel lies inside all {len(masks)} masks", where=masks[0], likely="an empty mask")
-    return ordered_voxels(inside)
+    for path in grey:
+        inside &= resampled_volume(path, series.shape, series.affine) > above
+    if not inside.any():
+        raise BoldError(
+            f"no voxel of the mask has a grey matter probability above {above:g}",
+            where=grey[0],
+            likely="an image of another space",
+            hint="a lower --grey-above, or --voxels brain",
+        )
+    ijk = np.argwhere(inside).astype(np.int32)
+    return masked_volume(ijk, flat_index(ijk, series.shape), series.shape, series.affine)

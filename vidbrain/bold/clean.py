@@ -8,29 +8,50 @@ from __future__ import annotations
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from vidbrain.bold.bids import RunFiles
+from vidbrain.bold.bids import PREPROCESSED, RunFiles
 from vidbrain.errors import BoldError, ConfigError
 
 _COSINE_S = 128.0
 """Longest period that fMRIPrep's cosines leave; a run of half its length has one."""
 
 
+_PRESETS: dict[str, dict[str, Any]] = {
+    "none": {"strategy": ()},
+    "simple": {"strategy": ("motion", "wm_csf"), "motion": "full", "wm_csf": "basic"},
+    "scrubbing": {
+        "strategy": ("motion", "wm_csf", "scrub"),
+        "motion": "full",
+        "wm_csf": "full",
+        "scrub": 5,
+        "fd_threshold": 0.5,
+        "std_dvars_threshold": 1.5,
+    },
+    "compcor": {"strategy": ("motion", "compcor"), "motion": "full", "n_compcor": "all", "compcor": "anat_combined"},
+    "ica_aroma": {"strategy": ("wm_csf", "ica_aroma"), "wm_csf": "basic", "ica_aroma": "full"},
+}
+"""Presets of `nilearn.interfaces.fmriprep.load_confounds_strategy`, without their high-pass, which is a choice here."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class CleanConfig:
     """How series are cleaned, run by run."""
 
-    confounds: Literal["none", "simple", "simple-gsr"] = "simple"
-    """Which of fMRIPrep's confounds are regressed out: `simple` is 24 motion terms, white matter and CSF (nilearn's
-    strategy of that name); `simple-gsr` adds the global signal."""
+    confounds: Literal["none", "simple", "simple-gsr", "scrubbing", "scrubbing-gsr", "compcor", "ica_aroma"] = "simple"
+    """Which of fMRIPrep's confounds are regressed out, by nilearn's names: `simple` is 24 motion terms, white matter
+    and CSF; `scrubbing` adds the derivatives and squares of those two and leaves out volumes that moved; `compcor` is
+    motion and the anatomical components; `ica_aroma` takes the series that AROMA has cleaned, and white matter and CSF.
+    `-gsr` adds the global signal."""
     high_pass: Literal["cosines", "butterworth", "none"] = "cosines"
     """How slow drift goes: fMRIPrep's cosine columns, or a Butterworth filter; never both."""
     high_pass_s: float = 128.0
     """Longest period that the Butterworth filter keeps, in seconds; the cosines have fMRIPrep's 128 s."""
+    fwhm_mm: float = 0.0
+    """Full width at half maximum of a Gaussian that smooths each volume before it is masked, in mm; 0: no smoothing."""
     detrend: bool = True
     """Remove a straight line from every series and confound."""
     standardize: Literal["zscore_sample", "psc", "none"] = "zscore_sample"
@@ -39,14 +60,39 @@ class CleanConfig:
     def __post_init__(self) -> None:
         if self.high_pass_s <= 0:
             raise ConfigError(f"high_pass_s must be positive, not {self.high_pass_s}")
+        if self.fwhm_mm < 0:
+            raise ConfigError(f"fwhm_mm must not be negative, but is {self.fwhm_mm}")
+        if self.confounds == "compcor" and self.high_pass != "cosines":
+            # fMRIPrep computes the components of series without the cosines' part.
+            raise ConfigError("compcor goes with --clean.high-pass cosines alone: its components hold no slow drift")
+
+    @property
+    def changes_nothing(self) -> bool:
+        """Whether values go through as they are."""
+        return not (self.components or self.detrend or self.fwhm_mm) and (self.high_pass, self.standardize) == (
+            "none",
+            "none",
+        )
 
     @property
     def components(self) -> tuple[str, ...]:
         """The same choice in the words of `nilearn.interfaces.fmriprep.load_confounds`."""
-        parts: tuple[str, ...] = () if self.confounds == "none" else ("motion", "wm_csf")
-        if self.confounds == "simple-gsr":
-            parts += ("global_signal",)
-        return (*parts, "high_pass") if self.high_pass == "cosines" else parts
+        return tuple(self.load_options["strategy"])
+
+    @property
+    def load_options(self) -> dict[str, Any]:
+        """Arguments of `nilearn.interfaces.fmriprep.load_confounds`."""
+        options = dict(_PRESETS[self.confounds.removesuffix("-gsr")])
+        if self.confounds.endswith("-gsr"):
+            options |= {"strategy": (*options["strategy"], "global_signal"), "global_signal": "basic"}
+        if self.high_pass == "cosines":
+            options["strategy"] = (*options["strategy"], "high_pass")
+        return options
+
+    @property
+    def desc(self) -> str:
+        """What the volumes are called that this cleaning starts from."""
+        return "smoothAROMAnonaggr" if self.confounds == "ica_aroma" else PREPROCESSED
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,11 +130,10 @@ def read_confounds(files: RunFiles, n_trs: int, tr_s: float, config: CleanConfig
     from nilearn.interfaces.fmriprep import load_confounds
 
     try:
-        # nilearn finds the table by the name of the image, and only knows packed images.
-        name = str(files.bold) if files.bold.suffix == ".gz" else f"{files.bold}.gz"
-        table, kept_rows = load_confounds(
-            name, strategy=config.components, motion="full", wm_csf="basic", global_signal="basic", demean=True
-        )
+        # nilearn finds the table by the name of a packed image; surfaces and grayordinates have the same table.
+        stem = files.confounds.name.split("_desc-confounds_")[0]
+        name = files.confounds.with_name(f"{stem}_desc-{config.desc}_bold.nii.gz")
+        table, kept_rows = load_confounds(str(name), demean=True, **config.load_options)
     except (ValueError, IndexError, KeyError, OSError) as error:
         raise BoldError(
             f"the confounds cannot be read: {' '.join(str(error).split())}",
@@ -133,52 +178,115 @@ def refuse_unsolvable(confounds: Confounds, where: Path) -> None:
         )
 
 
-def clean_series(series: ArrayLike, confounds: Confounds, config: CleanConfig, tr_s: float) -> NDArray[np.float64]:
-    """Clean series of one run with `nilearn.signal.clean`.
+class Cleaner:
+    """Cleans series of one run as `nilearn.signal.clean` does, block after block.
+
+    Detrending, filtering, leaving volumes out and regressing confounds are together one linear map over time. nilearn
+    is asked for it once, as what it makes of unit impulses; each block of series is then a matrix product. Without a
+    filter the map is a projection, ``y - U (U' y)`` with orthonormal columns U, which costs less still.
 
     Parameters
     ----------
-    series : (n_trs, n)
-        BOLD, or anything that shall be treated as BOLD was: a noise-free signal, a feature.
     confounds
         Of the run.
     config
         The choices.
     tr_s
         Repetition time in seconds.
-
-    Returns
-    -------
-    (n_trs, n) float64
-        Constant and non-finite series, and volumes that are not kept, are 0.
     """
-    series = np.asarray(series, np.float64)
-    kept = confounds.kept
-    alive = ~dead_series(series[kept])
-    out = np.zeros_like(series)
-    if not alive.any():
-        return out
-    from nilearn.signal import clean
 
-    butterworth = config.high_pass == "butterworth"
-    with warnings.catch_warnings():
-        # Confounds are detrended with the series and standardised for the regression; nilearn advises on other choices.
-        warnings.filterwarnings("ignore", message="When confounds are provided, one must perform detrend")
-        warnings.filterwarnings("ignore", message=".*sample_mask.*", category=UserWarning)
-        cleaned = clean(
-            series[:, alive],
-            detrend=config.detrend,
-            standardize=None if config.standardize == "none" else config.standardize,
-            sample_mask=None if kept.all() else np.flatnonzero(kept),
-            confounds=confounds.values if confounds.names else None,
-            standardize_confounds=True,
-            filter="butterworth" if butterworth else False,
-            high_pass=1.0 / config.high_pass_s if butterworth else None,
-            t_r=tr_s,
-            extrapolate=False,
-        )
-    out[np.ix_(kept, alive)] = cleaned
-    return out
+    def __init__(self, confounds: Confounds, config: CleanConfig, tr_s: float) -> None:
+        self.confounds, self.config, self.tr_s = confounds, config, tr_s
+        self._whole = bool(confounds.kept.all())
+        self._basis: NDArray[np.float64] | None = None
+        self._map: NDArray[np.float64] | None = None
+        # Percent signal change depends on the mean of each series too: nilearn does it from the beginning.
+        if config.standardize != "psc" and not config.changes_nothing:
+            self._map = self._by_nilearn(np.eye(len(confounds.kept)), standardize=None)
+            if config.high_pass != "butterworth":
+                self._basis = _removed(self._map[:, confounds.kept])
+
+    def __call__(self, series: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+        """Clean series.
+
+        Parameters
+        ----------
+        series : (n_trs, n)
+            BOLD, or anything that shall be treated as BOLD was: a noise-free signal, a feature.
+
+        Returns
+        -------
+        cleaned : (n_trs, n) float64
+            Non-finite series, constant ones if anything is done to series at all, and volumes that are not kept, are 0.
+        dead : (n,) bool
+            Constant or not finite.
+        """
+        series = np.asarray(series, np.float64)
+        kept = self.confounds.kept
+        dead = dead_series(series if self._whole else series[kept])
+        if self.config.changes_nothing:
+            return np.where(np.isfinite(series).all(axis=0), series, 0.0), dead
+        if dead.all():
+            return np.zeros_like(series), dead
+        alive = series if not dead.any() else series[:, ~dead]
+        cleaned = self._cleaned(alive)
+        if self._whole and alive is series:
+            return cleaned, dead
+        out = np.zeros_like(series)
+        out[np.ix_(kept, ~dead)] = cleaned
+        return out, dead
+
+    def _cleaned(self, series: NDArray[np.float64]) -> NDArray[np.float64]:
+        if self._map is None:
+            return self._by_nilearn(series, standardize=self.config.standardize)
+        if self._basis is None:
+            found = self._map @ series
+        else:
+            found = series if self._whole else series[self.confounds.kept]
+            found = found - self._basis @ (self._basis.T @ found)
+        if self.config.standardize == "zscore_sample":
+            found -= found.mean(axis=0)
+            spread = np.sqrt(np.einsum("ij,ij->j", found, found) / (len(found) - 1))
+            # As nilearn: what is nothing but rounding is not blown up.
+            spread[spread < np.finfo(np.float64).eps] = 1.0
+            found /= spread
+        return found
+
+    def _by_nilearn(self, series: NDArray[np.float64], *, standardize: str | None) -> NDArray[np.float64]:
+        from nilearn.signal import clean
+
+        config, butterworth = self.config, self.config.high_pass == "butterworth"
+        with warnings.catch_warnings():
+            # Confounds are detrended with the series and standardised for the regression; nilearn advises otherwise.
+            warnings.filterwarnings("ignore", message="When confounds are provided, one must perform detrend")
+            warnings.filterwarnings("ignore", message=".*sample_mask.*", category=UserWarning)
+            cleaned = clean(
+                series,
+                detrend=config.detrend,
+                standardize=standardize,
+                sample_mask=None if self._whole else np.flatnonzero(self.confounds.kept),
+                confounds=self.confounds.values if self.confounds.names else None,
+                standardize_confounds=True,
+                filter="butterworth" if butterworth else False,
+                high_pass=1.0 / config.high_pass_s if butterworth else None,
+                t_r=self.tr_s,
+                extrapolate=False,
+            )
+        return np.asarray(cleaned, np.float64)
+
+
+def _removed(projection: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Orthonormal basis of what a symmetric projection takes away, (n, k)."""
+    taken = np.eye(len(projection)) - projection
+    shares, vectors = np.linalg.eigh((taken + taken.T) / 2)
+    assert np.abs(taken - taken.T).max() < 1e-8, "the map is no symmetric projection"
+    assert np.minimum(np.abs(shares), np.abs(shares - 1)).max() < 1e-8, "the map is no projection"
+    return np.ascontiguousarray(vectors[:, shares > 0.5])
+
+
+def clean_series(series: ArrayLike, confounds: Confounds, config: CleanConfig, tr_s: float) -> NDArray[np.float64]:
+    """Clean series of one run, (n_trs, n) float64, see `Cleaner`."""
+    return Cleaner(confounds, config, tr_s)(series)[0]
 
 
 def dead_series(series: NDArray[np.float64]) -> NDArray[np.bool_]:

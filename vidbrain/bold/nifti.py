@@ -19,6 +19,7 @@ import numpy as np
 from nibabel.filebasedimages import ImageFileError
 from numpy.typing import ArrayLike, NDArray
 
+from vidbrain.bold.series import Rectangle, rows_at_once
 from vidbrain.errors import BoldError, StorageError
 
 _SECONDS = {"sec": 1.0, "msec": 1e-3, "usec": 1e-6}
@@ -67,14 +68,23 @@ class SeriesFacts:
         """Size of a volume on disk, unpacked."""
         return self.n_voxels * np.dtype(self.dtype).itemsize
 
-    def scaled(self, stored: NDArray[Any]) -> NDArray[np.float64]:
-        """Values in float64 of what the file stores."""
-        values = stored.astype(np.float64)
-        if self.slope != 1.0:
-            values *= self.slope
-        if self.inter != 0.0:
-            values += self.inter
-        return values
+    @property
+    def form(self) -> str:
+        """Name of the format."""
+        return "NIfTI"
+
+    @property
+    def n_columns(self) -> int:
+        """Voxels of a volume, inside and outside the brain."""
+        return self.n_voxels
+
+    def layout(self) -> None:
+        """A mask chooses the voxels."""
+
+    def rectangles(self) -> Iterator[Rectangle]:
+        """Whole volumes, from the first to the last, in one pass."""
+        for first, stored in read_blocks(self, rows_at_once(self.n_voxels, self.dtype)):
+            yield Rectangle(first, 0, stored)
 
 
 def series_facts(path: Path) -> SeriesFacts:
@@ -194,7 +204,7 @@ def _exactly(stream: IO[bytes], n_bytes: int, path: Path) -> bytes:
 
 
 class SeriesWriter:
-    """Writes a packed 4-D int16 NIfTI file block by block; equal values give equal bytes.
+    """Writes a packed 4-D NIfTI file block by block; equal values give equal bytes.
 
     Parameters
     ----------
@@ -203,25 +213,35 @@ class SeriesWriter:
     shape
         (ni, nj, nk, n_trs).
     affine : (4, 4)
-        Voxel indices to millimetres, of a standard (MNI) space.
+        Voxel indices to millimetres.
     tr_s
         Repetition time in seconds.
     slope
-        Value of one stored step.
+        Value of one stored int16 step; None stores float32.
+    mni
+        Whether the affine leads to a standard (MNI) space.
     """
 
     def __init__(
-        self, path: Path, shape: tuple[int, int, int, int], affine: ArrayLike, tr_s: float, slope: float
+        self,
+        path: Path,
+        shape: tuple[int, int, int, int],
+        affine: ArrayLike,
+        tr_s: float,
+        slope: float | None,
+        *,
+        mni: bool = True,
     ) -> None:
         self.shape, self.slope = shape, slope
         header = nibabel.Nifti1Header()
-        header.set_data_dtype(np.int16)
+        header.set_data_dtype(np.float32 if slope is None else np.int16)
         header.set_data_shape(shape)
-        header.set_qform(np.asarray(affine), code="mni")
-        header.set_sform(np.asarray(affine), code="mni")
+        code = "mni" if mni else "aligned"
+        header.set_qform(np.asarray(affine), code=code)
+        header.set_sform(np.asarray(affine), code=code)
         header.set_xyzt_units("mm", "sec")
         header["pixdim"][4] = tr_s
-        header.set_slope_inter(slope, 0.0)
+        header.set_slope_inter(1.0 if slope is None else slope, 0.0)
         header["magic"] = header.single_magic
         header.set_data_offset(header.single_vox_offset)
         self._left = shape[3]
@@ -230,7 +250,7 @@ class SeriesWriter:
         self._stream = gzip.GzipFile(filename="", mode="wb", compresslevel=1, fileobj=self._raw, mtime=0)
         self._stream.write(header.binaryblock + b"\0\0\0\0")
 
-    def write(self, values: NDArray[np.floating[Any]]) -> NDArray[np.int16]:
+    def write(self, values: NDArray[np.floating[Any]]) -> NDArray[Any]:
         """Append volumes.
 
         Parameters
@@ -240,12 +260,16 @@ class SeriesWriter:
 
         Returns
         -------
-        (n, ni, nj, nk) int16
-            As stored.
+        (n, ni, nj, nk)
+            As stored: int16, or float32.
         """
         if values.shape[1:] != self.shape[:3] or len(values) > self._left:
             raise ValueError(f"{values.shape} does not fit what is left of {self.shape}")
-        stored = np.clip(np.rint(values / self.slope), -32768, 32767).astype(np.int16)
+        stored: NDArray[Any]
+        if self.slope is None:
+            stored = values.astype(np.float32)
+        else:
+            stored = np.clip(np.rint(values / self.slope), -32768, 32767).astype(np.int16)
         for volume in stored:
             self._stream.write(volume.tobytes(order="F"))
         self._left -= len(values)
@@ -290,3 +314,55 @@ def read_volume(path: Path) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     if values.ndim != 3:
         raise BoldError(f"expected a 3-D image, found a shape of {values.shape}", where=path)
     return values, np.asarray(image.affine, np.float64)
+
+
+def resampled_volume(path: Path, shape: tuple[int, int, int], affine: ArrayLike) -> NDArray[np.float64]:
+    """Read a 3-D NIfTI file on another grid, by linear interpolation with `nilearn.image.resample_img`.
+
+    Parameters
+    ----------
+    path
+        The image.
+    shape, affine
+        Of the grid wanted.
+
+    Returns
+    -------
+    (ni, nj, nk) float64
+        0 outside the image.
+
+    Raises
+    ------
+    BoldError
+        If the image cannot be read or is not three-dimensional.
+    """
+    values, found = read_volume(path)
+    if values.shape == tuple(shape) and np.allclose(found, affine, atol=1e-3):
+        return values
+    from nilearn.image import resample_img
+
+    image = resample_img(
+        nibabel.Nifti1Image(values, found),
+        target_affine=np.asarray(affine, np.float64),
+        target_shape=shape,
+        interpolation="linear",
+    )
+    return np.asarray(image.dataobj, np.float64)
+
+
+def smoothed(volumes: NDArray[np.float64], affine: ArrayLike, fwhm_mm: float) -> NDArray[np.float64]:
+    """Smooth volumes with `nilearn.image.smooth_img`; values that are not finite count as 0, as there.
+
+    Parameters
+    ----------
+    volumes : (n, ni, nj, nk)
+        One after the other.
+    affine
+        Voxel indices to millimetres.
+    fwhm_mm
+        Full width at half maximum in millimetres.
+    """
+    from nilearn.image import smooth_img
+
+    image = smooth_img(nibabel.Nifti1Image(np.moveaxis(volumes, 0, -1), np.asarray(affine)), fwhm_mm)
+    return np.moveaxis(np.asarray(image.dataobj, np.float64), -1, 0)

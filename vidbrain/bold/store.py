@@ -13,8 +13,9 @@ import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 
 from vidbrain.bold.clean import CleanConfig, Confounds, clean_series
+from vidbrain.bold.layout import Layout
 from vidbrain.bold.voxels import to_volume
-from vidbrain.errors import AlignmentError, StorageError
+from vidbrain.errors import AlignmentError, BoldError, StorageError
 from vidbrain.records import RunKey
 from vidbrain.storage.info import read_info
 from vidbrain.storage.objects import Root, open_root
@@ -22,6 +23,8 @@ from vidbrain.storage.roots import locate
 from vidbrain.storage.zarrs import open_dataset, read_columns
 
 KIND = "bold"
+TEMPLATE = "template.pscalar.nii"
+"""A CIFTI file of one map that keeps which vertices and voxels each parcel holds, for export."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,7 @@ class BoldStore:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Of a volume."""
+        """Of a volume; (0, 0, 0) where the columns are no voxels of one."""
         ni, nj, nk = self.info["shape"]
         return ni, nj, nk
 
@@ -72,9 +75,13 @@ class BoldStore:
 
     @cached_property
     def ijk(self) -> NDArray[np.int32]:
-        """Indices of every voxel, (n_voxels, 3), along the Morton curve."""
-        data = self.open(self.runs[0])
-        return np.stack([data[axis].values for axis in "ijk"], axis=1)
+        """Indices of every voxel, (n_voxels, 3), along the Morton curve; -1 where a column is no voxel."""
+        return self.layout.ijk
+
+    @cached_property
+    def layout(self) -> Layout:
+        """What the columns are: voxels, vertices, grayordinates, parcels."""
+        return Layout.from_dataset(self.open(self.runs[0]))
 
     @cached_property
     def dead(self) -> NDArray[np.bool_]:
@@ -106,8 +113,9 @@ class BoldStore:
         -------
         Dataset
             ``bold`` (tr, voxel) float32; ``i j k`` (voxel) int32; ``time_s`` (tr), middle of each volume; ``kept``
-            (tr), False before the steady state, where bold is 0; ``dead`` (voxel), constant or not finite, bold is 0;
-            ``confounds`` (tr, confound), what was regressed out.
+            (tr), False before the steady state and in scrubbed volumes, where bold is 0; ``dead`` (voxel), constant or
+            not finite, bold is 0; ``confounds`` (tr, confound), what was regressed out. ``structure`` and ``vertex``
+            (voxel) where there are surfaces, ``parcel`` (voxel) where columns are parcels.
         """
         return open_dataset(self.root / f"{self.label(run)}.zarr")
 
@@ -151,14 +159,26 @@ class BoldStore:
         return clean_series(series, confounds, config, self.tr_s)
 
     def to_volume(self, values: ArrayLike, fill: float = 0.0) -> NDArray[np.generic]:
-        """Put one value a voxel into a volume of the store's shape; `fill` outside."""
+        """Put one value a voxel into a volume of the store's shape; `fill` outside.
+
+        Raises
+        ------
+        BoldError
+            If the store's columns are no voxels of a volume.
+        """
         values = np.asarray(values)
+        if self.layout.kind != "volume":
+            raise BoldError(
+                f"the store holds a {self.layout.kind} layout, no volume",
+                where=self.root,
+                hint="write its maps as GIFTI or CIFTI",
+            )
         if values.shape != (self.n_voxels,):
             raise ValueError(f"expected {self.n_voxels} values, got {values.shape}")
         return to_volume(values, self.ijk, self.shape, fill)
 
     def verify(self, run: str | RunKey) -> None:
-        """Read a whole run and compare its checksum.
+        """Read a whole run, part by part, and compare its checksums.
 
         Raises
         ------
@@ -167,25 +187,55 @@ class BoldStore:
         """
         label = self.label(run)
         expected = next(record["sha256"] for record in self.info["runs"] if record["label"] == label)
+        hint = "remove this folder and info.json, and give the ingest command again"
+        where = self.root / f"{label}.zarr"
+        digests = []
         try:
-            found = array_sha256(self.read(label))
+            known = self.open(label).attrs.get("part_sha256")
+            width = part_voxels(self.n_trs(label))
+            for first in range(0, self.n_voxels, width):
+                digests.append(part_sha256(self.read(label, slice(first, first + width))))
+                if known is not None and digests[-1] != known[len(digests) - 1]:
+                    last = min(first + width, self.n_voxels)
+                    raise StorageError(
+                        f"the BOLD of {label} is not what was written: voxels {first} to {last} have another checksum",
+                        where=where,
+                        hint=hint,
+                    )
         except (ValueError, RuntimeError, OSError) as error:
+            raise StorageError(f"the BOLD of {label} cannot be read: {error}", where=where, hint=hint) from error
+        if run_sha256(digests) != expected:
             raise StorageError(
-                f"the BOLD of {label} cannot be read: {error}",
-                where=self.root / f"{label}.zarr",
-                hint="remove this folder and info.json, and give the ingest command again",
-            ) from error
-        if found != expected:
-            raise StorageError(
-                f"the BOLD of {label} is not what was written: its checksum differs",
-                where=self.root / f"{label}.zarr",
-                hint="remove this folder and info.json, and give the ingest command again",
+                f"the BOLD of {label} is not what was written: its checksum differs", where=where, hint=hint
             )
 
 
-def array_sha256(values: NDArray[np.float32]) -> str:
-    """Checksum of an array's values in C order, as little-endian float32."""
+PART_VOXELS = 16384
+"""Most voxels that share a checksum and a Zarr shard."""
+CHUNK_VOXELS = 1024
+"""Voxels in a chunk; a chunk holds the whole run."""
+_PART_VALUES = 16_000_000
+
+
+def part_voxels(n_trs: int) -> int:
+    """Voxels of a run that share a checksum and a Zarr shard: whole chunks of at most 64 MB together, at least one."""
+    return max(1, min(PART_VOXELS // CHUNK_VOXELS, _PART_VALUES // (n_trs * CHUNK_VOXELS))) * CHUNK_VOXELS
+
+
+def part_sha256(values: NDArray[np.float32]) -> str:
+    """Checksum of a part's values in C order, as little-endian float32."""
     return hashlib.sha256(np.ascontiguousarray(values, "<f4").data).hexdigest()
+
+
+def array_sha256(values: NDArray[np.float32]) -> str:
+    """Checksum of a run: of the checksums of its parts, `part_voxels` columns each."""
+    width = part_voxels(len(values))
+    return run_sha256([part_sha256(values[:, first : first + width]) for first in range(0, values.shape[1], width)])
+
+
+def run_sha256(digests: list[str]) -> str:
+    """Checksum of a run, of the checksums of its parts."""
+    return hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
 def open_bold(root: str | Path | Root) -> BoldStore:

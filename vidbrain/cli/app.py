@@ -148,7 +148,7 @@ _COMMANDS = {
     ],
 }
 
-_NESTED = {"bold": ("simulate", "ingest", "ls"), "shards": ("ls", "gc"), "train": ("vqvae", "gpt")}
+_NESTED = {"bold": ("simulate", "ingest", "ls", "verify", "export"), "shards": ("ls", "gc"), "train": ("vqvae", "gpt")}
 _SHORT = {"simulate": "bold", "ingest": "bold", "vqvae": "train", "gpt": "train"}
 """Tables of a recipe that are settings of a subcommand, and the command it belongs to."""
 _SOURCES = ("model", "pixels", "motion")

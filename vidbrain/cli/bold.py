@@ -1,4 +1,4 @@
-"""``vidbrain bold``: simulate, ingest and list fMRI data."""
+"""``vidbrain bold``: simulate, ingest, list, verify and export fMRI data."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from vidbrain import cluster
 from vidbrain.bold.ingest import IngestConfig
 from vidbrain.bold.simulate import SimulateConfig
 from vidbrain.cli.console import Console, Flag
+from vidbrain.errors import StorageError
 from vidbrain.storage.roots import data_root
 
-app = App(name="bold", help="Simulate, ingest and list fMRI data.")
+app = App(name="bold", help="Simulate, ingest, list, verify and export fMRI data.")
 
 
 @app.command
@@ -67,14 +68,15 @@ def ingest(
     scheduler: str = "local",
     json: Flag = False,
 ) -> None:
-    """Turn fMRIPrep derivatives into a BOLD store: cleaned, chunked, lazily readable.
+    """Turn fMRI series into a BOLD store: cleaned, chunked, lazily readable.
 
     Example: `vidbrain bold ingest shards/demo/game/derivatives/simulated-fmriprep --out shards/demo/bold`
 
     Parameters
     ----------
     derivatives
-        Folder that fMRIPrep (or `vidbrain bold simulate`) wrote; default
+        Folder that fMRIPrep (or `vidbrain bold simulate`) wrote: volumes, GIFTI surfaces or CIFTI, one space of them;
+        or HDF5 time series (`sub-*_timeseries.h5`), or .npy, .npz and .zarr arrays named by run; default
         game/derivatives/simulated-fmriprep in the data root.
     out
         Folder of the store; default `bold` in the data root.
@@ -104,17 +106,17 @@ def ingest(
 
 
 @app.command(name="ls")
-def list_runs(store: Path | None = None, /, *, verify: Flag = False, json: Flag = False) -> None:
-    """List the runs of a BOLD store.
+def list_runs(store: str | None = None, /, *, verify: Flag = False, json: Flag = False) -> None:
+    """List what a BOLD store holds.
 
-    Example: `vidbrain bold ls shards/demo/bold --verify`
+    Example: `vidbrain bold ls shards/demo/bold`
 
     Parameters
     ----------
     store
-        Folder of the store; default `bold` in the data root.
+        Folder or URL of the store; default `bold` in the data root.
     verify
-        Read everything and compare checksums.
+        Read everything and compare checksums; stops at the first difference, `vidbrain bold verify` names all.
     json
         Print JSON.
     """
@@ -132,9 +134,83 @@ def list_runs(store: Path | None = None, /, *, verify: Flag = False, json: Flag 
                 "volumes": run["n_trs"],
                 "minutes": round(run["n_trs"] * bold.tr_s / 60, 2),
                 "voxels": bold.n_voxels,
+                "layout": bold.info.get("layout", "volume"),
+                "space": bold.info.get("space"),
+                "kept": run.get("n_kept"),
                 "dead": run["n_dead"],
                 "simulated": bold.simulated,
                 **({"checksum": "right"} if verify else {}),
             }
         )
     console.print_rows(rows, title=f"BOLD store {bold.root}")
+
+
+@app.command
+def verify(store: str | None = None, /, *, json: Flag = False) -> None:
+    """Read every byte of a BOLD store and compare its checksums; names every run that is damaged.
+
+    Example: `vidbrain bold verify shards/demo/bold`
+
+    Parameters
+    ----------
+    store
+        Folder or URL of the store; default `bold` in the data root.
+    json
+        Print JSON.
+    """
+    from vidbrain.bold.store import open_bold
+
+    console = Console(json=json)
+    bold = open_bold(store or data_root() / "bold")
+    progress = console.progress()
+    progress.start("verify", len(bold.runs), "runs")
+    rows: list[dict[str, Any]] = []
+    for run in bold.runs:
+        try:
+            bold.verify(run)
+            rows.append({"run": run, "whole": True, "what": None})
+        except StorageError as error:
+            rows.append({"run": run, "whole": False, "what": error.message})
+        progress.advance()
+    progress.finish()
+    console.print_rows(rows, title=f"BOLD store {bold.root}")
+    damaged = [row["run"] for row in rows if not row["whole"]]
+    if damaged:
+        raise StorageError(
+            f"{len(damaged)} of {len(rows)} runs are damaged: {', '.join(damaged[:6])}",
+            where=bold.root,
+            hint="remove their folders and info.json, and give the ingest command again",
+        )
+
+
+@app.command
+def export(
+    store: str | None = None,
+    /,
+    *,
+    out: Path,
+    run: Annotated[tuple[str, ...], Parameter(consume_multiple=True)] = (),
+    json: Flag = False,
+) -> None:
+    """Write runs of a BOLD store as NIfTI, GIFTI or CIFTI, whichever they came in.
+
+    Example: `vidbrain bold export shards/demo/bold --out exported`
+
+    Parameters
+    ----------
+    store
+        Folder or URL of the store; default `bold` in the data root.
+    out
+        Folder to write.
+    run
+        Labels of runs, in any spelling; default all.
+    json
+        Print JSON.
+    """
+    from vidbrain.bold.export import export_runs
+    from vidbrain.bold.store import open_bold
+
+    console = Console(json=json)
+    bold = open_bold(store or data_root() / "bold")
+    paths = export_runs(bold, out, run, progress=console.progress())
+    console.print_rows([{"file": str(path), "bytes": path.stat().st_size} for path in paths], title=f"exported {out}")
