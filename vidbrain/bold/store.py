@@ -13,6 +13,7 @@ import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 
 from vidbrain.bold.clean import CleanConfig, Confounds, clean_series
+from vidbrain.bold.parcels import with_parcels
 from vidbrain.bold.voxels import to_volume
 from vidbrain.errors import AlignmentError, StorageError
 from vidbrain.records import RunKey
@@ -107,9 +108,10 @@ class BoldStore:
         Dataset
             ``bold`` (tr, voxel) float32; ``i j k`` (voxel) int32; ``time_s`` (tr), middle of each volume; ``kept``
             (tr), False before the steady state, where bold is 0; ``dead`` (voxel), constant or not finite, bold is 0;
-            ``confounds`` (tr, confound), what was regressed out.
+            ``confounds`` (tr, confound), what was regressed out. Where the store has parcels, the coordinates
+            ``parcel`` and ``network`` (voxel), with names in their attributes.
         """
-        return open_dataset(self.root / f"{self.label(run)}.zarr")
+        return with_parcels(open_dataset(self.root / f"{self.label(run)}.zarr"), self.root, self.info)
 
     def read(self, run: str | RunKey, voxels: slice = slice(None)) -> NDArray[np.float32]:
         """Read a block of neighbouring voxels of one run, (n_trs, n_voxels) float32; only its chunks are read."""

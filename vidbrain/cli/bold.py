@@ -1,4 +1,4 @@
-"""``vidbrain bold``: simulate, ingest and list fMRI data."""
+"""``vidbrain bold``: simulate, ingest, parcellate and list fMRI data."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from typing import Annotated, Any
 from cyclopts import App, Parameter
 
 from vidbrain import cluster
+from vidbrain.bold.atlases import Resample
 from vidbrain.bold.ingest import IngestConfig
 from vidbrain.bold.simulate import SimulateConfig
 from vidbrain.cli.console import Console, Flag
 from vidbrain.storage.roots import data_root
 
-app = App(name="bold", help="Simulate, ingest and list fMRI data.")
+app = App(name="bold", help="Simulate, ingest, parcellate and list fMRI data.")
 
 
 @app.command
@@ -101,6 +102,65 @@ def ingest(
             derivatives, target, config, mask=mask, events=events, client=client, progress=console.progress()
         )
     console.print_result(facts, title=f"BOLD store {target}")
+
+
+@app.command
+def parcels(
+    store: Path | None = None,
+    /,
+    *,
+    atlas: str = "own",
+    n: int = 400,
+    name: str | None = None,
+    names: Path | None = None,
+    space: str | None = None,
+    resample: Resample = "refuse",
+    series: Path | None = None,
+    workers: int | None = None,
+    scheduler: str = "local",
+    json: Flag = False,
+) -> None:
+    """Add parcels and networks to the voxels of a BOLD store, without writing its series again.
+
+    Example: `vidbrain bold parcels shards/demo/bold --atlas own --n 400`
+
+    Parameters
+    ----------
+    store
+        Folder of the store; default `bold` in the data root.
+    atlas
+        NIfTI labels (3-D), probabilistic maps (4-D) or surface labels (.label.gii); or `own`: recursive bisection.
+    n
+        Parcels of our own.
+    name
+        Of the set; default from the file's name. The set added last is in use.
+    names
+        Table of names (TSV, CSV or colour table); default the one beside the atlas.
+    space
+        Space of the atlas, where its file name does not say the right one.
+    resample
+        An atlas on another grid: refuse it, or take its nearest voxel.
+    series
+        Also write the series of the parcels as a store of their own, into this folder.
+    workers
+        Processes that write it; default one per core.
+    scheduler
+        local, inline, slurm, or the address of a Dask scheduler.
+    json
+        Print JSON.
+    """
+    from vidbrain.bold.parcel_series import write_parcel_store
+    from vidbrain.bold.parcels import add_parcels
+    from vidbrain.bold.store import open_bold
+
+    console = Console(json=json)
+    root = store or data_root() / "bold"
+    facts = add_parcels(open_bold(root), atlas, name=name, names=names, n=n, space=space, resample=resample)
+    if series is not None:
+        with cluster.client(scheduler, workers) as client:
+            written = write_parcel_store(open_bold(root), series, client=client, progress=console.progress())
+        facts |= {"series": str(series), "runs": written["runs"]}
+    console.print_result(facts, title=f"Parcels of {root}")
 
 
 @app.command(name="ls")

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vidbrain.config import to_mapping
+from vidbrain.config import fingerprint, to_mapping
 from vidbrain.encoding import preflight
 from vidbrain.encoding.decompose import Choices, gather_sets
 from vidbrain.encoding.design.align import BoldStoreLike, FeatureStoreLike, choose_layers, choose_runs
@@ -75,7 +75,11 @@ def identity(
     settings = to_mapping(config) | {"layers": list(layers), "runs": list(runs)}
     for name in PERFORMANCE_ONLY:
         del settings[name]
-    return settings, {"features": str(features.info["fingerprint"]), "bold": str(bold.info["fingerprint"])}
+    made_from = {"features": str(features.info["fingerprint"]), "bold": str(bold.info["fingerprint"])}
+    if config.alpha_per == "parcel":  # parcels are added to a finished store, whose own name stays
+        data = bold.open(runs[0])
+        made_from["parcels"] = fingerprint(np.asarray(data["parcel"].values).tolist() if "parcel" in data else None)
+    return settings, made_from
 
 
 def prepare(
