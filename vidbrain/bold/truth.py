@@ -18,6 +18,7 @@ from vidbrain.errors import AlignmentError
 from vidbrain.records import RunKey
 from vidbrain.storage.info import read_info, write_info
 from vidbrain.storage.zarrs import open_dataset, write_dataset
+from vidbrain.video.clock import volume_times
 
 KIND = "truth"
 
@@ -207,7 +208,7 @@ def write_drivers(
         {
             "drivers": (("tr", "driver"), drivers),
             "convolved": (("tr", "driver"), convolved),
-            "time_s": ("tr", (np.arange(len(drivers)) + 0.5) * tr_s),
+            "time_s": ("tr", volume_times(len(drivers), tr_s)),
         },
         attrs={"driver_names": names, "tr_s": tr_s, "bins_per_tr": BINS_PER_TR, "simulated": True},
     )

@@ -23,6 +23,7 @@ from vidbrain.encoding.ridge.bands import draw_gammas
 from vidbrain.encoding.settings import EncodeConfig
 from vidbrain.errors import ConfigError, EncodingError
 from vidbrain.records import RunKey
+from vidbrain.video.clock import trimmed
 
 PERFORMANCE_ONLY = ("voxels_per_block", "shared_runs_only")
 """Settings that do not change a bit of the result."""
@@ -97,10 +98,15 @@ def prepare(
     settings, made_from = identity(features, bold, config, layers, runs)
     kept: dict[str, NDArray[np.bool_]] = {}
     nuisance: dict[str, NDArray[np.float64]] = {}
+    begins_s: dict[str, float] = {}
     for run in runs:
         data = bold.open(run)
         n_trs = data.sizes["tr"]
-        kept[run] = np.asarray(data["kept"].values, bool) if "kept" in data else np.ones(n_trs, bool)
+        kept[run] = trimmed(n_trs, config.trim_trs)
+        if "kept" in data:
+            kept[run] &= np.asarray(data["kept"].values, bool)
+        if "time_s" in data:
+            begins_s[run] = float(data["time_s"][0])
         if config.clean and "confounds" in data:
             nuisance[run] = nuisance_columns(np.asarray(data["confounds"].values, np.float64))
     design = build_design(
@@ -108,6 +114,7 @@ def prepare(
         layers,
         kept,
         tr_s=bold.tr_s,
+        begins_s=begins_s,
         delays=config.delays,
         nuisance=nuisance,
         response=config.response,
