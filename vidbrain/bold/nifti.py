@@ -194,7 +194,7 @@ def _exactly(stream: IO[bytes], n_bytes: int, path: Path) -> bytes:
 
 
 class SeriesWriter:
-    """Writes a packed 4-D int16 NIfTI file block by block; equal values give equal bytes.
+    """Writes a packed 4-D NIfTI file block by block; equal values give equal bytes.
 
     Parameters
     ----------
@@ -207,15 +207,23 @@ class SeriesWriter:
     tr_s
         Repetition time in seconds.
     slope
-        Value of one stored step.
+        Value of one stored step; 1 for float32.
+    dtype
+        As stored: int16 or float32.
     """
 
     def __init__(
-        self, path: Path, shape: tuple[int, int, int, int], affine: ArrayLike, tr_s: float, slope: float
+        self,
+        path: Path,
+        shape: tuple[int, int, int, int],
+        affine: ArrayLike,
+        tr_s: float,
+        slope: float,
+        dtype: str = "int16",
     ) -> None:
-        self.shape, self.slope = shape, slope
+        self.shape, self.slope, self.dtype = shape, slope, np.dtype(dtype)
         header = nibabel.Nifti1Header()
-        header.set_data_dtype(np.int16)
+        header.set_data_dtype(self.dtype)
         header.set_data_shape(shape)
         header.set_qform(np.asarray(affine), code="mni")
         header.set_sform(np.asarray(affine), code="mni")
@@ -230,7 +238,7 @@ class SeriesWriter:
         self._stream = gzip.GzipFile(filename="", mode="wb", compresslevel=1, fileobj=self._raw, mtime=0)
         self._stream.write(header.binaryblock + b"\0\0\0\0")
 
-    def write(self, values: NDArray[np.floating[Any]]) -> NDArray[np.int16]:
+    def write(self, values: NDArray[np.floating[Any]]) -> NDArray[Any]:
         """Append volumes.
 
         Parameters
@@ -240,12 +248,16 @@ class SeriesWriter:
 
         Returns
         -------
-        (n, ni, nj, nk) int16
+        (n, ni, nj, nk) int16 or float32
             As stored.
         """
         if values.shape[1:] != self.shape[:3] or len(values) > self._left:
             raise ValueError(f"{values.shape} does not fit what is left of {self.shape}")
-        stored = np.clip(np.rint(values / self.slope), -32768, 32767).astype(np.int16)
+        stored: NDArray[Any]
+        if self.dtype == np.int16:
+            stored = np.clip(np.rint(values / self.slope), -32768, 32767).astype(np.int16)
+        else:
+            stored = (values / self.slope).astype(self.dtype)
         for volume in stored:
             self._stream.write(volume.tobytes(order="F"))
         self._left -= len(values)

@@ -10,7 +10,7 @@ from cyclopts import App, Parameter
 from vidbrain import cluster
 from vidbrain.bold.atlases import Resample
 from vidbrain.bold.ingest import IngestConfig
-from vidbrain.bold.simulate import SimulateConfig
+from vidbrain.bold.simulation import SimulateConfig
 from vidbrain.cli.console import Console, Flag
 from vidbrain.storage.roots import data_root
 

@@ -66,9 +66,9 @@ class FeatureStore:
             ``features (tr, feature)`` float32; ``valid (tr)`` bool, False where a volume has no video (its features
             are 0 and must be masked); ``time_s (tr)``, the time that each stands for. From video also
             ``n_frames (tr)``, the frames in each volume, and ``recording (tr)``, the position in the attribute
-            ``recordings`` of the one that most of them are of, -1 for none. Attributes: ``tr_s``, ``layer``, ``run``; from video also ``row_s``
-            (what one row of the source stands for), ``window_s`` (its receptive field), ``sees_before_s``,
-            ``sees_after_s``.
+            ``recordings`` of the one that most of them are of, -1 for none. Attributes: ``tr_s``, ``layer``, ``run``;
+            from video also ``row_s`` (what one row of the source stands for), ``window_s`` (its receptive field),
+            ``sees_before_s``, ``sees_after_s``.
 
         Raises
         ------

@@ -199,7 +199,8 @@ def align(
     Raises
     ------
     AlignmentError
-        If the TRs or slice-time references differ, the features of a run are longer than its BOLD, or runs differ in their features.
+        If the TRs or slice-time references differ, the features of a run are longer than its BOLD, or runs differ in
+        their features.
     EncodingError
         If a run keeps fewer than `MIN_TRS` rows beyond its confounds.
     """
