@@ -12,6 +12,7 @@ from vidbrain.bold.atlases import Resample
 from vidbrain.bold.ingest import IngestConfig
 from vidbrain.bold.simulation import SimulateConfig
 from vidbrain.cli.console import Console, Flag
+from vidbrain.errors import ConfigError
 from vidbrain.storage.roots import data_root
 
 app = App(name="bold", help="Simulate, ingest, parcellate and list fMRI data.")
@@ -23,12 +24,17 @@ def simulate(
     /,
     *,
     out: Path | None = None,
+    features: str | None = None,
+    layer: str | None = None,
+    n_subjects: int | None = None,
+    mask: Path | None = None,
+    store: Path | None = None,
     config: Annotated[SimulateConfig, Parameter(name="*")] = SimulateConfig(),  # noqa: B008 -- frozen
     workers: int | None = None,
     scheduler: str = "local",
     json: Flag = False,
 ) -> None:
-    """Write simulated fMRIPrep derivatives, with a planted truth, for every run of a replayed BIDS tree.
+    """Write simulated fMRIPrep derivatives, with a planted truth, from a replayed BIDS tree or any feature set.
 
     Example: `vidbrain bold simulate shards/demo/game`
 
@@ -37,7 +43,17 @@ def simulate(
     bids
         BIDS tree with events and replays; default game in the data root.
     out
-        Folder of the derivatives; default `BIDS/derivatives/simulated-fmriprep`.
+        Folder of the derivatives; default `BIDS/derivatives/simulated-fmriprep`, from features `DATA/simulated`.
+    features
+        Folder or URL of a feature set that drives the brain, in place of game play.
+    layer
+        Of the features; default the only one.
+    n_subjects
+        From features: so many subjects all see every run; default each run has the subject of its name.
+    mask
+        3-D image of the voxels to simulate, in MNI space; default nilearn's brain at --resolution-mm.
+    store
+        Also ingest what was simulated, into this BOLD store.
     config
         Scanner and planted brain.
     workers
@@ -47,11 +63,30 @@ def simulate(
     json
         Print JSON.
     """
+    from vidbrain.bold import ingest as ingest_stage
     from vidbrain.bold import simulate as stage
+    from vidbrain.features.store import open_features
 
     console = Console(json=json)
+    if features is not None and bids is not None:
+        raise ConfigError("the brain is driven by game play or by features, not by both", hint="leave out one of them")
+    if features is None and (layer is not None or n_subjects is not None):
+        raise ConfigError("--layer and --n-subjects belong to --features", hint="give --features FOLDER")
+    progress = console.progress()
     with cluster.client(scheduler, workers) as client:
-        facts = stage.simulate(bids or data_root() / "game", out, config, client=client, progress=console.progress())
+        if features is None:
+            tree = bids or data_root() / "game"
+            target = out or tree / stage.DERIVATIVE
+            facts = stage.simulate(tree, target, config, mask=mask, client=client, progress=progress)
+        else:
+            target = out or data_root() / "simulated"
+            facts = stage.simulate_features(
+                open_features(features), target, config, layer=layer, n_subjects=n_subjects, mask=mask, client=client,
+                progress=progress,
+            )  # fmt: skip
+        if store is not None:
+            ingest_stage.ingest(target, store, client=client, progress=progress)
+            facts |= {"store": str(store)}
     console.print_result(facts, title="Simulated fMRI")
 
 
