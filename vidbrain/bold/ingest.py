@@ -43,7 +43,6 @@ from vidbrain.progress import SILENT, Progress
 from vidbrain.storage.atomic import check_writable, replacing, sweep
 from vidbrain.storage.info import is_done, read_info, write_info
 from vidbrain.storage.zarrs import open_dataset, write_dataset
-from vidbrain.video.clock import volume_times
 
 CHUNK_VOXELS = 1024
 """Voxels in a chunk; a chunk holds the whole run."""
@@ -304,7 +303,7 @@ def _run_dataset(
             "kept": ("tr", confounds.kept),
             "confounds": (("tr", "confound"), confounds.values),
             **{axis: ("voxel", column) for axis, column in zip("ijk", ijk.T, strict=True)},
-            "time_s": ("tr", volume_times(len(bold), row.tr_s)),
+            "time_s": ("tr", (np.arange(len(bold)) + 0.5) * row.tr_s),
         },
         attrs={
             "run": run.label,
