@@ -203,13 +203,13 @@ class SeriesWriter:
     shape
         (ni, nj, nk, n_trs).
     affine : (4, 4)
-        Voxel indices to millimetres, of a standard (MNI) space.
+        Voxel indices to millimetres.
     tr_s
         Repetition time in seconds.
     slope
-        Value of one stored step; 1 for float32.
-    dtype
-        As stored: int16 or float32.
+        Value of one stored int16 step; None stores float32.
+    mni
+        Whether the affine leads to a standard (MNI) space.
     """
 
     def __init__(
@@ -218,18 +218,20 @@ class SeriesWriter:
         shape: tuple[int, int, int, int],
         affine: ArrayLike,
         tr_s: float,
-        slope: float,
-        dtype: str = "int16",
+        slope: float | None,
+        *,
+        mni: bool = True,
     ) -> None:
-        self.shape, self.slope, self.dtype = shape, slope, np.dtype(dtype)
+        self.shape, self.slope = shape, slope
         header = nibabel.Nifti1Header()
-        header.set_data_dtype(self.dtype)
+        header.set_data_dtype(np.float32 if slope is None else np.int16)
         header.set_data_shape(shape)
-        header.set_qform(np.asarray(affine), code="mni")
-        header.set_sform(np.asarray(affine), code="mni")
+        code = "mni" if mni else "aligned"
+        header.set_qform(np.asarray(affine), code=code)
+        header.set_sform(np.asarray(affine), code=code)
         header.set_xyzt_units("mm", "sec")
         header["pixdim"][4] = tr_s
-        header.set_slope_inter(slope, 0.0)
+        header.set_slope_inter(1.0 if slope is None else slope, 0.0)
         header["magic"] = header.single_magic
         header.set_data_offset(header.single_vox_offset)
         self._left = shape[3]
@@ -248,16 +250,16 @@ class SeriesWriter:
 
         Returns
         -------
-        (n, ni, nj, nk) int16 or float32
-            As stored.
+        (n, ni, nj, nk)
+            As stored: int16, or float32.
         """
         if values.shape[1:] != self.shape[:3] or len(values) > self._left:
             raise ValueError(f"{values.shape} does not fit what is left of {self.shape}")
         stored: NDArray[Any]
-        if self.dtype == np.int16:
-            stored = np.clip(np.rint(values / self.slope), -32768, 32767).astype(np.int16)
+        if self.slope is None:
+            stored = values.astype(np.float32)
         else:
-            stored = (values / self.slope).astype(self.dtype)
+            stored = np.clip(np.rint(values / self.slope), -32768, 32767).astype(np.int16)
         for volume in stored:
             self._stream.write(volume.tobytes(order="F"))
         self._left -= len(values)

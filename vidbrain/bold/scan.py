@@ -161,9 +161,9 @@ def _write_series(part: Path, row: ScanRow, truth: Truth) -> pd.DataFrame:
 
     means = np.zeros((n_trs, 3))
     before = None
-    slope = _SLOPE if row.dtype == "int16" else 1.0
+    slope = _SLOPE if row.dtype == "int16" else None
     block = max(1, min(_BLOCK, _BLOCK_VALUES // inside.size))
-    with SeriesWriter(part, (*shape, n_trs), truth.affine, truth.tr_s, slope, row.dtype) as writer:
+    with SeriesWriter(part, (*shape, n_trs), truth.affine, truth.tr_s, slope) as writer:
         for first in range(0, n_trs, block):
             rows = slice(first, min(first + block, n_trs))
             fresh = smooth_noise(rng, rows.stop - first, shape, sigma)[(slice(None), *ijk.T)]
@@ -175,7 +175,7 @@ def _write_series(part: Path, row: ScanRow, truth: Truth) -> pd.DataFrame:
             values[:, places] = baseline * (1.0 + noise_share * change)
             volumes = values.reshape(len(change), *shape[::-1]).transpose(0, 3, 2, 1)
             stored = writer.write(volumes)
-            voxels = stored[(slice(None), *ijk.T)] * slope
+            voxels = stored[(slice(None), *ijk.T)] * (slope or 1.0)
             means[rows] = np.stack([voxels.mean(axis=1), voxels[:, csf].mean(axis=1), voxels[:, white].mean(axis=1)], 1)
     return confounds_table(nuisance.motion, means, truth.tr_s)
 
