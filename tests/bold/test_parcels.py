@@ -265,7 +265,7 @@ def test_sets_lie_side_by_side_and_the_last_one_is_in_use(store):
         read_parcels(found, "bisection-2")
     assert found.info["fingerprint"] == store.info["fingerprint"]
     plain = xr.open_zarr(store.root / "parcels" / "bisection-20.zarr", chunks=None)  # no vidbrain
-    assert plain["parcel"].attrs["names"][0] == "left-001"
+    assert plain["parcel"].attrs["parcel_names"][0] == "left-001"
     np.testing.assert_array_equal(plain["parcel"], bisect_voxels(centres_mm(store.ijk, store.affine), 20)[0])
 
 
@@ -288,7 +288,7 @@ def test_a_store_of_parcels_is_a_store_and_stays_linked(store, tmp_path):
         inside = np.flatnonzero(data["parcel"].values == 10)[0]
         at = tuple(int(data[axis].values[inside]) for axis in "ijk")
         assert values[at] == 10
-        assert data["network"].attrs["names"][int(data["network"][inside])] == "Vis"
+        assert data["network"].attrs["network_names"][int(data["network"][inside])] == "Vis"
     painted = paint(mine, np.arange(mine.n_voxels, dtype=float))
     expected = np.full(store.shape, np.nan)
     for position, number in enumerate(parcels.label):
@@ -331,7 +331,7 @@ def test_encoding_shares_alphas_by_parcel_and_keeps_the_names(store, tmp_path):
     data = result.dataset
     for number in range(1, 7):
         assert len(np.unique(data["fold_alpha"].values[:, data["parcel"].values == number], axis=1).T) == 1
-    assert data["parcel"].attrs["names"][0] == "left-001"
+    assert data["parcel"].attrs["parcel_names"][0] == "left-001"
     by_region = data["r_mean"].groupby("parcel").mean()
     assert by_region.sizes["parcel"] == 6
     # Other parcels are other inputs: a finished result of the first is not taken for theirs.

@@ -119,7 +119,8 @@ def maps_at(
     place = places_in(path, facts.shape, facts.affine, ijk, shape, affine, resample)
     for _, stored in read_blocks(facts, block=8):
         for volume in stored:
-            values = np.where(place >= 0, facts.scaled(volume[np.maximum(place, 0)]), 0.0)
+            stored_here = volume[np.maximum(place, 0)].astype(np.float64)
+            values = np.where(place >= 0, facts.slope * stored_here + facts.inter, 0.0)
             if not np.isfinite(values).all():
                 raise BoldError("a map of the atlas is not finite inside the brain", where=path)
             yield values

@@ -173,7 +173,7 @@ def write_parcel_store(
         KIND,
         config=settings,
         made_from=made_from,
-        facts={**kept, "unit": "parcel", "n_voxels": found.n_parcels, "runs": records},
+        facts={**kept, "layout": "parcels", "parcels_of": found.name, "n_voxels": found.n_parcels, "runs": records},
     )
     return facts
 
@@ -194,8 +194,10 @@ def write_parcel_run(row: ParcelRow) -> str:
     bold = series.astype(np.float32)
     voxels = store.open(row.run)
     centre = store.ijk[nearest_to_centre(parcels, store)]
-    codes = {"names": list(parcels.network_names)}
-    titles = {"names": list(parcels.names), "labels": parcels.label.tolist()}
+    codes = {"long_name": "network, by its place in network_names", "network_names": list(parcels.network_names)}
+    titles = {"long_name": f"parcel of {parcels.name}", "names": list(parcels.names)}
+    # Checksums and layout of the voxels are not those of the parcels.
+    inherited = {key: value for key, value in voxels.attrs.items() if not key.startswith("part_")}
     data = xr.Dataset(
         {
             "bold": (("tr", "voxel"), bold),
@@ -206,8 +208,8 @@ def write_parcel_run(row: ParcelRow) -> str:
             **{name: voxels[name].load().variable for name in ("kept", "confounds", "time_s")},
         },
         attrs={
-            **voxels.attrs,
-            "unit": "parcel",
+            **inherited,
+            "layout": "parcels",
             "parcels": parcels.name,
             "n_dead": int(dead.sum()),
             "sha256": array_sha256(bold),

@@ -354,14 +354,17 @@ def _dataset(parcels: Parcellation) -> xr.Dataset:
             parcels.parcel,
             {
                 "long_name": f"parcel of {titled}; 0 is none",
-                "labels": parcels.label.tolist(),
-                "names": list(parcels.names),
+                "parcel_labels": parcels.label.tolist(),
+                "parcel_names": list(parcels.names),
             },
         ),
         "network": (
             "voxel",
             network,
-            {"long_name": f"network of {titled}, by its place in names; 0 is none", "names": [*parcels.network_names]},
+            {
+                "long_name": f"network of {titled}, by its place in network_names",
+                "network_names": [*parcels.network_names],
+            },
         ),
         "network_of_parcel": ("parcels", parcels.network_codes),
     }
@@ -395,8 +398,8 @@ def read_parcels(store: BoldStore, name: str | None = None) -> Parcellation:
     if name not in sets:
         raise ConfigError(f"the BOLD store has no parcels {name!r}{did_you_mean(name, sets)}", where=store.root)
     data = open_dataset(store.root / FOLDER / f"{name}.zarr").load()
-    label = np.asarray(data["parcel"].attrs["labels"], np.int64)
-    titles = data["network"].attrs["names"]
+    label = np.asarray(data["parcel"].attrs["parcel_labels"], np.int64)
+    titles = data["network"].attrs["network_names"]
     maps = None
     if "map_weight" in data:
         at = (data["map_voxel"].values, data["map_parcel"].values)
@@ -406,7 +409,7 @@ def read_parcels(store: BoldStore, name: str | None = None) -> Parcellation:
         name=name,
         kind=data.attrs["kind"],
         label=label,
-        names=tuple(data["parcel"].attrs["names"]),
+        names=tuple(data["parcel"].attrs["parcel_names"]),
         networks=tuple(titles[code] for code in data["network_of_parcel"].values),
         parcel=data["parcel"].values,
         maps=maps,

@@ -85,7 +85,7 @@ def encode(
             client=client,
             progress=console.progress(),
         )
-    of_parcels = bold_store.info.get("unit") == "parcel"
+    of_parcels = "parcels_of" in bold_store.info
     to_volume = functools.partial(paint, bold_store) if of_parcels else None
     maps = write_maps(result, out / "maps", desc=name, to_volume=to_volume)
     facts = summary(result, maps)
