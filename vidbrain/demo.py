@@ -20,7 +20,8 @@ import numpy as np
 from vidbrain import __version__
 from vidbrain.bold.drivers import KINDS
 from vidbrain.bold.ingest import IngestConfig, ingest
-from vidbrain.bold.simulate import SimulateConfig, simulate
+from vidbrain.bold.simulate import simulate
+from vidbrain.bold.simulation import SimulateConfig
 from vidbrain.bold.store import open_bold
 from vidbrain.bold.truth import measured_ceiling, open_truth
 from vidbrain.cluster import Client

@@ -3,6 +3,7 @@ import pytest
 
 from vidbrain.bold.drivers import (
     BINS_PER_TR,
+    canonical_hrf,
     centred,
     driver_kinds,
     driver_names,
@@ -12,7 +13,6 @@ from vidbrain.bold.drivers import (
     per_tr,
     scaling,
 )
-from vidbrain.bold.simulate import canonical_hrf
 
 TR_S = 1.49
 

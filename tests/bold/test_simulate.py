@@ -15,8 +15,10 @@ from vidbrain.bold.bids import find_runs
 from vidbrain.bold.clean import CleanConfig, clean_series, read_confounds
 from vidbrain.bold.drivers import BINS_PER_TR, KINDS
 from vidbrain.bold.measure import read_fine
+from vidbrain.bold.noise import without_drift
 from vidbrain.bold.planted import receptive_fields
-from vidbrain.bold.simulate import SimulateConfig, simulate, without_drift
+from vidbrain.bold.simulate import simulate
+from vidbrain.bold.simulation import SimulateConfig
 from vidbrain.bold.store import open_bold
 from vidbrain.bold.truth import correlation, measured_ceiling, open_truth
 from vidbrain.cluster import client
@@ -175,6 +177,7 @@ KILLED = """
 import json, os, signal, sys
 import vidbrain.bold.scan as scan
 import vidbrain.bold.simulate as stage
+import vidbrain.bold.simulation as simulation
 place, left = sys.argv[4], int(sys.argv[5])
 def killer(whole):
     def killed(*args, **kwargs):
@@ -187,7 +190,7 @@ def killer(whole):
 if place == "measure":
     stage.measure_run = killer(stage.measure_run)
 elif place == "truth":
-    stage.write_truth = killer(stage.write_truth)
+    simulation.write_truth = killer(simulation.write_truth)
 else:
     scan.SeriesWriter.write = killer(scan.SeriesWriter.write)
 stage.simulate(sys.argv[1], sys.argv[2], stage.SimulateConfig(**json.loads(sys.argv[3])))

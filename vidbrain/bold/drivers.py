@@ -6,6 +6,7 @@ response and sampled at the middle of each volume, ``(k + 1/2) TR``.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -25,6 +26,10 @@ EVENTS = ("score", "lives_lost")
 KINDS = ("noise", "visual", "motor", "event")
 """Kinds of voxels, by code; a driver has the code of the voxels that it drives."""
 
+CANONICAL_PEAK_S = 5.0
+"""When SPM's response to an impulse peaks."""
+
+_DENSE = 16
 _SD_FLOOR = 0.25
 _STILL = 1e-9
 
@@ -147,6 +152,28 @@ def centred(fine: NDArray[np.float64], centre: NDArray[np.float64]) -> NDArray[n
 def per_tr(fine: NDArray[np.float64]) -> NDArray[np.float64]:
     """Mean of each volume's bins, (n_trs, n_drivers): the drivers before the haemodynamic response."""
     return fine.reshape(-1, BINS_PER_TR, fine.shape[1]).mean(axis=1)
+
+
+def canonical_hrf(tr_s: float, peak_s: float = CANONICAL_PEAK_S) -> NDArray[np.float64]:
+    """SPM's canonical response on the fine time grid; it sums to 1.
+
+    Parameters
+    ----------
+    tr_s
+        Repetition time in seconds.
+    peak_s
+        Seconds from an impulse to the peak; another one than SPM's stretches the whole response in time.
+    """
+    from nilearn.glm.first_level import spm_hrf  # a second to import, which help does not have
+
+    if peak_s == CANONICAL_PEAK_S:
+        return np.asarray(spm_hrf(tr_s, oversampling=BINS_PER_TR), np.float64)
+    stretch = peak_s / CANONICAL_PEAK_S
+    dense = np.asarray(spm_hrf(tr_s, oversampling=_DENSE * BINS_PER_TR), np.float64)
+    step_s = tr_s / BINS_PER_TR
+    times_s = np.arange(math.ceil(len(dense) / _DENSE * stretch)) * step_s
+    response = np.interp(times_s / stretch, np.arange(len(dense)) * step_s / _DENSE, dense, right=0.0)
+    return np.asarray(response / response.sum(), np.float64)
 
 
 def haemodynamic(fine: NDArray[np.float64], hrf: NDArray[np.float64]) -> NDArray[np.float64]:

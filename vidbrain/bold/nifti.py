@@ -296,6 +296,15 @@ def write_volume(path: Path, values: NDArray[Any], affine: ArrayLike) -> None:
     path.write_bytes(gzip.compress(image.to_bytes(), 6, mtime=0))
 
 
+def image_grid(path: Path) -> tuple[tuple[int, ...], NDArray[np.float64]]:
+    """Shape and affine of a NIfTI image, from its header; axes of length 1 after the third are dropped."""
+    image = _load(path)
+    shape = tuple(int(size) for size in image.shape)
+    while len(shape) > 3 and shape[-1] == 1:
+        shape = shape[:-1]
+    return shape, np.asarray(image.affine, np.float64)
+
+
 def read_volume(path: Path) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Read a small 3-D NIfTI file: values and affine.
 

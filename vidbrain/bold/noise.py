@@ -136,6 +136,14 @@ def cosine_drifts(n_trs: int, tr_s: float, longest_s: float = 128.0) -> NDArray[
     return np.sqrt(2.0 / n_trs) * np.cos(np.pi / n_trs * (t + 0.5) * k)
 
 
+def without_drift(series: NDArray[np.float64], tr_s: float) -> NDArray[np.float64]:
+    """Remove mean, line and slow cosines, as any cleaning will, (n_trs, n) to the same."""
+    n = len(series)
+    basis = np.column_stack([np.ones(n), np.linspace(-1, 1, n), cosine_drifts(n, tr_s)])
+    q, _ = np.linalg.qr(basis)
+    return series - q @ (q.T @ series)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Nuisance:
     """Sources of one run that many voxels share: maps times traces.
@@ -156,7 +164,15 @@ class Nuisance:
 
 
 def draw_nuisance(
-    rng: Generator, ijk: NDArray[np.int32], shape: tuple[int, ...], edges: NDArray[np.float64], n_trs: int
+    rng: Generator,
+    ijk: NDArray[np.int32],
+    shape: tuple[int, ...],
+    edges: NDArray[np.float64],
+    n_trs: int,
+    *,
+    drift: float = 1.0,
+    physiology: float = 1.0,
+    motion: float = 1.0,
 ) -> Nuisance:
     """Draw drift, physiology and motion of one run.
 
@@ -172,6 +188,8 @@ def draw_nuisance(
         From `edge_maps`, at the voxels.
     n_trs
         Volumes.
+    drift, physiology, motion
+        How strong each is, as a multiple of the usual.
 
     Returns
     -------
@@ -179,9 +197,9 @@ def draw_nuisance(
     """
     t = np.linspace(-1.0, 1.0, n_trs)
     drifts = np.stack([t, np.cos(np.pi * (t + 1) / 2), np.cos(np.pi * (t + 1))], axis=1)
-    physiology = ar1(rng.standard_normal((n_trs, 2)), 0.6)
-    motion = motion_traces(rng, n_trs)
+    globals_ = ar1(rng.standard_normal((n_trs, 2)), 0.6)
+    path = motion * motion_traces(rng, n_trs)
     fields = smooth_noise(rng, 5, shape, 4.0)[(slice(None), *ijk.T)]
     maps = np.concatenate([fields[:3], 0.4 + 0.1 * fields[3:], edges])
-    traces = np.concatenate([drifts, physiology, motion], axis=1)
-    return Nuisance(maps=maps.astype(np.float32), traces=traces.astype(np.float32), motion=motion)
+    traces = np.concatenate([drift * drifts, physiology * globals_, path], axis=1)
+    return Nuisance(maps=maps.astype(np.float32), traces=traces.astype(np.float32), motion=path)

@@ -1,4 +1,4 @@
-"""The planted brain: which voxel carries what, how strongly. Contiguous, smooth, and the same for every subject.
+"""The planted brain: which voxel carries what, how strongly. Contiguous, smooth; shared by subjects, and their own.
 
 Visual voxels fill the back of the brain with a retinotopic map (right half of the screen in the left hemisphere, upper
 half below, the centre at the pole); motor voxels lie around the central sulcus of both hemispheres; event voxels lie in
@@ -7,6 +7,7 @@ frontal and parietal patches; the rest carries no signal.
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,7 +33,7 @@ class PlantedBrain:
     kind : (n_voxels,) int8
         `vidbrain.bold.drivers.KINDS` by code.
     weights : (n_voxels, n_drivers) float64
-        Not negative; rows of planted voxels sum to 1 before the signal is scaled.
+        Of any scale. From game play they are not negative, and rows of planted voxels sum to 1.
     ceiling : (n_voxels,) float64
         Correlation of the signal with the data that is asked for; 0 in noise voxels.
     """
@@ -96,11 +97,130 @@ def plant(
             maps = np.stack([fields.draw()[voxels] for _ in columns], axis=1)
             weights[np.ix_(voxels, columns)] = _shares(maps, sharpness=2.0)
 
+    return PlantedBrain(kind=kind, weights=weights, ceiling=_ceilings(kind, ceiling, ceiling_sd, fields))
+
+
+def plant_mixtures(
+    ijk: NDArray[np.int32],
+    affine: NDArray[np.float64],
+    *,
+    live: NDArray[np.bool_],
+    noise_share: float,
+    ceiling: float,
+    ceiling_sd: float,
+    seed: int,
+) -> PlantedBrain:
+    """Draw maps for drivers that mean nothing to the eye: smooth regions in which every driver takes part.
+
+    Parameters
+    ----------
+    ijk, affine, live, noise_share, ceiling, ceiling_sd, seed
+        As in `plant`.
+
+    Returns
+    -------
+    PlantedBrain
+        Kind 1 where a voxel is driven; weights of either sign that vary slowly in space.
+    """
+    fields = _SmoothFields(ijk, affine, np.random.default_rng([seed, 1]))
+    n_planted = round((1.0 - noise_share) * len(ijk)) if live.any() else 0
+    kind = np.zeros(len(ijk), np.int8)
+    kind[np.argsort(-fields.draw(), kind="stable")[:n_planted]] = 1
+    driven = kind == 1
+    weights = np.zeros((len(ijk), len(live)))
+    for column in np.flatnonzero(live):
+        weights[driven, column] = fields.draw()[driven]
+    return PlantedBrain(kind=kind, weights=weights, ceiling=_ceilings(kind, ceiling, ceiling_sd, fields))
+
+
+def private_weights(
+    brain: PlantedBrain,
+    covariance: NDArray[np.float64],
+    ijk: NDArray[np.int32],
+    affine: NDArray[np.float64],
+    *,
+    kinds: NDArray[np.int8],
+    live: NDArray[np.bool_],
+    share: float,
+    seed: int,
+    subject: str,
+) -> NDArray[np.float64]:
+    """Mix what a subject shares with the others and what is its own.
+
+    In each voxel the private part is a smooth map of the same drivers, made uncorrelated with the shared signal. Two
+    subjects' signals then correlate at ``1 - share`` on average over voxels: their private parts are drawn apart.
+
+    Parameters
+    ----------
+    brain
+        What is shared.
+    covariance : (n_drivers, n_drivers)
+        Of the responses to the drivers.
+    ijk, affine, kinds, live, seed
+        As in `plant`; the maps of a subject depend on the seed and its label alone.
+    share
+        Of the signal's variance that is the subject's own.
+    subject
+        Label.
+
+    Returns
+    -------
+    (n_voxels, n_drivers) float64
+        Of unit power where a voxel is planted. A voxel with a single driver has no room for a private part.
+    """
+    label = int.from_bytes(hashlib.sha256(subject.encode()).digest()[:8], "big")
+    fields = _SmoothFields(ijk, affine, np.random.default_rng([seed, 3, label]))
+    own = np.zeros_like(brain.weights)
+    for code in np.unique(brain.kind[brain.kind != NOISE]):
+        voxels = np.flatnonzero(brain.kind == code)
+        for column in np.flatnonzero(live & (kinds == code)):
+            own[voxels, column] = fields.draw()[voxels]
+    planted = np.flatnonzero(brain.kind != NOISE)
+    shared, mine = brain.weights[planted], own[planted]
+    projected = shared @ covariance
+    power = np.einsum("vd,vd->v", projected, shared)
+    mine = mine - shared * (np.einsum("vd,vd->v", projected, mine) / np.where(power > 1e-20, power, 1.0))[:, None]
+    mine_power = np.einsum("vd,vd->v", mine @ covariance, mine)
+    room = mine_power > 1e-6 * np.einsum("vd,vd->v", own[planted] @ covariance, own[planted])
+    unit = shared / np.sqrt(np.where(power > 1e-20, power, 1.0))[:, None]
+    mixed = np.sqrt(1.0 - share) * unit + np.sqrt(share) * mine / np.sqrt(np.where(room, mine_power, 1.0))[:, None]
+    own[:] = 0.0
+    own[planted] = np.where(room[:, None], mixed, unit)
+    return own
+
+
+def scaled_weights(
+    brain: PlantedBrain, weights: NDArray[np.float64], covariance: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Scale weights so that signal and unit noise have the correlation that is asked for.
+
+    Data = a s + e with unit variances of s and e correlate with s at c = a / sqrt(1 + a²), so a = c / sqrt(1 - c²).
+
+    Parameters
+    ----------
+    brain
+        With the ceilings.
+    weights : (n_voxels, n_drivers)
+        Of the brain, or of a subject.
+    covariance : (n_drivers, n_drivers)
+        Of the convolved drivers without drift, over the whole data set.
+
+    Returns
+    -------
+    (n_voxels, n_drivers) float64
+    """
+    power = np.einsum("vd,vd->v", weights @ covariance, weights)
+    amplitude = brain.ceiling / np.sqrt(1.0 - brain.ceiling**2)
+    factor = np.divide(amplitude, np.sqrt(power), out=np.zeros(len(power)), where=power > 1e-20)
+    return weights * factor[:, None]
+
+
+def _ceilings(kind: NDArray[np.int8], ceiling: float, ceiling_sd: float, fields: _SmoothFields) -> NDArray[np.float64]:
+    """Ceilings that vary slowly in space, with the median that is asked for in each kind of voxel; 0 in noise."""
     asked = ceiling + ceiling_sd * fields.draw()
-    for code in _SHARES:
-        if (kind == code).any():
-            asked[kind == code] += ceiling - np.median(asked[kind == code])
-    return PlantedBrain(kind=kind, weights=weights, ceiling=np.where(kind == NOISE, 0.0, np.clip(asked, 0.1, 0.95)))
+    for code in np.unique(kind[kind != NOISE]):
+        asked[kind == code] += ceiling - np.median(asked[kind == code])
+    return np.where(kind == NOISE, 0.0, np.clip(asked, 0.1, 0.95))
 
 
 def receptive_fields(mm: NDArray[np.float64], grid: int) -> NDArray[np.float64]:

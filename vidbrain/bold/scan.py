@@ -27,8 +27,9 @@ from vidbrain.bold.voxels import centres_mm, flat_index, to_volume
 from vidbrain.records import RunKey
 from vidbrain.storage.atomic import read_json, replacing, write_bytes, write_json
 
-SPACE = "MNI152NLin2009cAsym"
 _BLOCK = 32
+_BLOCK_VALUES = 1 << 22
+"""Fewer volumes at once where they are large: memory does not grow with the resolution."""
 _SLOPE = 0.2
 _VENTRICLES_MM = ((-10.0, -12.0, 18.0), (10.0, -12.0, 18.0))
 
@@ -45,17 +46,24 @@ class ScanRow:
         Label of the run.
     fingerprint
         Names everything that decides the content.
-    seed, ar1, fwhm_mm, noise_percent
-        As in `vidbrain.bold.simulate.SimulateConfig`.
+    space
+        For file names.
+    seed, ar1, fwhm_mm, noise_percent, drift, physiology, motion, dtype
+        As in `vidbrain.bold.simulation.SimulateConfig`.
     """
 
     root: Path
     run: str
     fingerprint: str
+    space: str
     seed: int
     ar1: float
     fwhm_mm: float
     noise_percent: float
+    drift: float
+    physiology: float
+    motion: float
+    dtype: str
 
 
 def scan_stem(root: Path, run: str) -> Path:
@@ -67,22 +75,22 @@ def scan_stem(root: Path, run: str) -> Path:
     return folder / "func" / run
 
 
-def scan_files(root: Path, run: str) -> dict[str, Path]:
+def scan_files(root: Path, run: str, space: str) -> dict[str, Path]:
     """Every file of a run; the sidecar of the series is written last and marks the run as whole."""
     stem = scan_stem(root, run)
     names = {
-        "bold": f"_space-{SPACE}_desc-preproc_bold.nii.gz",
-        "mask": f"_space-{SPACE}_desc-brain_mask.nii.gz",
+        "bold": f"_space-{space}_desc-preproc_bold.nii.gz",
+        "mask": f"_space-{space}_desc-brain_mask.nii.gz",
         "confounds": "_desc-confounds_timeseries.tsv",
         "confounds_json": "_desc-confounds_timeseries.json",
-        "sidecar": f"_space-{SPACE}_desc-preproc_bold.json",
+        "sidecar": f"_space-{space}_desc-preproc_bold.json",
     }
     return {key: stem.with_name(stem.name + name) for key, name in names.items()}
 
 
-def is_scanned(root: Path, run: str, fingerprint: str) -> bool:
+def is_scanned(root: Path, run: str, fingerprint: str, space: str) -> bool:
     """Whether a run is whole on disk and was made with exactly these settings."""
-    files = scan_files(root, run)
+    files = scan_files(root, run, space)
     if not all(path.is_file() for path in files.values()):
         return False
     return bool(read_json(files["sidecar"]).get("Fingerprint") == fingerprint)
@@ -98,13 +106,14 @@ def write_scan(row: ScanRow) -> str:
     """
     with threadpool_limits(1):  # sums must not depend on how many cores this process may use
         truth = open_truth(row.root / "truth")
-        files = scan_files(row.root, row.run)
+        files = scan_files(row.root, row.run, row.space)
         write_volume_atomically(
             files["mask"], to_volume(np.ones(truth.n_voxels, np.uint8), truth.ijk, truth.shape), truth
         )
         with replacing(files["bold"]) as part:
             confounds = _write_series(part, row, truth)
-            digest = hashlib.sha256(part.read_bytes()).hexdigest()
+            with part.open("rb") as stream:
+                digest = hashlib.file_digest(stream, "sha256").hexdigest()
         write_bytes(
             files["confounds"], confounds.to_csv(sep="\t", index=False, na_rep="n/a", float_format="%.9g").encode()
         )
@@ -141,18 +150,22 @@ def _write_series(part: Path, row: ScanRow, truth: Truth) -> pd.DataFrame:
     image = 1000.0 * gaussian_filter(inside, 4.0 / voxel_mm)
     baseline = image[tuple(ijk.T)]
     edges = edge_maps(image, truth.affine, noise_share)[(slice(None), *ijk.T)]
-    nuisance = draw_nuisance(rng, ijk, shape, edges, n_trs)
+    nuisance = draw_nuisance(
+        rng, ijk, shape, edges, n_trs, drift=row.drift, physiology=row.physiology, motion=row.motion
+    )
     white, csf = tissue(truth)
     places = flat_index(ijk, shape)
     planted = np.flatnonzero(truth.kind != 0)
-    drivers, weights = truth.drivers(row.run), truth.weights[planted].T.astype(np.float64)
+    drivers, weights = truth.drivers(row.run), truth.weights_of(row.run)[planted].T.astype(np.float64)
     sigma = row.fwhm_mm / 2.3548 / voxel_mm
 
     means = np.zeros((n_trs, 3))
     before = None
-    with SeriesWriter(part, (*shape, n_trs), truth.affine, truth.tr_s, _SLOPE) as writer:
-        for first in range(0, n_trs, _BLOCK):
-            rows = slice(first, min(first + _BLOCK, n_trs))
+    slope = _SLOPE if row.dtype == "int16" else None
+    block = max(1, min(_BLOCK, _BLOCK_VALUES // inside.size))
+    with SeriesWriter(part, (*shape, n_trs), truth.affine, truth.tr_s, slope) as writer:
+        for first in range(0, n_trs, block):
+            rows = slice(first, min(first + block, n_trs))
             fresh = smooth_noise(rng, rows.stop - first, shape, sigma)[(slice(None), *ijk.T)]
             change = ar1(fresh, row.ar1, before)
             before = change[-1].copy()
@@ -162,7 +175,7 @@ def _write_series(part: Path, row: ScanRow, truth: Truth) -> pd.DataFrame:
             values[:, places] = baseline * (1.0 + noise_share * change)
             volumes = values.reshape(len(change), *shape[::-1]).transpose(0, 3, 2, 1)
             stored = writer.write(volumes)
-            voxels = stored[(slice(None), *ijk.T)] * _SLOPE
+            voxels = stored[(slice(None), *ijk.T)] * (slope or 1.0)
             means[rows] = np.stack([voxels.mean(axis=1), voxels[:, csf].mean(axis=1), voxels[:, white].mean(axis=1)], 1)
     return confounds_table(nuisance.motion, means, truth.tr_s)
 

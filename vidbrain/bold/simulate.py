@@ -1,103 +1,75 @@
-"""Simulated fMRI of real game play: files as a scanner and fMRIPrep would leave them, and the planted truth beside.
+"""Simulated fMRI: files as a scanner and fMRIPrep would leave them, and the planted truth beside.
 
-First every recording is decoded once and measured; then, knowing the whole data set, the drivers are standardised and
-the brain is planted; then every run is written. Each step goes on where it was killed.
+From game play, every recording is decoded once and measured; from a feature set, its features (or mixtures of them)
+drive the brain. Then, knowing the whole data set, the drivers are standardised and the brain is planted; then every
+scan is written, a block of volumes at a time. Each step goes on where it was killed.
 """
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
+import xarray as xr
 from numpy.typing import NDArray
-from threadpoolctl import threadpool_limits
 
-import vidbrain
 from vidbrain.bold.bids import identity
-from vidbrain.bold.drivers import (
-    BINS_PER_TR,
-    BUTTONS,
-    EVENTS,
-    KINDS,
-    centred,
-    driver_kinds,
-    driver_names,
-    haemodynamic,
-    per_tr,
-    scaling,
-)
+from vidbrain.bold.drivers import BINS_PER_TR, BUTTONS, EVENTS, KINDS, driver_kinds, driver_names, scaling
+from vidbrain.bold.grids import brain_grid
 from vidbrain.bold.measure import MeasureRow, is_measured, measure_run, read_fine
-from vidbrain.bold.noise import cosine_drifts
-from vidbrain.bold.planted import PlantedBrain, plant
-from vidbrain.bold.scan import SPACE, ScanRow, is_scanned, scan_stem, write_scan
+from vidbrain.bold.planted import PlantedBrain, plant, plant_mixtures
 from vidbrain.bold.screen import CHANNELS
-from vidbrain.bold.truth import KIND, write_drivers, write_truth
-from vidbrain.bold.voxels import ordered_voxels
+from vidbrain.bold.simulation import (
+    TAIL_S,
+    Shown,
+    SimulateConfig,
+    begin,
+    facts_of,
+    is_simulated_already,
+    repeated,
+    write_simulation,
+)
 from vidbrain.cluster import Client
 from vidbrain.config import fingerprint, to_mapping
-from vidbrain.errors import BoldError, ConfigError
+from vidbrain.errors import AlignmentError, BoldError
 from vidbrain.progress import SILENT, Progress
-from vidbrain.records import Recording
-from vidbrain.storage.atomic import check_writable, read_json, sweep, write_json
-from vidbrain.storage.info import is_done, read_info
+from vidbrain.records import Recording, RunKey
 from vidbrain.video.clock import n_trs_covered
 from vidbrain.video.gamelogs import GameEvent, read_events
 from vidbrain.video.sources import find_recordings
 
 DERIVATIVE = Path("derivatives") / "simulated-fmriprep"
 """Where the simulation lies, below the BIDS tree."""
-TAIL_S = 6.0
-"""The scan goes on this long after the last event, as the response does."""
+DRIVEN = ("noise", "driven")
+"""Kinds of voxels that a feature set drives."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class SimulateConfig:
-    """The simulated scanner and the planted brain."""
+class FeatureStoreLike(Protocol):
+    """What `simulate_features` needs of a feature store."""
 
-    tr_s: float = 1.49
-    """Repetition time in seconds."""
-    resolution_mm: int = 4
-    """Edge of a voxel in millimetres (nilearn's MNI152 brain mask, resampled)."""
-    grid: int = 4
-    """Cells along each side of the screen in which luminance, contrast and motion are measured."""
-    samples: int = 32
-    """At least so many boxes along each side of the frame, in which luminance is averaged before it is measured."""
-    noise_share: float = 0.5
-    """Share of voxels that carry no signal at all."""
-    ceiling: float = 0.67
-    """Median over the voxels of each planted kind of the correlation between noise-free signal and data."""
-    ceiling_sd: float = 0.1
-    """Spread of that correlation over planted voxels."""
-    ar1: float = 0.3
-    """Correlation of the noise between neighbouring volumes."""
-    fwhm_mm: float = 6.0
-    """Spatial smoothness of the noise, full width at half maximum in millimetres."""
-    noise_percent: float = 1.0
-    """Standard deviation of the noise in percent of a voxel's mean."""
-    seed: int = 0
-    """Of the planted maps and of the noise."""
+    @property
+    def info(self) -> Mapping[str, Any]:
+        """Root record with ``fingerprint``."""
 
-    def __post_init__(self) -> None:
-        faults = []
-        if self.tr_s <= 0:
-            faults.append(f"tr_s must be positive, not {self.tr_s}")
-        if not 2 <= self.resolution_mm <= 20:
-            faults.append(f"resolution_mm must lie between 2 and 20, not {self.resolution_mm}")
-        if self.grid < 1 or self.samples < 2 * self.grid:
-            faults.append(f"samples {self.samples} must be at least twice grid {self.grid}, which is at least 1")
-        if not 0 <= self.noise_share < 1:
-            faults.append(f"noise_share must lie in [0, 1), not {self.noise_share}")
-        if not 0.1 <= self.ceiling <= 0.95:
-            faults.append(f"ceiling must lie between 0.1 and 0.95, not {self.ceiling}")
-        if not 0 <= self.ar1 < 1:
-            faults.append(f"ar1 must lie in [0, 1), not {self.ar1}")
-        if min(self.fwhm_mm, self.ceiling_sd) < 0 or self.noise_percent <= 0 or self.seed < 0:
-            faults.append("fwhm_mm, ceiling_sd and seed cannot be negative, and noise_percent must be positive")
-        if faults:
-            raise ConfigError("; ".join(faults))
+    @property
+    def layers(self) -> Sequence[str]:
+        """Names of the layers."""
+
+    @property
+    def runs(self) -> Sequence[str]:
+        """Run labels."""
+
+    @property
+    def tr_s(self) -> float:
+        """Repetition time in seconds."""
+
+    def read(self, layer: str, run: str, /) -> xr.Dataset:
+        """Return ``features`` (tr, feature) float32 and ``valid`` (tr) bool."""
 
 
 def simulate(
@@ -105,6 +77,7 @@ def simulate(
     out: str | Path | None = None,
     config: SimulateConfig | None = None,
     *,
+    mask: str | Path | None = None,
     client: Client | None = None,
     progress: Progress = SILENT,
 ) -> dict[str, Any]:
@@ -118,6 +91,8 @@ def simulate(
         Default ``<bids_root>/derivatives/simulated-fmriprep``.
     config
         Scanner and planted brain.
+    mask
+        3-D image of the voxels to simulate, in millimetres of MNI space; default nilearn's brain.
     client
         Who does the work.
     progress
@@ -148,17 +123,39 @@ def simulate(
         for run, rows in events.items()
     }
     made_from = {run: _inputs_of(played[run], events[run]) for run in events}
+    inputs = _with_mask(made_from, mask)
     settings = to_mapping(config)
-    if is_done(truth, KIND, config=settings, made_from=made_from):
-        rows = _scan_rows(out, config, made_from, list(events))
-        if all(is_scanned(out, row.run, row.fingerprint) for row in rows):
-            progress.note(f"simulated fMRI is there already: {out}")
-            return _facts(truth)
-    check_writable(out, 2 * 60_000 * sum(n_trs.values()) * (4 // config.resolution_mm or 1) ** 3)
-    for folder in (out, truth, truth / "fine", truth / "drivers", *{scan_stem(out, run).parent for run in events}):
-        sweep(folder)
-    _describe(out)
+    if is_simulated_already(out, settings, inputs):
+        progress.note(f"simulated fMRI is there already: {out}")
+        return facts_of(truth)
+    names = driver_names(config.grid)
+    kinds = driver_kinds(names)
 
+    def plant_play(ijk: NDArray[np.int32], affine: NDArray[np.float64], live: NDArray[np.bool_]) -> PlantedBrain:
+        return plant(
+            ijk, affine, kinds=kinds, live=live, grid=config.grid, noise_share=config.noise_share,
+            ceiling=config.ceiling, ceiling_sd=config.ceiling_sd, seed=config.seed,
+        )  # fmt: skip
+
+    shown = Shown(
+        n_trs=n_trs,
+        scans=repeated(list(n_trs), config.n_repeats),
+        tr_s=config.tr_s,
+        names=names,
+        kinds=kinds,
+        kind_names=KINDS,
+        fine=lambda run: read_fine(truth, run),
+        centre=lambda: _centre(truth, list(n_trs), kinds),
+        scale=lambda second: scaling(second, kinds),
+        plant=plant_play,
+        facts={
+            "gaps": "between recordings the screen shows fixation at its mean grey: every driver is 0",
+            "n_events": {run: len(rows) for run, rows in events.items()},
+            "measures": {"channels": list(CHANNELS), "buttons": list(BUTTONS), "events": list(EVENTS)},
+        },
+    )
+    grid = brain_grid(config.resolution_mm, None if mask is None else Path(mask))
+    begin(out, shown, grid, config)
     measure_rows = [
         MeasureRow(
             root=truth,
@@ -177,18 +174,168 @@ def simulate(
     for _ in client.run(measure_run, todo, weight=lambda row: float(row.n_trs)):
         progress.advance()
     progress.finish()
+    return write_simulation(out, shown, grid, config, settings, inputs, client=client, progress=progress)
 
-    if not is_done(truth, KIND, config=settings, made_from=made_from):
-        with threadpool_limits(1):  # as the workers do: sums must not depend on the number of cores
-            _plant(truth, config, n_trs, events, made_from)
 
-    scan_rows = _scan_rows(out, config, made_from, list(events))
-    todo_scans = [row for row in scan_rows if not is_scanned(out, row.run, row.fingerprint)]
-    progress.start("simulate", len(scan_rows), "runs", done=len(scan_rows) - len(todo_scans))
-    for _ in client.run(write_scan, todo_scans, weight=lambda row: float(n_trs[row.run])):
-        progress.advance()
-    progress.finish()
-    return _facts(truth)
+def simulate_features(
+    features: FeatureStoreLike,
+    out: str | Path,
+    config: SimulateConfig | None = None,
+    *,
+    layer: str | None = None,
+    n_subjects: int | None = None,
+    mask: str | Path | None = None,
+    client: Client | None = None,
+    progress: Progress = SILENT,
+) -> dict[str, Any]:
+    """Write simulated fMRIPrep derivatives of a brain that a feature set drives: what a perfect model would find.
+
+    Parameters
+    ----------
+    features
+        Any feature store: each feature drives, or random mixtures of them where there are many. Volumes without video
+        are rest.
+    out
+        Folder of the derivatives.
+    config
+        Scanner and planted brain; the repetition time is the features'.
+    layer
+        Which layer drives; default the only one.
+    n_subjects
+        So many subjects (``sub-01``, ...) all see every run. Default: each run has the subject that its label names.
+    mask
+        As in `simulate`.
+    client, progress
+        Who does the work, and who listens.
+
+    Returns
+    -------
+    dict
+        Facts for a summary.
+
+    Raises
+    ------
+    BoldError
+        If features are not finite, or two scans would have one name.
+    AlignmentError
+        If there is no such layer.
+    ResumeError
+        If the output was made with other settings.
+    """
+    config = replace(config or SimulateConfig(), tr_s=features.tr_s)
+    out, client = Path(out), client or Client()
+    layer = _layer(features, layer)
+    inputs = _with_mask({"features": str(features.info["fingerprint"])}, mask)
+    settings = to_mapping(config) | {"layer": layer, "n_subjects": n_subjects}
+    if is_simulated_already(out, settings, inputs):
+        progress.note(f"simulated fMRI is there already: {out}")
+        return facts_of(out / "truth")
+    mixer = _Mixer(features, layer, config)
+    tail = math.ceil(TAIL_S / config.tr_s)
+    n_trs = {run: mixer.n_rows[run] + tail for run in features.runs}
+    scans = repeated(list(n_trs), config.n_repeats)
+    if n_subjects is not None:
+        scans = {
+            replace(RunKey.parse(scan), subject=f"{number:02d}").label: run
+            for scan, run in scans.items()
+            for number in range(1, n_subjects + 1)
+        }
+        if len(scans) != n_subjects * config.n_repeats * len(n_trs):
+            raise BoldError(
+                "runs of several subjects have one name once each subject sees them all",
+                hint="leave out n_subjects, or take features of one subject's runs",
+            )
+
+    def plant_features(ijk: NDArray[np.int32], affine: NDArray[np.float64], live: NDArray[np.bool_]) -> PlantedBrain:
+        return plant_mixtures(
+            ijk, affine, live=live, noise_share=config.noise_share, ceiling=config.ceiling,
+            ceiling_sd=config.ceiling_sd, seed=config.seed,
+        )  # fmt: skip
+
+    def scale(second: NDArray[np.float64]) -> NDArray[np.float64]:
+        sd = np.sqrt(second)
+        return np.where(sd > 1e-6, sd, np.inf)
+
+    shown = Shown(
+        n_trs=n_trs,
+        scans=scans,
+        tr_s=config.tr_s,
+        names=mixer.names,
+        kinds=np.ones(len(mixer.names), np.int8),
+        kind_names=DRIVEN,
+        fine=lambda run: mixer.fine(run, n_trs[run]),
+        centre=lambda: np.zeros(len(mixer.names)),
+        scale=scale,
+        plant=plant_features,
+        facts={
+            "gaps": "a volume without features is rest: every driver is 0, its mean",
+            "layer": layer,
+            "n_features": mixer.n_features,
+            "mixtures": mixer.weights is not None,
+        },
+    )
+    grid = brain_grid(config.resolution_mm, None if mask is None else Path(mask))
+    begin(out, shown, grid, config)
+    return write_simulation(out, shown, grid, config, settings, inputs, client=client, progress=progress)
+
+
+def _layer(features: FeatureStoreLike, layer: str | None) -> str:
+    if layer is None and len(features.layers) == 1:
+        return str(features.layers[0])
+    if layer is None or layer not in features.layers:
+        raise AlignmentError(
+            f"the features have {len(features.layers)} layers, {layer!r} is none of them"
+            if layer
+            else f"the features have {len(features.layers)} layers",
+            hint=f"choose one with --layer: {', '.join(features.layers)}",
+        )
+    return layer
+
+
+class _Mixer:
+    """Standardised features of a layer, or seeded random mixtures of them where there are many."""
+
+    def __init__(self, features: FeatureStoreLike, layer: str, config: SimulateConfig) -> None:
+        self._features, self._layer = features, layer
+        n, total, square = 0, np.zeros(0), np.zeros(0)
+        self.n_rows: dict[str, int] = {}
+        for run in features.runs:
+            values, valid = self._read(run)
+            self.n_rows[run] = len(values)
+            n += int(valid.sum())
+            total = values[valid].sum(axis=0) + (total if len(total) else 0.0)
+            square = (values[valid] ** 2).sum(axis=0) + (square if len(square) else 0.0)
+        self.n_features = len(total)
+        self._mean = total / max(n, 1)
+        sd = np.sqrt(np.maximum(square / max(n, 1) - self._mean**2, 0.0))
+        self._scale = np.where(sd > 1e-6 * np.maximum(np.abs(self._mean), 1e-6), sd, np.inf)
+        self.weights: NDArray[np.float64] | None = None
+        self.names = tuple(f"feature_{number:04d}" for number in range(self.n_features))
+        if self.n_features > config.max_drivers:
+            rng = np.random.default_rng([config.seed, 4])
+            self.weights = rng.standard_normal((self.n_features, config.max_drivers)) / np.sqrt(self.n_features)
+            self.names = tuple(f"mixture_{number:02d}" for number in range(config.max_drivers))
+
+    def _read(self, run: str) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+        data = self._features.read(self._layer, run)
+        values, valid = np.asarray(data["features"].values, np.float64), np.asarray(data["valid"].values, bool)
+        if not np.isfinite(values[valid]).all():
+            raise BoldError(f"features of {run} are not finite, so nothing can be simulated from them")
+        return values, valid
+
+    def fine(self, run: str, n_trs: int) -> NDArray[np.float64]:
+        """Drivers on the fine grid, constant within a volume; NaN where the features are not valid."""
+        values, valid = self._read(run)
+        values = (values - self._mean) / self._scale
+        if self.weights is not None:
+            values = values @ self.weights
+        series = np.full((n_trs, values.shape[1]), np.nan)
+        series[: len(values)][valid] = values[valid]
+        return np.repeat(series, BINS_PER_TR, axis=0)
+
+
+def _with_mask(made_from: Mapping[str, str], mask: str | Path | None) -> dict[str, str]:
+    return {**made_from, **({} if mask is None else {"mask": identity(Path(mask))})}
 
 
 def _recordings_by_run(bids_root: Path) -> dict[str, list[Recording]]:
@@ -232,87 +379,6 @@ def _inputs_of(recordings: list[Recording], events: list[GameEvent]) -> str:
     return fingerprint(contents, [[e.onset_s, e.duration_s, e.movie] for e in events])
 
 
-def _describe(out: Path) -> None:
-    """Write ``dataset_description.json``; it says first of all that the data are simulated."""
-    value = {
-        "Name": "SIMULATED fMRI in the layout of fMRIPrep: no brain was measured",
-        "BIDSVersion": "1.8.0",
-        "DatasetType": "derivative",
-        "GeneratedBy": [
-            {
-                "Name": "vidbrain bold simulate",
-                "Version": vidbrain.__version__,
-                "Description": "SIMULATED from game play, with planted maps (see truth/)",
-            }
-        ],
-    }
-    path = out / "dataset_description.json"
-    if not path.is_file() or read_json(path) != value:
-        write_json(path, value)
-
-
-def _plant(
-    truth: Path,
-    config: SimulateConfig,
-    n_trs: dict[str, int],
-    events: dict[str, list[GameEvent]],
-    made_from: dict[str, str],
-) -> None:
-    """Standardise the drivers over all runs, plant the brain, scale its signal, and write the truth."""
-    names = driver_names(config.grid)
-    kinds = driver_kinds(names)
-    centre = _centre(truth, list(n_trs), kinds)
-    hrf = canonical_hrf(config.tr_s)
-    covariance, volumes = np.zeros((len(names), len(names))), sum(n_trs.values())
-    series = {}
-    for run in n_trs:
-        fine = centred(read_fine(truth, run), centre)
-        series[run] = per_tr(fine), haemodynamic(fine, hrf)
-        kept = without_drift(series[run][1], config.tr_s)
-        covariance += kept.T @ kept / volumes
-    scale = scaling(np.diag(covariance), kinds)
-    live = np.isfinite(scale)
-    covariance /= scale[:, None] * scale
-    for run, (drivers, convolved) in series.items():
-        write_drivers(
-            truth, run, drivers=drivers / scale, convolved=convolved / scale, tr_s=config.tr_s, names=list(names)
-        )
-
-    mask, affine = brain_mask(config.resolution_mm)
-    ijk = ordered_voxels(mask)
-    brain = plant(
-        ijk, affine, kinds=kinds, live=live, grid=config.grid, noise_share=config.noise_share,
-        ceiling=config.ceiling, ceiling_sd=config.ceiling_sd, seed=config.seed,
-    )  # fmt: skip
-    weights = scaled_weights(brain, covariance).astype(np.float32)
-    facts = {
-        "simulated": True,
-        "driver_names": list(names),
-        "driver_kinds": kinds.tolist(),
-        "driver_live": live.tolist(),
-        "kinds": list(KINDS),
-        "runs": n_trs,
-        "tr_s": config.tr_s,
-        "shape": list(mask.shape),
-        "affine": affine.tolist(),
-        "space": SPACE,
-        "n_voxels": len(ijk),
-        "n_by_kind": {name: int((brain.kind == code).sum()) for code, name in enumerate(KINDS)},
-        "reference": "volume k is sampled at (k + 1/2) TR; drivers are means over [k TR, (k + 1) TR)",
-        "gaps": "between recordings the screen shows fixation at its mean grey: every driver is 0",
-        "scale": "the drift-free response to each driver has unit variance over the data set (cells with little: less)",
-        "signal": "drivers (convolved) @ weights.T, in standard deviations of the noise; the same for every subject",
-        "ceiling_meaning": "r of signal and data after drift (periods above 128 s) is removed",
-        "hrf": "nilearn spm_hrf",
-        "n_events": {run: len(rows) for run, rows in events.items()},
-        "measures": {"channels": list(CHANNELS), "buttons": list(BUTTONS), "events": list(EVENTS)},
-    }
-    write_truth(
-        truth, kind=brain.kind, weights=weights, ceiling=brain.ceiling.astype(np.float32), ijk=ijk,
-        config=to_mapping(config), made_from=made_from, facts=facts,
-    )  # fmt: skip
-
-
 def _centre(truth: Path, runs: list[str], kinds: NDArray[np.int8]) -> NDArray[np.float64]:
     """Mean of each driver of the screen over all frames; buttons and events keep their 0: nothing pressed."""
     total, n = np.zeros(len(kinds)), 0
@@ -322,77 +388,3 @@ def _centre(truth: Path, runs: list[str], kinds: NDArray[np.int8]) -> NDArray[np
         total += seen.sum(axis=0)
         n += len(seen)
     return np.where(kinds == 1, total / max(n, 1), 0.0)
-
-
-def canonical_hrf(tr_s: float) -> NDArray[np.float64]:
-    """SPM's canonical response on the fine time grid; it sums to 1 and peaks about 5 s after an impulse."""
-    from nilearn.glm.first_level import spm_hrf  # a second to import, which help does not have
-
-    return np.asarray(spm_hrf(tr_s, oversampling=BINS_PER_TR), np.float64)
-
-
-def brain_mask(resolution_mm: int) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
-    """Crop the MNI152 brain mask of nilearn to its bounding box and a margin of a voxel; the mask and its affine."""
-    from nilearn.datasets import load_mni152_brain_mask
-
-    image = load_mni152_brain_mask(resolution=resolution_mm)
-    mask = np.asarray(image.dataobj) > 0
-    inside = np.argwhere(mask)
-    first = np.maximum(inside.min(axis=0) - 1, 0)
-    last = np.minimum(inside.max(axis=0) + 2, mask.shape)
-    affine = np.array(image.affine, np.float64)
-    affine[:3, 3] += affine[:3, :3] @ first
-    return mask[tuple(slice(a, b) for a, b in zip(first, last, strict=True))], affine
-
-
-def without_drift(series: NDArray[np.float64], tr_s: float) -> NDArray[np.float64]:
-    """Remove mean, line and slow cosines, as any cleaning will, (n_trs, n) to the same."""
-    n = len(series)
-    basis = np.column_stack([np.ones(n), np.linspace(-1, 1, n), cosine_drifts(n, tr_s)])
-    q, _ = np.linalg.qr(basis)
-    return series - q @ (q.T @ series)
-
-
-def scaled_weights(brain: PlantedBrain, covariance: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Scale weights so that signal and unit noise have the correlation that is asked for.
-
-    Data = a s + e with unit variances of s and e correlate with s at c = a / sqrt(1 + a²), so a = c / sqrt(1 - c²).
-
-    Parameters
-    ----------
-    brain
-        Planted maps.
-    covariance : (n_drivers, n_drivers)
-        Of the convolved drivers without drift, over the whole data set.
-
-    Returns
-    -------
-    (n_voxels, n_drivers) float64
-    """
-    power = np.einsum("vd,vd->v", brain.weights @ covariance, brain.weights)
-    amplitude = brain.ceiling / np.sqrt(1.0 - brain.ceiling**2)
-    factor = np.divide(amplitude, np.sqrt(power), out=np.zeros(len(power)), where=power > 1e-20)
-    return brain.weights * factor[:, None]
-
-
-def _scan_rows(out: Path, config: SimulateConfig, made_from: dict[str, str], runs: list[str]) -> list[ScanRow]:
-    name = fingerprint("scan", 1, to_mapping(config), made_from)
-    row = ScanRow(
-        root=out, run="", fingerprint=name, seed=config.seed, ar1=config.ar1, fwhm_mm=config.fwhm_mm,
-        noise_percent=config.noise_percent,
-    )  # fmt: skip
-    return [replace(row, run=run) for run in runs]
-
-
-def _facts(truth: Path) -> dict[str, Any]:
-    info = read_info(truth, KIND)
-    return {
-        "simulated": True,
-        "runs": len(info["runs"]),
-        "volumes": sum(info["runs"].values()),
-        "tr_s": info["tr_s"],
-        "voxels": info["n_voxels"],
-        "voxels_by_kind": info["n_by_kind"],
-        "drivers": int(np.sum(info["driver_live"])),
-        "fingerprint": info["fingerprint"],
-    }

@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from vidbrain.bold.clean import CleanConfig, Confounds, clean_series
 from vidbrain.bold.layout import Layout
+from vidbrain.bold.parcels import with_parcels
 from vidbrain.bold.voxels import to_volume
 from vidbrain.errors import AlignmentError, BoldError, StorageError
 from vidbrain.records import RunKey
@@ -115,9 +116,10 @@ class BoldStore:
             ``bold`` (tr, voxel) float32; ``i j k`` (voxel) int32; ``time_s`` (tr), middle of each volume; ``kept``
             (tr), False before the steady state and in scrubbed volumes, where bold is 0; ``dead`` (voxel), constant or
             not finite, bold is 0; ``confounds`` (tr, confound), what was regressed out. ``structure`` and ``vertex``
-            (voxel) where there are surfaces, ``parcel`` (voxel) where columns are parcels.
+            (voxel) where there are surfaces. Where columns are parcels, ``parcel`` (voxel); where the store has parcels,
+            ``parcel`` and ``network`` (voxel), with names in their attributes.
         """
-        return open_dataset(self.root / f"{self.label(run)}.zarr")
+        return with_parcels(open_dataset(self.root / f"{self.label(run)}.zarr"), self.root, self.info)
 
     def read(self, run: str | RunKey, voxels: slice = slice(None)) -> NDArray[np.float32]:
         """Read a block of neighbouring voxels of one run, (n_trs, n_voxels) float32; only its chunks are read."""

@@ -18,6 +18,7 @@ from vidbrain.errors import AlignmentError
 from vidbrain.records import RunKey
 from vidbrain.storage.info import read_info, write_info
 from vidbrain.storage.zarrs import open_dataset, write_dataset
+from vidbrain.video.clock import volume_times
 
 KIND = "truth"
 
@@ -35,11 +36,14 @@ class Truth:
     kind : (n_voxels,) int8
         0 noise, 1 visual, 2 motor (buttons), 3 event (`vidbrain.bold.drivers.KINDS`).
     weights : (n_voxels, n_drivers) float32
-        Signal = drivers @ weights.T, in units of the noise's standard deviation.
+        Signal = drivers @ weights.T, in units of the noise's standard deviation; what subjects share, where they also
+        have private parts (`weights_of`).
     ceiling : (n_voxels,) float32
         Correlation of signal and data that was asked for; see `measured_ceiling` for what came out.
     ijk : (n_voxels, 3) int32
         Voxel indices, along the Morton curve as in a BOLD store.
+    rows : (n_voxels,) intp, or None
+        Places of these voxels in the truth on disk, where they are not all of it.
     """
 
     root: Path
@@ -48,6 +52,7 @@ class Truth:
     weights: NDArray[np.float32]
     ceiling: NDArray[np.float32]
     ijk: NDArray[np.int32]
+    rows: NDArray[np.intp] | None = None
 
     @property
     def n_voxels(self) -> int:
@@ -110,7 +115,16 @@ class Truth:
 
     def signal(self, run: str, voxels: slice | NDArray[np.intp] = slice(None)) -> NDArray[np.float64]:
         """Noise-free signal of a run in the given voxels, (n_trs, n), in units of the noise's standard deviation."""
-        return self.drivers(run) @ self.weights[voxels].T.astype(np.float64)
+        return self.drivers(run) @ self.weights_of(run)[voxels].T.astype(np.float64)
+
+    def weights_of(self, run: str) -> NDArray[np.float32]:
+        """Weights of the subject who was scanned, (n_voxels, n_drivers): shared and private part."""
+        if not self.info["config"].get("private_share"):
+            return self.weights
+        subject = RunKey.parse(_label(run, self.runs)).subject
+        data = open_dataset(self.root / "subjects" / f"sub-{subject}.zarr")
+        weights = np.asarray(data["weights"].values, np.float32)
+        return weights if self.rows is None else weights[self.rows]
 
     def aligned(self, store: BoldStore) -> Truth:
         """The truth of exactly the voxels of a store, in its order.
@@ -135,7 +149,12 @@ class Truth:
             raise AlignmentError("the BOLD store holds voxels that were never simulated", where=store.root)
         rows = order[found]
         return replace(
-            self, kind=self.kind[rows], weights=self.weights[rows], ceiling=self.ceiling[rows], ijk=self.ijk[rows]
+            self,
+            kind=self.kind[rows],
+            weights=self.weights[rows],
+            ceiling=self.ceiling[rows],
+            ijk=self.ijk[rows],
+            rows=rows if self.rows is None else self.rows[rows],
         )
 
 
@@ -193,10 +212,16 @@ def write_truth(
             "ceiling": ("voxel", ceiling),
             **{axis: ("voxel", column) for axis, column in zip("ijk", ijk.T, strict=True)},
         },
-        attrs={"kinds": list(KINDS), "driver_names": facts["driver_names"], "simulated": True},
+        attrs={"kinds": facts.get("kinds", list(KINDS)), "driver_names": facts["driver_names"], "simulated": True},
     )
     write_dataset(root / "truth.zarr", dataset)
     write_info(root, KIND, config=config, made_from=made_from, facts=facts)
+
+
+def write_subject(root: Path, subject: str, weights: NDArray[np.float32]) -> None:
+    """Write the weights of one subject, (n_voxels, n_drivers), shared and private part together."""
+    dataset = xr.Dataset({"weights": (("voxel", "driver"), weights)}, attrs={"subject": subject, "simulated": True})
+    write_dataset(root / "subjects" / f"sub-{subject}.zarr", dataset)
 
 
 def write_drivers(
@@ -207,7 +232,7 @@ def write_drivers(
         {
             "drivers": (("tr", "driver"), drivers),
             "convolved": (("tr", "driver"), convolved),
-            "time_s": ("tr", (np.arange(len(drivers)) + 0.5) * tr_s),
+            "time_s": ("tr", volume_times(len(drivers), tr_s)),
         },
         attrs={"driver_names": names, "tr_s": tr_s, "bins_per_tr": BINS_PER_TR, "simulated": True},
     )
@@ -235,10 +260,11 @@ def measured_ceiling(truth: Truth, store: BoldStore, *, block: int = 4096) -> ND
     total = np.zeros(store.n_voxels)
     for run in store.runs:
         convolved = store.clean_like(run, mine.drivers(run), standardize=False)
+        weights = mine.weights_of(run)
         for first in range(0, store.n_voxels, block):
             voxels = slice(first, min(first + block, store.n_voxels))
             # Cleaning is linear but for its scale, so the drivers can be cleaned in place of every voxel's signal.
-            signal = convolved @ mine.weights[voxels].T.astype(np.float64)
+            signal = convolved @ weights[voxels].T.astype(np.float64)
             total[voxels] += correlation(signal, store.read(run, voxels).astype(np.float64))
     return total / len(store.runs)
 

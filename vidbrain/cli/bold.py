@@ -1,4 +1,4 @@
-"""``vidbrain bold``: simulate, ingest, list, verify and export fMRI data."""
+"""``vidbrain bold``: simulate, ingest, parcellate, list, verify and export fMRI data."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from typing import Annotated, Any
 from cyclopts import App, Parameter
 
 from vidbrain import cluster
+from vidbrain.bold.atlases import Resample
 from vidbrain.bold.ingest import IngestConfig
-from vidbrain.bold.simulate import SimulateConfig
+from vidbrain.bold.simulation import SimulateConfig
 from vidbrain.cli.console import Console, Flag
-from vidbrain.errors import StorageError
+from vidbrain.errors import ConfigError, StorageError
 from vidbrain.storage.roots import data_root
 
-app = App(name="bold", help="Simulate, ingest, list, verify and export fMRI data.")
+app = App(name="bold", help="Simulate, ingest, parcellate, list, verify and export fMRI data.")
 
 
 @app.command
@@ -23,12 +24,17 @@ def simulate(
     /,
     *,
     out: Path | None = None,
+    features: str | None = None,
+    layer: str | None = None,
+    n_subjects: int | None = None,
+    mask: Path | None = None,
+    store: Path | None = None,
     config: Annotated[SimulateConfig, Parameter(name="*")] = SimulateConfig(),  # noqa: B008 -- frozen
     workers: int | None = None,
     scheduler: str = "local",
     json: Flag = False,
 ) -> None:
-    """Write simulated fMRIPrep derivatives, with a planted truth, for every run of a replayed BIDS tree.
+    """Write simulated fMRIPrep derivatives, with a planted truth, from a replayed BIDS tree or any feature set.
 
     Example: `vidbrain bold simulate shards/demo/game`
 
@@ -37,7 +43,17 @@ def simulate(
     bids
         BIDS tree with events and replays; default game in the data root.
     out
-        Folder of the derivatives; default `BIDS/derivatives/simulated-fmriprep`.
+        Folder of the derivatives; default `BIDS/derivatives/simulated-fmriprep`, from features `DATA/simulated`.
+    features
+        Folder or URL of a feature set that drives the brain, in place of game play.
+    layer
+        Of the features; default the only one.
+    n_subjects
+        From features: so many subjects all see every run; default each run has the subject of its name.
+    mask
+        3-D image of the voxels to simulate, in MNI space; default nilearn's brain at --resolution-mm.
+    store
+        Also ingest what was simulated, into this BOLD store.
     config
         Scanner and planted brain.
     workers
@@ -47,11 +63,30 @@ def simulate(
     json
         Print JSON.
     """
+    from vidbrain.bold import ingest as ingest_stage
     from vidbrain.bold import simulate as stage
+    from vidbrain.features.store import open_features
 
     console = Console(json=json)
+    if features is not None and bids is not None:
+        raise ConfigError("the brain is driven by game play or by features, not by both", hint="leave out one of them")
+    if features is None and (layer is not None or n_subjects is not None):
+        raise ConfigError("--layer and --n-subjects belong to --features", hint="give --features FOLDER")
+    progress = console.progress()
     with cluster.client(scheduler, workers) as client:
-        facts = stage.simulate(bids or data_root() / "game", out, config, client=client, progress=console.progress())
+        if features is None:
+            tree = bids or data_root() / "game"
+            target = out or tree / stage.DERIVATIVE
+            facts = stage.simulate(tree, target, config, mask=mask, client=client, progress=progress)
+        else:
+            target = out or data_root() / "simulated"
+            facts = stage.simulate_features(
+                open_features(features), target, config, layer=layer, n_subjects=n_subjects, mask=mask, client=client,
+                progress=progress,
+            )  # fmt: skip
+        if store is not None:
+            ingest_stage.ingest(target, store, client=client, progress=progress)
+            facts |= {"store": str(store)}
     console.print_result(facts, title="Simulated fMRI")
 
 
@@ -103,6 +138,65 @@ def ingest(
             derivatives, target, config, mask=mask, events=events, client=client, progress=console.progress()
         )
     console.print_result(facts, title=f"BOLD store {target}")
+
+
+@app.command
+def parcels(
+    store: Path | None = None,
+    /,
+    *,
+    atlas: str = "own",
+    n: int = 400,
+    name: str | None = None,
+    names: Path | None = None,
+    space: str | None = None,
+    resample: Resample = "refuse",
+    series: Path | None = None,
+    workers: int | None = None,
+    scheduler: str = "local",
+    json: Flag = False,
+) -> None:
+    """Add parcels and networks to the voxels of a BOLD store, without writing its series again.
+
+    Example: `vidbrain bold parcels shards/demo/bold --atlas own --n 400`
+
+    Parameters
+    ----------
+    store
+        Folder of the store; default `bold` in the data root.
+    atlas
+        NIfTI labels (3-D), probabilistic maps (4-D) or surface labels (.label.gii); or `own`: recursive bisection.
+    n
+        Parcels of our own.
+    name
+        Of the set; default from the file's name. The set added last is in use.
+    names
+        Table of names (TSV, CSV or colour table); default the one beside the atlas.
+    space
+        Space of the atlas, where its file name does not say the right one.
+    resample
+        An atlas on another grid: refuse it, or take its nearest voxel.
+    series
+        Also write the series of the parcels as a store of their own, into this folder.
+    workers
+        Processes that write it; default one per core.
+    scheduler
+        local, inline, slurm, or the address of a Dask scheduler.
+    json
+        Print JSON.
+    """
+    from vidbrain.bold.parcel_series import write_parcel_store
+    from vidbrain.bold.parcels import add_parcels
+    from vidbrain.bold.store import open_bold
+
+    console = Console(json=json)
+    root = store or data_root() / "bold"
+    facts = add_parcels(open_bold(root), atlas, name=name, names=names, n=n, space=space, resample=resample)
+    if series is not None:
+        with cluster.client(scheduler, workers) as client:
+            written = write_parcel_store(open_bold(root), series, client=client, progress=console.progress())
+        facts |= {"series": str(series), "runs": written["runs"]}
+    console.print_result(facts, title=f"Parcels of {root}")
 
 
 @app.command(name="ls")

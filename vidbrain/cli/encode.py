@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,6 +10,7 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from vidbrain import cluster
+from vidbrain.bold.parcel_series import paint
 from vidbrain.bold.store import BoldStore, open_bold
 from vidbrain.cli.console import Console, Flag
 from vidbrain.encoding.blocks import fit_encoding
@@ -83,7 +85,9 @@ def encode(
             client=client,
             progress=console.progress(),
         )
-    maps = write_maps(result, out / "maps", desc=name)
+    of_parcels = "parcels_of" in bold_store.info
+    to_volume = functools.partial(paint, bold_store) if of_parcels else None
+    maps = write_maps(result, out / "maps", desc=name, to_volume=to_volume)
     facts = summary(result, maps)
     if config.split == "leaky-tr":
         facts |= inflation(facts, feature_store, bold_store, config, out, layer, workers, scheduler, console)

@@ -78,7 +78,7 @@ def features(
         gpt = gpt or (default if default.is_dir() else None)
     made = make_source(source, shards, config, vqvae=vqvae, gpt=gpt)
     if dry_run:
-        runs = plan_runs(open_manifest(shards), clock.tr_s)
+        runs = plan_runs(open_manifest(shards), clock.tr_s, clock.slice_time_ref)
         console.print_result(
             {
                 "runs": len(runs),

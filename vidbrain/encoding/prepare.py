@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vidbrain.config import to_mapping
+from vidbrain.config import fingerprint, to_mapping
 from vidbrain.encoding import preflight
 from vidbrain.encoding.decompose import Choices, gather_sets
 from vidbrain.encoding.design.align import BoldStoreLike, FeatureStoreLike, choose_layers, choose_runs
@@ -23,6 +23,7 @@ from vidbrain.encoding.ridge.bands import draw_gammas
 from vidbrain.encoding.settings import EncodeConfig
 from vidbrain.errors import ConfigError, EncodingError
 from vidbrain.records import RunKey
+from vidbrain.video.clock import trimmed
 
 PERFORMANCE_ONLY = ("voxels_per_block", "shared_runs_only")
 """Settings that do not change a bit of the result."""
@@ -75,7 +76,11 @@ def identity(
     settings = to_mapping(config) | {"layers": list(layers), "runs": list(runs)}
     for name in PERFORMANCE_ONLY:
         del settings[name]
-    return settings, {"features": str(features.info["fingerprint"]), "bold": str(bold.info["fingerprint"])}
+    made_from = {"features": str(features.info["fingerprint"]), "bold": str(bold.info["fingerprint"])}
+    if config.alpha_per == "parcel":  # parcels are added to a finished store, whose own name stays
+        data = bold.open(runs[0])
+        made_from["parcels"] = fingerprint(np.asarray(data["parcel"].values).tolist() if "parcel" in data else None)
+    return settings, made_from
 
 
 def prepare(
@@ -93,10 +98,15 @@ def prepare(
     settings, made_from = identity(features, bold, config, layers, runs)
     kept: dict[str, NDArray[np.bool_]] = {}
     nuisance: dict[str, NDArray[np.float64]] = {}
+    begins_s: dict[str, float] = {}
     for run in runs:
         data = bold.open(run)
         n_trs = data.sizes["tr"]
-        kept[run] = np.asarray(data["kept"].values, bool) if "kept" in data else np.ones(n_trs, bool)
+        kept[run] = trimmed(n_trs, config.trim_trs)
+        if "kept" in data:
+            kept[run] &= np.asarray(data["kept"].values, bool)
+        if "time_s" in data:
+            begins_s[run] = float(data["time_s"][0])
         if config.clean and "confounds" in data:
             nuisance[run] = nuisance_columns(np.asarray(data["confounds"].values, np.float64))
     design = build_design(
@@ -104,6 +114,7 @@ def prepare(
         layers,
         kept,
         tr_s=bold.tr_s,
+        begins_s=begins_s,
         delays=config.delays,
         nuisance=nuisance,
         response=config.response,

@@ -25,6 +25,8 @@ class EncodeConfig:
     """Fewer features: principal components of the training rows of each fold, or a random projection."""
     components: int | None = None
     """Components of each layer, with --reduce."""
+    trim_trs: tuple[int, int] = (0, 0)
+    """Volumes at the begin and at the end of each run that are not used."""
     clean: bool = True
     """Take out of the features what was taken out of the BOLD: the confounds that its store names, mean and trend."""
     test: tuple[str, ...] = ()
@@ -87,6 +89,8 @@ class EncodeConfig:
             if getattr(self, name) < value:
                 raise ConfigError(f"{name} must be at least {value}, not {getattr(self, name)}")
         check_delays(self.delays)
+        if min(self.trim_trs) < 0:
+            raise ConfigError(f"trim_trs are numbers of volumes from 0, not {self.trim_trs}", hint="--trim-trs 5 5")
         check_reduction(self.reduce, self.components)
         if not 0 < self.alpha_decades <= 16:
             raise ConfigError(f"alpha_decades must be above 0 and at most 16, not {self.alpha_decades:g}")

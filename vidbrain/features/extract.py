@@ -24,7 +24,7 @@ from vidbrain.sharding.manifest import Manifest, open_manifest
 from vidbrain.storage.atomic import check_writable, sweep
 from vidbrain.storage.info import expected_fingerprint, is_done, read_info, write_info
 from vidbrain.stream.sequential import frames_of
-from vidbrain.video.clock import frame_times, n_trs_covered
+from vidbrain.video.clock import MIDDLE, frame_times, n_trs_covered
 
 BATCH_BYTES = 32 * 2**20
 """Video in a batch of clips: enough for full matrix products, little enough for any machine."""
@@ -36,8 +36,12 @@ class ExtractConfig:
 
     tr_s: float = 1.49
     """Repetition time of the BOLD series in seconds."""
+    slice_time_ref: float = MIDDLE
+    """Time that a volume stands for, as a share of the TR: what slices were corrected to, the middle by default."""
 
     def __post_init__(self) -> None:
+        if not 0 <= self.slice_time_ref <= 1:
+            raise ConfigError(f"slice_time_ref lies between 0 and 1, not {self.slice_time_ref:g}")
         if not 0.05 <= self.tr_s <= 60:
             raise ConfigError(f"a TR of {self.tr_s:g} s cannot be right", hint="give it in seconds, for instance 1.49")
 
@@ -84,11 +88,12 @@ class _Work:
     data_root: str
     out: str
     tr_s: float
+    slice_time_ref: float
     fps: float
     fingerprint: str
 
 
-def plan_runs(manifest: Manifest, tr_s: float) -> list[RunPlan]:
+def plan_runs(manifest: Manifest, tr_s: float, slice_time_ref: float = MIDDLE) -> list[RunPlan]:
     """List the runs that a data set has video of.
 
     Raises
@@ -126,7 +131,7 @@ def plan_runs(manifest: Manifest, tr_s: float) -> list[RunPlan]:
             for row in rows.itertuples()
         )
         end_s = max(recording.onset_s + recording.duration_s for recording in recordings)
-        runs.append(RunPlan(str(label), recordings, n_trs_covered(end_s, tr_s)))
+        runs.append(RunPlan(str(label), recordings, n_trs_covered(end_s, tr_s, slice_time_ref)))
     return runs
 
 
@@ -208,7 +213,7 @@ def extract(
     out = Path(out)
     manifest = open_manifest(data_root)
     fps = frame_rate(manifest)
-    runs = plan_runs(manifest, config.tr_s)
+    runs = plan_runs(manifest, config.tr_s, config.slice_time_ref)
     settings = {
         "source": source.name,
         **to_mapping(config),
@@ -224,7 +229,7 @@ def extract(
         sweep(out / layer.name)
     name = expected_fingerprint(KIND, settings, made_from)
     pending = [
-        _Work(run, source, str(data_root), str(out), config.tr_s, fps, name)
+        _Work(run, source, str(data_root), str(out), config.tr_s, config.slice_time_ref, fps, name)
         for run in runs
         if not all(is_written(out, layer.name, run.label, name) for layer in source.layers)
     ]
@@ -269,7 +274,7 @@ def _extract_run(work: _Work, manifest: Manifest, advance: Callable[[int], None]
     for number, recording in enumerate(run.recordings):
         rows, spans = rows_of(source, manifest, recording, advance)
         times_s = frame_times(recording.onset_s, recording.duration_s, recording.n_frames)
-        weights, counts = volume_weights(spans, times_s, work.tr_s, run.n_trs)
+        weights, counts = volume_weights(spans, times_s, work.tr_s, run.n_trs, work.slice_time_ref)
         n_frames += counts
         shown[counts > most] = number
         most = np.maximum(most, counts)
@@ -281,6 +286,7 @@ def _extract_run(work: _Work, manifest: Manifest, advance: Callable[[int], None]
         seen = layer.sees_before + window.slice_frames + layer.sees_after
         attributes = {
             "tr_s": work.tr_s,
+            "slice_time_ref": work.slice_time_ref,
             "row_s": window.slice_frames / work.fps,
             "window_s": seen / work.fps,
             "sees_before_s": layer.sees_before / work.fps,

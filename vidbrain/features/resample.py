@@ -11,11 +11,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.sparse import csr_array
 
-from vidbrain.video.clock import volume_of
+from vidbrain.video.clock import MIDDLE, volume_of
 
 
 def volume_weights(
-    spans: ArrayLike, times_s: ArrayLike, tr_s: float, n_trs: int
+    spans: ArrayLike, times_s: ArrayLike, tr_s: float, n_trs: int, slice_time_ref: float = MIDDLE
 ) -> tuple[csr_array, NDArray[np.int64]]:
     """Weigh the rows of one recording by the frames of theirs in each volume.
 
@@ -28,7 +28,9 @@ def volume_weights(
     tr_s
         Repetition time in seconds.
     n_trs
-        Volumes; frames outside ``[0, n_trs * tr_s)`` are left out.
+        Volumes; frames outside of all of them are left out.
+    slice_time_ref
+        Where in a volume its time lies (`video.clock`).
 
     Returns
     -------
@@ -38,7 +40,7 @@ def volume_weights(
         Frames in each volume that a row stands for: what the weights of a volume sum to.
     """
     spans = np.asarray(spans, np.int64)
-    volumes = volume_of(times_s, tr_s)
+    volumes = volume_of(times_s, tr_s, slice_time_ref)
     lengths = spans[:, 1] - spans[:, 0]
     row = np.repeat(np.arange(len(spans)), lengths)
     # The frames of all spans one after the other: a running count, restarted at each span's begin.

@@ -17,6 +17,7 @@ from vidbrain.storage.info import read_info
 from vidbrain.storage.objects import Root
 from vidbrain.storage.roots import locate, safe_name
 from vidbrain.storage.zarrs import open_dataset, write_dataset
+from vidbrain.video.clock import MIDDLE, volume_times
 
 KIND = "features"
 
@@ -63,11 +64,11 @@ class FeatureStore:
         -------
         xarray.Dataset
             ``features (tr, feature)`` float32; ``valid (tr)`` bool, False where a volume has no video (its features
-            are 0 and must be masked); ``time_s (tr)``, the middle of each volume. From video also ``n_frames (tr)``,
-            the frames in each volume, and ``recording (tr)``, the position in the attribute ``recordings`` of the one
-            that most of them are of, -1 for none. Attributes: ``tr_s``, ``layer``, ``run``; from video also ``row_s``
-            (what one row of the source stands for), ``window_s`` (its receptive field), ``sees_before_s``,
-            ``sees_after_s``.
+            are 0 and must be masked); ``time_s (tr)``, the time that each stands for. From video also
+            ``n_frames (tr)``, the frames in each volume, and ``recording (tr)``, the position in the attribute
+            ``recordings`` of the one that most of them are of, -1 for none. Attributes: ``tr_s``, ``layer``, ``run``;
+            from video also ``row_s`` (what one row of the source stands for), ``window_s`` (its receptive field),
+            ``sees_before_s``, ``sees_after_s``.
 
         Raises
         ------
@@ -147,7 +148,7 @@ def write_run(
     valid : (n_trs,) bool
         Which volumes have features.
     attributes
-        JSON values; ``tr_s`` and ``fingerprint`` are needed.
+        JSON values; ``tr_s`` and ``fingerprint`` are needed. ``slice_time_ref`` is the middle where it is not given.
     n_frames : (n_trs,) int64
         Frames in each volume, where the features come from video.
     recording : (n_trs,) int32
@@ -158,9 +159,9 @@ def write_run(
         variables["n_frames"] = ("tr", n_frames.astype(np.int32))
     if recording is not None:
         variables["recording"] = ("tr", recording)
-    middle_s = (np.arange(len(features)) + 0.5) * float(attributes["tr_s"])
+    times_s = volume_times(len(features), float(attributes["tr_s"]), float(attributes.get("slice_time_ref", MIDDLE)))
     dataset = xr.Dataset(
-        variables, coords={"time_s": ("tr", middle_s)}, attrs={"layer": layer, "run": run, **attributes}
+        variables, coords={"time_s": ("tr", times_s)}, attrs={"layer": layer, "run": run, **attributes}
     )
     write_dataset(store_path(root, layer, run), dataset)
 

@@ -11,6 +11,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from vidbrain.config import fingerprint
+from vidbrain.video.clock import volume_times
 
 TR_S = 1.49
 
@@ -63,7 +64,7 @@ class ToyFeatures:
         valid = self.valid.get(run, np.ones(len(values), bool))
         return xr.Dataset(
             {"features": (("tr", "feature"), values), "valid": (("tr",), valid)},
-            coords={"time_s": (("tr",), np.arange(len(values)) * self.tr_s)},
+            coords={"time_s": (("tr",), volume_times(len(values), self.tr_s))},
             attrs={"tr_s": self.tr_s, "layer": layer},
         )
 

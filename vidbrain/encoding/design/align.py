@@ -173,6 +173,7 @@ def align(
     delays: Sequence[int],
     kernel: F64 | None,
     n_nuisance: Mapping[str, int],
+    begins_s: Mapping[str, float],
 ) -> Aligned:
     """Put the features of all runs on the TR grid of the BOLD.
 
@@ -192,11 +193,14 @@ def align(
         In place of delays: a row needs video under most of this response.
     n_nuisance
         By run label, how many confounds will be taken out.
+    begins_s
+        By run label, the time that its first volume of BOLD stands for; runs that are not named are not compared.
 
     Raises
     ------
     AlignmentError
-        If the TRs differ, the features of a run are longer than its BOLD, or runs differ in their features.
+        If the TRs or slice-time references differ, the features of a run are longer than its BOLD, or runs differ in
+        their features.
     EncodingError
         If a run keeps fewer than `MIN_TRS` rows beyond its confounds.
     """
@@ -207,13 +211,15 @@ def align(
     run_of_row, tr_of_row = [], []
     for index, (run, kept_trs) in enumerate(kept.items()):
         n_bold = len(kept_trs)
-        parts, video, feature_tr_s = read_run(features, layers, run)
+        parts, video, feature_tr_s, begin_s = read_run(features, layers, run)
         n_features = sum(part.shape[1] for part in parts)
         if abs(feature_tr_s - tr_s) > 1e-6:
             raise AlignmentError(
                 f"{run}: features have a TR of {feature_tr_s:g} s, BOLD of {tr_s:g} s",
                 hint="extract the features again with the TR of the BOLD store",
             )
+        if run in begins_s and begin_s is not None:
+            refuse_other_clock(run, begin_s, begins_s[run], tr_s)
         if len(video) > n_bold:
             raise AlignmentError(
                 f"{run} has {len(video)} TRs of features but {n_bold} of BOLD (TR {tr_s:g} s)",
@@ -254,19 +260,62 @@ def align(
     return Aligned(out, band, valid, start, np.concatenate(run_of_row), np.concatenate(tr_of_row))
 
 
-def read_run(features: FeatureStoreLike, layers: Sequence[str], run: str) -> tuple[list[F32], NDArray[np.bool_], float]:
-    """Read the layers of a run: features (tr, feature) of each, valid (tr,) in all of them, and their TR in seconds."""
+def refuse_other_clock(run: str, features_s: float, bold_s: float, tr_s: float) -> None:
+    """Refuse features whose rows stand for other times than the volumes of the BOLD.
+
+    Parameters
+    ----------
+    run
+        Label, for the message.
+    features_s, bold_s
+        Times that the first row and the first volume stand for.
+    tr_s
+        Repetition time.
+
+    Raises
+    ------
+    AlignmentError
+        If they differ by more than a hundredth of a TR.
+    """
+    if abs(features_s - bold_s) > 0.01 * tr_s:
+        late = "after" if features_s > bold_s else "before"
+        raise AlignmentError(
+            f"{run}: rows of the features stand for times {abs(features_s - bold_s):.3f} s {late} those of the BOLD's "
+            "volumes",
+            likely="slices were corrected to another reference than the features were made for",
+            hint=f"make the features again with --slice-time-ref {bold_s / tr_s:.3g}",
+        )
+
+
+def read_run(
+    features: FeatureStoreLike, layers: Sequence[str], run: str
+) -> tuple[list[F32], NDArray[np.bool_], float, float | None]:
+    """Read the layers of a run.
+
+    Returns
+    -------
+    parts : list of (tr, feature) float32
+        Of each layer.
+    valid : (tr,) bool
+        In all of them.
+    tr_s
+        Their repetition time.
+    begin_s
+        Time that the first row stands for; None where the store does not say.
+    """
     parts: list[F32] = []
     valid: NDArray[np.bool_] | None = None
-    tr_s = float("nan")
+    tr_s, begin_s = float("nan"), None
     for layer in layers:
         data = features.read(layer, run)
         parts.append(np.asarray(data["features"].values, np.float32))
         mask = np.asarray(data["valid"].values, bool)
         tr_s = float(data.attrs["tr_s"])
+        if "time_s" in data and data.sizes["tr"]:
+            begin_s = float(data["time_s"][0])
         if valid is not None and len(mask) != len(valid):
             raise AlignmentError(f"{run}: layer {layer!r} has {len(mask)} TRs, {layers[0]!r} has {len(valid)}")
         valid = mask if valid is None else valid & mask
     if valid is None:
         raise ValueError("no layers are given")
-    return parts, valid, tr_s
+    return parts, valid, tr_s, begin_s

@@ -25,6 +25,7 @@ def build_design(
     tr_s: float,
     delays: Sequence[int],
     nuisance: Mapping[str, F64],
+    begins_s: Mapping[str, float] | None = None,
     response: Response = "fir",
     reduce: Reduce = "none",
     components: int | None = None,
@@ -48,6 +49,8 @@ def build_design(
         By run label, what was regressed out of the BOLD, (n_trs, c), a constant among it: it is taken out of the
         delayed features too, over the rows that are used. Runs that are not named keep
         theirs, less the mean of each feature over all runs.
+    begins_s
+        By run label, the time that its first volume of BOLD stands for; runs that are not named are not compared.
     response
         ``fir``, or a canonical response that features are convolved with in place of delays; the module of that name
         says what counts as video then.
@@ -61,7 +64,7 @@ def build_design(
     Raises
     ------
     AlignmentError
-        If the TRs differ, or the features of a run are longer than its BOLD.
+        If the TRs or slice-time references differ, or the features of a run are longer than its BOLD.
     ConfigError
         If delays or components cannot be.
     EncodingError
@@ -72,7 +75,9 @@ def build_design(
     weights = None if response == "fir" else kernels(response, tr_s)
     n_nuisance = {run: columns.shape[1] for run, columns in nuisance.items()}
     kernel = None if weights is None else weights[0]
-    aligned = align(features, layers, kept, tr_s=tr_s, delays=delays, kernel=kernel, n_nuisance=n_nuisance)
+    aligned = align(
+        features, layers, kept, tr_s=tr_s, delays=delays, kernel=kernel, n_nuisance=n_nuisance, begins_s=begins_s or {}
+    )
     # A delay looks at one TR. Under a response there is no delay, and a row looks at every TR of the kernel.
     looks = [(lag,) for lag in delays] if weights is None else [tuple(range(weights.shape[1]))]
     seen = seen_trs(aligned, [lag for look in looks for lag in look]) & aligned.valid
