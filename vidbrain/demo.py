@@ -30,7 +30,7 @@ from vidbrain.encoding.blocks import fit_encoding
 from vidbrain.encoding.maps import write_maps
 from vidbrain.encoding.result import open_result
 from vidbrain.encoding.settings import EncodeConfig
-from vidbrain.features.catalog import SourceConfig, SourceName, make_source
+from vidbrain.features.catalog import SourceConfig, make_source
 from vidbrain.features.drivers import extract_drivers
 from vidbrain.features.extract import ExtractConfig, extract
 from vidbrain.features.store import open_features
@@ -202,7 +202,7 @@ class Layout:
 def _features(at: Layout, recipe: Recipe, client: Client, progress: Progress) -> None:
     settings = recipe.features
     extract_drivers(at.simulated, at.features("drivers"), progress=progress)
-    models: tuple[tuple[str, SourceName, SourceConfig], ...] = (
+    models: tuple[tuple[str, str, SourceConfig], ...] = (
         ("trained", "model", settings.model),
         ("untrained", "untrained", settings.model),
         ("pixels", "pixels", settings.pixels),

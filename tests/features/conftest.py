@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from vidbrain.sharding.plan import ShardConfig
@@ -28,6 +29,13 @@ class World:
     clocks: dict[str, list[tuple[str, float, int, float]]]
 
 
+def buttons(n_frames: int) -> pd.DataFrame:
+    """A table as a replay leaves it."""
+    rng = np.random.default_rng(n_frames)
+    held = {name: np.repeat(rng.random(n_frames // 7 + 1) < 0.4, 7)[:n_frames] for name in ("B", "UP", "LEFT")}
+    return pd.DataFrame({"frame": np.arange(n_frames), **held, "score": np.arange(n_frames) // 50})
+
+
 @pytest.fixture(scope="session")
 def world(tmp_path_factory) -> World:
     root = tmp_path_factory.mktemp("world")
@@ -44,7 +52,9 @@ def world(tmp_path_factory) -> World:
             lines.append(f"gym-retro_game\t{onset_s}\t{duration_s}\t{n_frames / 60}\t1-0\t{movie}")
             if rep is not None:
                 frames = toy_frames(n_frames, height=32, width=32, seed=n_frames)
-                write_video(game / "derivatives" / "replay" / "sub-01" / "ses-001" / f"{key}.mp4", frames)
+                video = game / "derivatives" / "replay" / "sub-01" / "ses-001" / f"{key}.mp4"
+                write_video(video, frames)
+                buttons(n_frames).to_parquet(video.with_suffix(".parquet"))
                 clocks.setdefault(f"sub-01_ses-001_task-toy_run-{number}", []).append(
                     (key, onset_s, n_frames, duration_s)
                 )

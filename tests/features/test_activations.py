@@ -13,9 +13,11 @@ import torch
 from vidbrain.cli.app import run
 from vidbrain.cluster import client as open_client
 from vidbrain.errors import ConfigError, ModelError, StorageError
-from vidbrain.features.activations import ModelSource, finest_grid, open_model, weights_fingerprint
+from vidbrain.features.activations import ModelSource, open_model
 from vidbrain.features.extract import ExtractConfig, extract
-from vidbrain.features.pooling import Pooling
+from vidbrain.features.networks import weights_fingerprint
+from vidbrain.features.pooled import Pooled
+from vidbrain.features.pooling import Pooling, default_pooling
 from vidbrain.features.store import open_features
 from vidbrain.models.gpt import GPT, GPTConfig
 from vidbrain.models.pretrained import save_pretrained
@@ -53,7 +55,7 @@ def runs(tmp_path_factory):
 
 
 def test_activations_agree_with_the_networks_frame_by_frame(world, runs, tmp_path):
-    source = open_model("model", vqvae=runs / "vqvae", gpt=runs / "gpt", frame_size=(32, 32), pooling=Pooling(grid=2))
+    source = Pooled(open_model("model", vqvae=runs / "vqvae", gpt=runs / "gpt", frame_size=(32, 32)), Pooling(grid=2))
     extract(source, world.data, tmp_path / "model", ExtractConfig(tr_s=0.7))
     store = open_features(tmp_path / "model")
     assert store.layers == list(LAYERS)
@@ -90,22 +92,23 @@ def test_activations_agree_with_the_networks_frame_by_frame(world, runs, tmp_pat
 
 
 def test_a_batch_is_its_clips(runs, rng):
-    source = open_model("model", vqvae=runs / "vqvae", gpt=runs / "gpt", frame_size=(32, 32))
+    source = Pooled(open_model("model", vqvae=runs / "vqvae", gpt=runs / "gpt", frame_size=(32, 32)))
     video = rng.integers(0, 256, (19, 16, 32, 32, 3), np.uint8)
     rows = source.rows(video)
     for layer in source.layers:
-        assert rows[layer.name].shape == (19, 4, layer.n_features)
+        assert rows[layer.name].shape == (19, 4, source.n_features[layer.name])
         one = source.rows(video[17:18])[layer.name]
         np.testing.assert_allclose(rows[layer.name][17:18], one, rtol=1e-4, atol=1e-5)
 
 
 def test_networks_travel_to_workers_by_name(world, runs, tmp_path):
     folders = {"vqvae": runs / "vqvae", "gpt": runs / "gpt", "frame_size": (32, 32)}
-    source = open_model("untrained", seed=7, layers=("gpt.block_1",), pooling=Pooling(grid=2), **folders)
-    message = pickle.dumps(source)
+    opened = open_model("untrained", seed=7, layers=("gpt.block_1",), **folders)
+    message = pickle.dumps(opened)
     assert len(message) < 2000
     again = pickle.loads(message)
-    assert (again.made_from, again.layers, again.settings) == (source.made_from, source.layers, source.settings)
+    assert (again.made_from, again.layers, again.settings) == (opened.made_from, opened.layers, opened.settings)
+    source = Pooled(opened, Pooling(grid=2))
     assert not source.in_process
     extract(source, world.data, tmp_path / "alone", ExtractConfig())
     with open_client("local", 2) as client:
@@ -119,24 +122,58 @@ def test_networks_travel_to_workers_by_name(world, runs, tmp_path):
         pickle.dumps(kept)
 
 
-def test_untrained_has_the_same_shape_other_weights_and_one_answer_a_seed(runs, rng):
+def test_untrained_differs_from_the_trained_model_only_in_its_weights(runs, rng):
     video = rng.integers(0, 256, (2, 16, 32, 32, 3), np.uint8)
     folders = {"vqvae": runs / "vqvae", "gpt": runs / "gpt", "frame_size": (32, 32)}
     trained = open_model("model", **folders)
     fresh, again, other = (open_model("untrained", seed=seed, **folders) for seed in (3, 3, 4))
-    assert fresh.layers == trained.layers
+    assert (fresh.layers, fresh.window, fresh.settings) == (trained.layers, trained.window, trained.settings)
+    for ours, theirs in ((fresh._vqvae, trained._vqvae), (fresh._gpt, trained._gpt)):
+        assert (str(ours), ours.config) == (str(theirs), theirs.config)
+        assert {k: (v.shape, v.dtype) for k, v in ours.state_dict().items()} == {
+            k: (v.shape, v.dtype) for k, v in theirs.state_dict().items()
+        }
+        assert not any(
+            torch.equal(a, b) for a, b in zip(ours.parameters(), theirs.parameters(), strict=True) if a.ndim > 1
+        )
+    # Units are shared: pixels are standardised alike.
+    for name in ("pixel_mean", "pixel_std"):
+        torch.testing.assert_close(getattr(fresh._vqvae, name), getattr(trained._vqvae, name))
     assert fresh.made_from == again.made_from
     assert len({s.made_from["vqvae"] for s in (trained, fresh, other)}) == 3
-    for name, values in fresh.rows(video).items():
-        np.testing.assert_array_equal(values, again.rows(video)[name])
-        assert not np.allclose(values, trained.rows(video)[name])
+    found, answer = Pooled(fresh).rows(video), Pooled(trained).rows(video)
+    for name, values in Pooled(again).rows(video).items():
+        np.testing.assert_array_equal(values, found[name])
+        assert not np.allclose(values, answer[name])
+
+
+def test_the_study_reads_out_of_its_fifth_block():
+    vqvae, _ = tiny_networks()
+    deep = GPT(GPTConfig(hidden=12, n_layers=6, n_heads=2), n_codes=32, grid=(4, 4, 4)).eval()
+    for parameter in deep.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    source = ModelSource("model", vqvae, deep, layer_names=("study",), **CLIP)
+    assert [layer.name for layer in source.layers] == ["gpt.block_4.mlp"]
+    video = np.random.default_rng(0).integers(0, 256, (1, 16, 32, 32, 3), np.uint8)
+    caught = []
+    handle = deep.blocks[4].down.register_forward_hook(lambda *call: caught.append(call[2]))
+    with torch.no_grad():
+        deep.logits(vqvae.encode(torch.from_numpy(video)))
+    handle.remove()
+    found = source.extract(video)["gpt.block_4.mlp"]
+    torch.testing.assert_close(found.flatten(1, 3), caught[0])
+    with pytest.raises(ModelError, match=r"the study reads out of gpt\.block_4\.mlp"):
+        ModelSource("model", *tiny_networks(), layer_names=("study",), **CLIP)
 
 
 def test_the_pooling_is_chosen_for_equal_sizes():
-    assert finest_grid(32, 8, 8) == Pooling(grid=4)
-    assert finest_grid(128, 8, 8) == Pooling(grid=2)
-    assert finest_grid(16, 3, 8) == Pooling(grid=3)
-    assert finest_grid(600, 8, 8).kind == "mean"
+    assert default_pooling((8, 8), 32) == Pooling(kind="grid", grid=4)
+    assert default_pooling((8, 8), 128) == Pooling(kind="grid", grid=2)
+    assert default_pooling((3, 8), 32) == Pooling(kind="grid", grid=3)
+    assert default_pooling((8, 8), 600).kind == "mean"
+    assert default_pooling((4, 8), 16).kind == "all"
+    assert default_pooling((197,), 12).kind == "mean"
+    assert default_pooling((), 4000).kind == "all"
 
 
 def test_the_fingerprint_is_of_the_weights():
@@ -165,7 +202,7 @@ def test_networks_that_do_not_fit_are_refused():
     with pytest.raises(ModelError, match="not multiples of the downsampling"):
         ModelSource("model", vqvae, None, clip_frames=16, clip_step=4, frame_size=(30, 30))
     with pytest.raises(ModelError, match="finer than the 4x4 tokens"):
-        ModelSource("model", vqvae, None, pooling=Pooling(grid=5), **CLIP)
+        Pooled(ModelSource("model", vqvae, None, **CLIP), Pooling(grid=5))
     with pytest.raises(ConfigError, match="leaves frames out"):
         ModelSource("model", vqvae, None, stride=65, **CLIP)
 

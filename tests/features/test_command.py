@@ -29,7 +29,21 @@ def test_pixels_from_the_command_line(world, tmp_path, capsys):
     [
         (["pixels", "--layers", "pixels.gray"], "did you mean 'pixels.grey'"),
         (["motion", "--layers", "motion.energie"], "did you mean 'motion.energy'"),
-        (["motion", "--grid", "4"], "leave out --pool, --grid and --stride"),
+        (["motion", "--grid", "4"], "motion.energy has a single position"),
+        (["motion", "--stride", "4"], "leave out --stride"),
+        (["motion", "--time", "end"], "leave out --time"),
+        (["model", "--size", "8", "8", "--vqvae", "x"], "--size has no meaning for model"),
+        (["buttons", "--pool", "mean"], "rows with times of their own"),
+        (["buttons", "--game", "/nonexistent"], "there is no such file"),
+        (["pixels", "--grid", "4", "--n-out", "3"], "different poolings"),
+        (["pixel"], "there is no source 'pixel'; did you mean 'pixels'?"),
+        (["untrained:pixels"], "there is no source 'untrained:pixels'"),
+        (["hf"], "there is no source 'hf'"),
+        (["hf:/nonexistent"], "there is no config.json"),
+        (["module:os.system"], "imports os and calls system() of it: code that can do anything you can"),
+        (["module:os; rm -rf x", "--trust"], "is not the name of a factory"),
+        (["module:nowhere.factory", "--trust"], "failed: ModuleNotFoundError"),
+        (["arrays:/nonexistent"], "there is no file of rows"),
         (["drivers", "--pool", "mean"], "drivers are not pooled"),
         (["drivers", "--truth", "/nonexistent"], "does not exist"),
         (["model", "--pool", "mean", "--grid", "4", "--vqvae", "x"], "no meaning"),
@@ -42,8 +56,3 @@ def test_mistakes_are_told_in_one_screen(world, tmp_path, capsys, extra, message
     assert message in said
     assert "Traceback" not in said
     assert not (tmp_path / "out").exists()
-
-
-def test_unknown_sources_are_a_matter_of_usage(world, capsys):
-    assert run(["features", "pixel", "--shards", str(world.data)]) == 2
-    assert "pixels" in capsys.readouterr().err

@@ -13,9 +13,11 @@ import zarr
 from vidbrain.cluster import client as open_client
 from vidbrain.errors import AlignmentError, ConfigError, ModelError, ResumeError, StorageError
 from vidbrain.features import extract as extract_module
-from vidbrain.features.extract import ExtractConfig, extract, frame_rate, plan_runs
+from vidbrain.features.controls import MotionSource, PixelSource
+from vidbrain.features.extract import ExtractConfig, extract
 from vidbrain.features.motion import MotionConfig
-from vidbrain.features.sources import MotionSource, PixelSource
+from vidbrain.features.pooled import Pooled
+from vidbrain.features.runs import frame_rate, plan_runs
 from vidbrain.features.store import open_features, store_path
 from vidbrain.features.windows import cut
 from vidbrain.sharding.manifest import open_manifest
@@ -26,7 +28,7 @@ from vidbrain.stream.sequential import frames_of
 from vidbrain.testing.videos import toy_frames, write_video
 
 TR = ExtractConfig(tr_s=1.49)
-PIXELS = PixelSource(layer_names=("pixels.rgb", "pixels.grey"))
+PIXELS = Pooled(PixelSource(layer_names=("pixels.rgb", "pixels.grey")))
 
 
 def tree_of(root):
@@ -73,9 +75,9 @@ def test_motion_does_not_depend_on_how_recordings_are_cut(rng):
     rows = {}
     for n_frames, batch_size in ((64, 2), (16, 3)):
         window = replace(source.window, n_frames=n_frames, n_slices=n_frames)
-        batches = [source.rows(video)["motion.energy"] for video in cut([(0, frames)], 512, window, batch_size)]
+        batches = [source.extract(video)["motion.energy"] for video in cut([(0, frames)], 512, window, batch_size)]
         rows[n_frames] = np.concatenate([batch.reshape(-1, batch.shape[-1]) for batch in batches])
-    assert rows[64].shape == (128, source.layers[0].n_features)
+    assert rows[64].shape == (128, source.layers[0].n_channels)
     np.testing.assert_allclose(rows[16], rows[64], rtol=1e-4, atol=1e-4)
 
 
@@ -126,7 +128,7 @@ def test_leftovers_of_other_settings_are_not_mistaken_for_these(world, tmp_path)
 
 
 def test_workers_give_the_same_bytes(world, tmp_path):
-    source = MotionSource(fps=60.0)
+    source = Pooled(MotionSource(fps=60.0))
     extract(source, world.data, tmp_path / "alone", TR)
     with open_client("local", 2) as client:
         extract(source, world.data, tmp_path / "shared", TR, client=client)
@@ -169,7 +171,7 @@ def test_recordings_of_different_rates_are_refused(world):
 def test_unknown_layers_and_runs_are_named(world, tmp_path):
     with pytest.raises(ModelError, match=r"did you mean 'pixels\.grey'"):
         _ = PixelSource(layer_names=("pixels.gray",)).layers
-    extract(PixelSource(), world.data, tmp_path / "p", TR)
+    extract(Pooled(PixelSource()), world.data, tmp_path / "p", TR)
     store = open_features(tmp_path / "p")
     with pytest.raises(ModelError, match=r"did you mean 'pixels\.rgb'"):
         store.read("pixel.rgb", store.runs[0])

@@ -30,7 +30,7 @@ def test_mean_and_last():
     np.testing.assert_allclose(pool(TOKENS, Pooling(grid=1)), TOKENS.mean(axis=(2, 3)), rtol=1e-12)
 
 
-@pytest.mark.parametrize("kind", ["grid", "mean", "last"])
+@pytest.mark.parametrize("kind", ["grid", "mean", "last", "all", "projection"])
 def test_tensors_pool_as_arrays_do(kind):
     tensor = torch.from_numpy(TOKENS).float()
     pooled = pool(tensor, Pooling(kind=kind, grid=3))
@@ -38,7 +38,7 @@ def test_tensors_pool_as_arrays_do(kind):
     assert pooled.dtype == torch.float32
     expected = pool(TOKENS, Pooling(kind=kind, grid=3))
     np.testing.assert_allclose(pooled.numpy(), expected, rtol=1e-5, atol=1e-6)
-    assert pooled.shape[-1] == Pooling(kind=kind, grid=3).n_features(5)
+    assert pooled.shape[-1] == Pooling(kind=kind, grid=3).n_features((8, 12), 5)
 
 
 @pytest.mark.parametrize(("n", "cells"), [(8, 4), (7, 3), (32, 12), (5, 5), (9, 1)])
@@ -50,6 +50,6 @@ def test_every_sample_counts_the_same(n, cells):
 
 def test_a_grid_finer_than_the_tokens_is_refused():
     with pytest.raises(ModelError, match=r"16x16 is finer than the 8x8 tokens of vqvae\.encoder"):
-        Pooling(grid=16).check("vqvae.encoder", 8, 8)
+        Pooling(grid=16).check("vqvae.encoder", (8, 8))
     with pytest.raises(ConfigError):
         Pooling(grid=0)

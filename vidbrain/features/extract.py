@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,18 +14,21 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from vidbrain.cluster import Client
-from vidbrain.config import to_mapping
-from vidbrain.errors import AlignmentError, ConfigError
+from vidbrain.config import fingerprint, to_mapping
+from vidbrain.errors import ConfigError, ModelError
+from vidbrain.features.pooled import Pooled
+from vidbrain.features.projection import projection_error
 from vidbrain.features.resample import mean_of_sums, volume_weights
-from vidbrain.features.sources import FeatureSource
-from vidbrain.features.store import KIND, is_written, write_run
+from vidbrain.features.runs import RecordingPlan, RunPlan, frame_rate, plan_runs, video_fingerprint
+from vidbrain.features.sources import receptive_field_s
+from vidbrain.features.store import KIND, is_written, standing_record, write_run
 from vidbrain.features.windows import cut
 from vidbrain.progress import SILENT, Progress
 from vidbrain.sharding.manifest import Manifest, open_manifest
 from vidbrain.storage.atomic import check_writable, sweep
-from vidbrain.storage.info import expected_fingerprint, is_done, read_info, write_info
+from vidbrain.storage.info import write_info
 from vidbrain.stream.sequential import frames_of
-from vidbrain.video.clock import MIDDLE, frame_times, n_trs_covered
+from vidbrain.video.clock import MIDDLE, frame_times
 
 BATCH_BYTES = 32 * 2**20
 """Video in a batch of clips: enough for full matrix products, little enough for any machine."""
@@ -47,128 +51,20 @@ class ExtractConfig:
 
 
 @dataclass(frozen=True)
-class RecordingPlan:
-    """A recording on its run's clock."""
-
-    key: str
-    n_frames: int
-    onset_s: float
-    duration_s: float
-    level: str = ""
-
-
-@dataclass(frozen=True)
-class RunPlan:
-    """A run: the unit of work.
-
-    Attributes
-    ----------
-    label
-        Of the run.
-    recordings
-        In order of onset.
-    n_trs
-        Volumes until the end of the last recording.
-    """
-
-    label: str
-    recordings: tuple[RecordingPlan, ...]
-    n_trs: int
-
-    @property
-    def n_frames(self) -> int:
-        """Frames of all recordings."""
-        return sum(recording.n_frames for recording in self.recordings)
-
-
-@dataclass(frozen=True)
 class _Work:
     run: RunPlan
-    source: FeatureSource
+    source: Pooled
     data_root: str
     out: str
     tr_s: float
     slice_time_ref: float
     fps: float
-    fingerprint: str
-
-
-def plan_runs(manifest: Manifest, tr_s: float, slice_time_ref: float = MIDDLE) -> list[RunPlan]:
-    """List the runs that a data set has video of.
-
-    Raises
-    ------
-    AlignmentError
-        If no recording belongs to a run, or the shards lack frames of some.
-    """
-    table = manifest.recordings
-    table = table[(table["run"] != "") & np.isfinite(table["onset_s"]) & np.isfinite(table["duration_s"])]
-    if not len(table):
-        raise _no_runs(manifest)
-    missing = table["recording_frames"] - table["frames_held"]
-    if (missing > 0).any():
-        by_run = missing.groupby(table["run"]).sum()
-        by_run = by_run[by_run > 0]
-        listed = [f"{n} of {label}" for label, n in by_run.items()]
-        more = f" and {len(listed) - 4} more runs" if len(listed) > 4 else ""
-        raise AlignmentError(
-            f"the shards lack {int(missing.sum())} of {int(table['recording_frames'].sum())} frames: "
-            f"{', '.join(listed[:4])}{more}",
-            where=manifest.root,
-            likely="the data set is a prefix of the recordings (--size)",
-            hint="make shards of all frames for features: vidbrain shard --size all",
-        )
-    runs = []
-    for label, rows in table.sort_values("onset_s").groupby("run"):
-        recordings = tuple(
-            RecordingPlan(
-                str(row.Index),
-                int(row.recording_frames),
-                float(row.onset_s),
-                float(row.duration_s),
-                str(row.level or ""),
-            )
-            for row in rows.itertuples()
-        )
-        end_s = max(recording.onset_s + recording.duration_s for recording in recordings)
-        runs.append(RunPlan(str(label), recordings, n_trs_covered(end_s, tr_s, slice_time_ref)))
-    return runs
-
-
-def frame_rate(manifest: Manifest) -> float:
-    """Frames per second of the recordings, by their own clocks: the median.
-
-    Raises
-    ------
-    AlignmentError
-        If none has a clock, or they differ by more than 1 %: a window counted in frames would mean different times.
-    """
-    table = manifest.recordings
-    rates = (table["recording_frames"] / table["duration_s"]).to_numpy()
-    rates = rates[np.isfinite(rates)]
-    if not len(rates):
-        raise _no_runs(manifest)
-    low, high = float(rates.min()), float(rates.max())
-    if high > 1.01 * low:
-        raise AlignmentError(
-            f"the recordings have different frame rates, from {low:.4g} to {high:.4g} a second",
-            where=manifest.root,
-            hint="make a data set of shards for each rate",
-        )
-    return float(np.median(rates))
-
-
-def _no_runs(manifest: Manifest) -> AlignmentError:
-    return AlignmentError(
-        f"none of the {len(manifest.recordings)} recordings was seen during a BOLD run",
-        where=manifest.root,
-        likely="the shards were made from a folder of videos, without onsets on a scanner's clock",
-        hint="make them from a BIDS tree whose events.tsv files name the recordings",
-    )
+    fingerprints: dict[str, str]
+    """By layer, of the layers that this run still lacks."""
 
 
 def extract(
-    source: FeatureSource,
+    source: Pooled,
     data_root: str | Path,
     out: str | Path,
     config: ExtractConfig,
@@ -178,8 +74,9 @@ def extract(
 ) -> dict[str, Any]:
     """Write features of every run, one Zarr for each layer and run, then the root record.
 
-    A volume is valid if at least one frame of video begins in it; other volumes hold zeros and are marked. Runs that
-    are finished on disk, with these settings, are skipped.
+    A volume is valid if at least one frame of video that a row stands for begins in it; other volumes hold zeros and
+    are marked. All layers are made in one pass of the video. Layers of runs that are on disk, from the same weights,
+    settings and video, are left alone; a finished set grows by the layers that it lacks.
 
     Parameters
     ----------
@@ -205,6 +102,8 @@ def extract(
     ------
     AlignmentError
         If the shards hold no run, or only a part of one.
+    ModelError
+        If a source gives activations that are not finite.
     ResumeError
         If a finished set lies there that was made otherwise.
     StorageError
@@ -218,21 +117,17 @@ def extract(
         "source": source.name,
         **to_mapping(config),
         "window": to_mapping(source.window),
-        "layers": [to_mapping(layer) for layer in source.layers],
-        "settings": source.settings,
+        "settings": source.source.settings,
+        "layers": [source.record(layer) for layer in source.layers],
     }
-    made_from = {"data": manifest.fingerprint, **source.made_from}
-    if is_done(out, KIND, config=settings, made_from=made_from):
-        return read_info(out, KIND)
+    made_from = {"data": manifest.fingerprint, **source.source.made_from}
+    found = standing_record(out, settings, made_from)
+    if found is not None and found.whole:
+        return found.record
     check_writable(out, estimate_bytes(source, runs))
     for layer in source.layers:
         sweep(out / layer.name)
-    name = expected_fingerprint(KIND, settings, made_from)
-    pending = [
-        _Work(run, source, str(data_root), str(out), config.tr_s, config.slice_time_ref, fps, name)
-        for run in runs
-        if not all(is_written(out, layer.name, run.label, name) for layer in source.layers)
-    ]
+    pending = _pending(source, manifest, runs, out, config, fps)
     total = sum(run.n_frames for run in runs)
     progress.start(source.name, total, "frames", total - sum(work.run.n_frames for work in pending))
     if source.in_process or client.n_workers == 0:
@@ -245,20 +140,71 @@ def extract(
         for position, _ in client.run(_extract_row, pending, weight=lambda work: work.run.n_frames):
             progress.advance(pending[position].run.n_frames)
     progress.finish()
-    facts = {
+    n_trs = [run.n_trs for run in runs]
+    facts: dict[str, Any] = {
         "runs": [run.label for run in runs],
-        "n_trs": [run.n_trs for run in runs],
-        "n_features": {layer.name: layer.n_features for layer in source.layers},
+        "n_trs": n_trs,
+        "n_features": dict(source.n_features),
+        "projection_error": {
+            name: projection_error(sum(n_trs), pooling.n_out)
+            for name, pooling in source.poolings.items()
+            if pooling.kind == "projection"
+        },
         "n_frames": total,
         "fps": fps,
     }
+    if found is not None:
+        settings, made_from = found.settings, found.made_from
+        for name in ("n_features", "projection_error"):
+            facts[name] = {**found.record[name], **facts[name]}
     return write_info(out, KIND, config=settings, made_from=made_from, facts=facts)
 
 
-def estimate_bytes(source: FeatureSource, runs: Sequence[RunPlan]) -> int:
+def _pending(
+    source: Pooled, manifest: Manifest, runs: Sequence[RunPlan], out: Path, config: ExtractConfig, fps: float
+) -> list[_Work]:
+    """Runs that lack a layer, with the fingerprints of what they lack."""
+    of_layer = {layer.name: source.fingerprint(layer) for layer in source.layers}
+    pending = []
+    for run in runs:
+        seen = video_fingerprint(manifest, run)
+        wanted = {name: fingerprint(digits, to_mapping(config), seen) for name, digits in of_layer.items()}
+        lacking = {name: digits for name, digits in wanted.items() if not is_written(out, name, run.label, digits)}
+        if lacking:
+            clock = config.tr_s, config.slice_time_ref
+            pending.append(_Work(run, source, str(manifest.root), str(out), *clock, fps, lacking))
+    return pending
+
+
+def estimate_bytes(source: Pooled, runs: Sequence[RunPlan]) -> int:
     """Bytes on disk at most: float32 rows, and a little for each store."""
-    per_tr = sum(4 * layer.n_features + 16 for layer in source.layers)
+    per_tr = sum(4 * n_features + 16 for n_features in source.n_features.values())
     return sum(run.n_trs * per_tr + 8192 * len(source.layers) for run in runs)
+
+
+def estimate_memory(source: Pooled, manifest: Manifest, runs: Sequence[RunPlan]) -> int:
+    """Bytes that extraction holds in each process at most, whatever the length of a recording.
+
+    Video of a batch of clips and of the segments that it is cut from, activations of the layers, rows of a batch, and
+    sums over the volumes of the longest run. What a network needs inside comes on top.
+    """
+    window = source.window
+    frame_bytes = 3 * manifest.height * manifest.width
+    n_clips = _batch_size(source, manifest)
+    # A batch as a list and as an array; what is cut, before and after a segment is added to it.
+    reach = (window.n_input - 1) * window.step + 1
+    segment = int(manifest.segments["n_frames"].max())
+    video = 2 * n_clips * window.n_input * frame_bytes + 2 * (reach + 2 * segment) * frame_bytes
+    tokens = sum(math.prod((source.source.window.n_slices, *layer.grid, layer.n_channels)) for layer in source.layers)
+    width = sum(source.n_features.values())
+    # Controls turn the video of a batch into floats, and those into half a dozen products of its size.
+    floats = 4 * n_clips * (window.n_input * frame_bytes + 6 * tokens)
+    rows = 3 * 8 * n_clips * window.n_slices * width
+    return video + floats + rows + 3 * 8 * width * max(run.n_trs for run in runs)
+
+
+def _batch_size(source: Pooled, manifest: Manifest) -> int:
+    return max(1, BATCH_BYTES // (source.window.n_input * manifest.height * manifest.width * 3))
 
 
 def _extract_row(work: _Work) -> None:
@@ -268,30 +214,38 @@ def _extract_row(work: _Work) -> None:
 
 def _extract_run(work: _Work, manifest: Manifest, advance: Callable[[int], None]) -> None:
     run, source = work.run, work.source
-    sums = {layer.name: np.zeros((run.n_trs, layer.n_features)) for layer in source.layers}
+    layers = [layer for layer in source.layers if layer.name in work.fingerprints]
+    sums = {layer.name: np.zeros((run.n_trs, source.n_features[layer.name])) for layer in layers}
     n_frames = np.zeros(run.n_trs, np.int64)
     shown, most = np.full(run.n_trs, -1, np.int32), np.zeros(run.n_trs, np.int64)
     for number, recording in enumerate(run.recordings):
-        rows, spans = rows_of(source, manifest, recording, advance)
+        spans = source.window.spans(source.window.starts(recording.n_frames), recording.n_frames)
         times_s = frame_times(recording.onset_s, recording.duration_s, recording.n_frames)
         weights, counts = volume_weights(spans, times_s, work.tr_s, run.n_trs, work.slice_time_ref)
+        by_row = weights.tocsc()
         n_frames += counts
         shown[counts > most] = number
         most = np.maximum(most, counts)
-        for name, values in rows.items():
-            sums[name] += weights @ values.astype(np.float64)
-    window = source.window
-    for layer in source.layers:
+        first = 0
+        for batch in rows_of(source, manifest, recording, advance):
+            # Added batch by batch: the rows of a long recording are never all in memory.
+            n_rows = len(next(iter(batch.values())))
+            part = by_row[:, first : first + n_rows]
+            for name, total in sums.items():
+                total += part @ batch[name].astype(np.float64)
+            first += n_rows
+    for layer in layers:
         features, valid = mean_of_sums(sums[layer.name], n_frames)
-        seen = layer.sees_before + window.slice_frames + layer.sees_after
+        before_s, row_s, after_s = receptive_field_s(layer, source.window, work.fps)
         attributes = {
             "tr_s": work.tr_s,
             "slice_time_ref": work.slice_time_ref,
-            "row_s": window.slice_frames / work.fps,
-            "window_s": seen / work.fps,
-            "sees_before_s": layer.sees_before / work.fps,
-            "sees_after_s": layer.sees_after / work.fps,
-            "fingerprint": work.fingerprint,
+            "time": source.window.time,
+            "row_s": row_s,
+            "window_s": before_s + row_s + after_s,
+            "sees_before_s": before_s,
+            "sees_after_s": after_s,
+            "fingerprint": work.fingerprints[layer.name],
             "recordings": [{"key": recording.key, "level": recording.level} for recording in run.recordings],
         }
         write_run(
@@ -307,29 +261,33 @@ def _extract_run(work: _Work, manifest: Manifest, advance: Callable[[int], None]
 
 
 def rows_of(
-    source: FeatureSource, manifest: Manifest, recording: RecordingPlan, advance: Callable[[int], None]
-) -> tuple[dict[str, NDArray[np.float32]], NDArray[np.int64]]:
-    """Rows of every layer of one recording, in time order.
+    source: Pooled, manifest: Manifest, recording: RecordingPlan, advance: Callable[[int], None]
+) -> Iterator[dict[str, NDArray[np.float32]]]:
+    """Rows of one recording in time order, a batch of clips at a time: by layer, (n_rows, n_features) float32.
 
-    Returns
-    -------
-    rows
-        By layer, (n_rows, n_features) float32.
-    spans : (n_rows, 2)
-        Frames ``[begin, end)`` that each row stands for.
+    Raises
+    ------
+    ModelError
+        If activations are not finite: names the layer and the clip.
     """
     window = source.window
     starts = window.starts(recording.n_frames)
-    clip_bytes = window.n_input * manifest.height * manifest.width * 3
-    collected: dict[str, list[NDArray[np.float32]]] = {layer.name: [] for layer in source.layers}
-    frames = frames_of(manifest, recording.key)
     done = told = 0
-    for video in cut(frames, recording.n_frames, window, max(1, BATCH_BYTES // clip_bytes)):
-        for name, values in source.rows(video).items():
-            collected[name].append(values.reshape(-1, values.shape[-1]))
+    frames = frames_of(manifest, recording.key)
+    for video in cut(frames, recording.n_frames, window, _batch_size(source, manifest)):
+        rows = source.rows(video)
+        for name, values in rows.items():
+            bad = np.flatnonzero(~np.isfinite(values).all(axis=(1, 2)))
+            if len(bad):
+                raise ModelError(
+                    f"{name} is not finite in {len(bad)} of {len(video)} clips; the first begins at frame "
+                    f"{int(starts[done + bad[0]])} of {recording.key}",
+                    where=name,
+                    likely="the weights are damaged or untamed (nan, or an overflow), or the video's range is wrong",
+                    hint="look at the training's metrics, or leave the layer out with --layers",
+                )
         done += len(video)
         reached = recording.n_frames * done // len(starts)
         advance(reached - told)
         told = reached
-    rows = {name: np.concatenate(parts) for name, parts in collected.items()}
-    return rows, window.spans(starts, recording.n_frames)
+        yield {name: values.reshape(-1, values.shape[-1]) for name, values in rows.items()}

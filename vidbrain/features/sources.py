@@ -1,26 +1,21 @@
-"""What can look at clips and give features: the protocol, and the sources without a model (pixels, motion energy).
+"""What can look at clips and give features: the protocol that every source obeys.
 
 A source states its window (which frames it looks at, which frames a row stands for), lists its layers, and maps a
-batch of clips to rows. Networks are in `features.activations`.
+batch of clips to activations at positions. Pooling and time are the same for all of them: `features.pooled`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
-from vidbrain.config import did_you_mean, fingerprint, to_mapping
+from vidbrain.config import did_you_mean
 from vidbrain.errors import ModelError
-from vidbrain.features.motion import LUMA, MotionConfig, motion_energy, reach, to_grey
-from vidbrain.features.pooling import Pooling, pool
 from vidbrain.features.windows import Window
 
 SAMPLING_HZ = 15.0
-"""Rate at which pixels and motion energy look at video, as the models do (every 4th frame at 60 Hz)."""
+"""Rate at which video is looked at unless a source is told otherwise (every 4th frame at 60 Hz)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,36 +27,30 @@ class Layer:
     name
         For instance ``"gpt.block_2"``; a folder of the store.
     grid
-        Rows and columns of its tokens in each slice.
+        Positions in each slice: (rows, columns), (n,) for tokens that lie in no known grid, () for a single one.
     n_channels
-        Of each token.
-    n_features
-        After pooling.
+        At each position.
     sees_before, sees_after
         Source frames before the begin and after the end of a slice that may enter its row, at most: the receptive
-        field is these and the slice itself.
+        field is these and the slice itself (`receptive_field_s` in seconds).
+    weights
+        Names in the source's `made_from` that decide this layer; None for all.
     """
 
     name: str
-    grid: tuple[int, int]
+    grid: tuple[int, ...]
     n_channels: int
-    n_features: int
-    sees_before: int
-    sees_after: int
-
-
-PIXEL_LAYERS = {"pixels.rgb": (12, 3), "pixels.grey": (20, 1)}
-"""Layers of the pixels: cells along each side, and colours."""
-
-MOTION_LAYER = "motion.energy"
+    sees_before: int = 0
+    sees_after: int = 0
+    weights: tuple[str, ...] | None = None
 
 
 class FeatureSource(Protocol):
-    """Something that turns clips into rows of features."""
+    """Something that turns clips into activations."""
 
     @property
     def name(self) -> str:
-        """Of the feature set, for instance ``"motion"``."""
+        """Of the source, for instance ``"motion"``."""
 
     @property
     def layers(self) -> tuple[Layer, ...]:
@@ -69,7 +58,7 @@ class FeatureSource(Protocol):
 
     @property
     def window(self) -> Window:
-        """Which frames enter a clip, and which its rows stand for."""
+        """The clip: which frames enter it, and which its slices cover."""
 
     @property
     def made_from(self) -> dict[str, str]:
@@ -77,14 +66,21 @@ class FeatureSource(Protocol):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What decides the values, as plain values."""
+        """What else decides the values of every layer, as plain values."""
 
     @property
     def in_process(self) -> bool:
         """Whether it must stay in this process, as what holds a GPU must. Others are pickled to workers."""
 
-    def rows(self, video: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
-        """Rows of each layer: (B, n_input, H, W, 3) -> (B, n_slices, n_features), pooled before transfer."""
+    @property
+    def clips_at_once(self) -> int:
+        """Clips in one call of `extract`, at most: bounds the memory of activations."""
+
+    def extract(self, video: Any, /) -> dict[str, Any]:  # noqa: ANN401 -- see below
+        """Activations of each layer: uint8 (B, n_input, H, W, 3) -> float (B, n_slices, *grid, n_channels).
+
+        Arrays of NumPy, or tensors on the device that made them.
+        """
 
 
 def choose_layers(asked: Sequence[str], known: Sequence[str], source: str) -> tuple[str, ...]:
@@ -98,126 +94,25 @@ def choose_layers(asked: Sequence[str], known: Sequence[str], source: str) -> tu
     for name in asked:
         if name not in known:
             near = did_you_mean(name, known)
-            hint = f"give --layers from: {', '.join(known)}"
+            shown = known if len(known) <= 40 else [*known[:40], f"and {len(known) - 40} more"]
+            hint = f"give --layers from: {', '.join(shown)}"
             raise ModelError(f"{source} has no layer {name!r}{near}", where=name, hint=hint)
     return tuple(name for name in known if not asked or name in asked)
 
 
-def sampling_step(fps: float) -> int:
-    """Source frames between sampled ones, for about 15 frames a second."""
-    return max(1, round(fps / SAMPLING_HZ))
+def sampling_step(fps: float, sample_hz: float = SAMPLING_HZ) -> int:
+    """Source frames between sampled ones, for about `sample_hz` frames a second."""
+    return max(1, round(fps / sample_hz))
 
 
-@dataclass(frozen=True, kw_only=True)
-class PixelSource:
-    """Small pictures: local colour, and local brightness on a finer grid.
+def receptive_field_s(layer: Layer, window: Window, fps: float) -> tuple[float, float, float]:
+    """Seconds before the frames that a row stands for, during them, and after them, that may enter the row.
 
-    Attributes
+    Parameters
     ----------
-    layer_names
-        ``pixels.rgb`` (12x12 cells of red, green, blue: 432 features) and ``pixels.grey`` (20x20 cells of luma: 400).
-    step
-        Source frames between sampled ones.
-    """
-
-    layer_names: tuple[str, ...] = ("pixels.rgb",)
-    step: int = 4
-    name: str = field(default="pixels", init=False)
-    in_process: bool = field(default=False, init=False)
-
-    @property
-    def window(self) -> Window:
-        """A row for every sampled frame."""
-        return Window(n_frames=16, step=self.step, n_slices=16)
-
-    @property
-    def layers(self) -> tuple[Layer, ...]:
-        """As asked for."""
-        layers = []
-        for name in choose_layers(self.layer_names, list(PIXEL_LAYERS), self.name):
-            cells, colours = PIXEL_LAYERS[name]
-            grid, n = (cells, cells), cells**2 * colours
-            layers.append(Layer(name=name, grid=grid, n_channels=colours, n_features=n, sees_before=0, sees_after=0))
-        return tuple(layers)
-
-    @property
-    def made_from(self) -> dict[str, str]:
-        """Nothing."""
-        return {}
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """The grids and colours."""
-        grids = {layer.name: list(PIXEL_LAYERS[layer.name]) for layer in self.layers}
-        return {"grids": grids, "luma": LUMA.tolist()}
-
-    def rows(self, video: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
-        """Mean colour or luma of each cell, in [0, 1]."""
-        made = {}
-        for layer in self.layers:
-            cells = layer.grid[0]
-            if layer.n_channels == 1:
-                made[layer.name] = to_grey(video, cells).reshape(*video.shape[:2], -1)
-            else:
-                made[layer.name] = pool(video.astype(np.float32) / np.float32(255), Pooling(grid=cells))
-        return made
-
-
-@dataclass(frozen=True, kw_only=True)
-class MotionSource:
-    """Motion energy (`features.motion`).
-
-    Attributes
-    ----------
-    config
-        The filters.
+    layer, window
+        Of a source.
     fps
-        Source frames per second; filters are made for this rate.
-    layer_names
-        ``motion.energy``, the only one, or none for all.
+        Source frames per second.
     """
-
-    config: MotionConfig = field(default_factory=MotionConfig)
-    fps: float = 60.0
-    layer_names: tuple[str, ...] = ()
-    name: str = field(default="motion", init=False)
-    in_process: bool = field(default=False, init=False)
-
-    @property
-    def window(self) -> Window:
-        """A row for every sampled frame; the temporal filters reach beyond the clip."""
-        step = sampling_step(self.fps)
-        return Window(n_frames=64, step=step, n_slices=64, margin=reach(self.config, self.fps / step))
-
-    @property
-    def layers(self) -> tuple[Layer, ...]:
-        """One."""
-        (name,) = choose_layers(self.layer_names, [MOTION_LAYER], self.name)
-        n, reached = self.config.n_features, self.window.margin * self.window.step
-        grid = (max(self.config.cells), max(self.config.cells))
-        # A sampled frame stands for `step` frames, and the filter sees none after its last sampled one.
-        return (
-            Layer(name=name, grid=grid, n_channels=n // sum(c * c for c in self.config.cells), n_features=n,
-                  sees_before=reached, sees_after=max(0, reached - self.window.step + 1)),
-        )  # fmt: skip
-
-    @property
-    def made_from(self) -> dict[str, str]:
-        """Nothing."""
-        return {}
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """The filters and the rate."""
-        return {"filters": to_mapping(self.config), "fps": self.fps}
-
-    def rows(self, video: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
-        """Compressed energy of each filter around each sampled frame."""
-        rate_hz = self.fps / self.window.step
-        return {MOTION_LAYER: motion_energy(to_grey(video, self.config.size), rate_hz, self.config)}
-
-
-def source_fingerprint(source: FeatureSource) -> str:
-    """Name a source by what decides its rows: window, layers, settings and weights."""
-    layers = [to_mapping(layer) for layer in source.layers]
-    return fingerprint(source.name, to_mapping(source.window), layers, source.settings, source.made_from)
+    return layer.sees_before / fps, window.row_frames / fps, layer.sees_after / fps

@@ -11,15 +11,60 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from vidbrain.config import did_you_mean
+from vidbrain.config import did_you_mean, fingerprint
 from vidbrain.errors import AlignmentError, ModelError, StorageError
-from vidbrain.storage.info import read_info
+from vidbrain.storage.info import INFO, is_done, read_info
 from vidbrain.storage.objects import Root
 from vidbrain.storage.roots import locate, safe_name
 from vidbrain.storage.zarrs import open_dataset, write_dataset
 from vidbrain.video.clock import MIDDLE, volume_times
 
 KIND = "features"
+
+
+@dataclass(frozen=True)
+class Standing:
+    """A finished set in whose place another one is asked for, from the same source, settings and inputs.
+
+    Attributes
+    ----------
+    record
+        Its root record.
+    whole
+        Whether it has every layer that is asked for.
+    settings, made_from
+        Of the set once the layers that it lacks are added.
+    """
+
+    record: dict[str, Any]
+    whole: bool
+    settings: dict[str, Any]
+    made_from: dict[str, str]
+
+
+def standing_record(root: str | Path, settings: Mapping[str, Any], made_from: Mapping[str, str]) -> Standing | None:
+    """Compare what is asked for with the finished set that lies there; None where there is none.
+
+    Raises
+    ------
+    ResumeError
+        If a set lies there that was made otherwise; the message names what differs.
+    """
+    if not (Path(root) / INFO).is_file():
+        return None
+    record = read_info(root, KIND)
+    old = {str(layer["name"]): layer for layer in record["config"].get("layers", [])}
+    asked = {str(layer["name"]): layer for layer in settings["layers"]}
+    config = {**settings, "layers": list({**old, **asked}.values())}
+    inputs = {**record["made_from"], **made_from}
+    same = (
+        fingerprint({**record["config"], "layers": config["layers"]}) == fingerprint(config)
+        and all(fingerprint(old[name]) == fingerprint(asked[name]) for name in old.keys() & asked.keys())
+        and all(inputs[name] == digits for name, digits in record["made_from"].items())
+    )
+    if not same:
+        is_done(root, KIND, config=config, made_from=inputs)  # raises, and says what differs
+    return Standing(record, asked.keys() <= old.keys(), config, inputs)
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,16 @@
 
 A source sees clips; each clip gives `n_slices` rows (token slices along time), and a row stands for the source frames
 ``[begin, end)`` that its slice covers. Every frame of a recording is covered: the last clip is moved back to end with
-the recording, and frames that two clips cover are shared between their rows when they are averaged into volumes.
+the recording, and frames that two clips cover are shared between their rows when they are averaged into volumes. With
+`time` "end" a row stands for the frames that were new when its clip ended, and for those before the end of the first
+clip there is none.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +36,9 @@ class Window:
         of a recording its first and last frame are repeated.
     stride
         Distance between the begins of neighbouring clips, in source frames; None for clips that do not overlap.
+    time
+        "centre": a row stands for the frames of its slice, the middle of what it sees. "end": the only row of a clip
+        stands for its last `stride` frames, so that it sees nothing after them.
     """
 
     n_frames: int = 16
@@ -40,6 +46,7 @@ class Window:
     n_slices: int = 4
     margin: int = 0
     stride: int | None = None
+    time: Literal["centre", "end"] = "centre"
 
     def __post_init__(self) -> None:
         if min(self.n_frames, self.step, self.n_slices) < 1 or self.margin < 0:
@@ -51,6 +58,8 @@ class Window:
                 f"a stride of {self.stride} frames leaves frames out: a clip covers {self.covered}",
                 hint=f"give a stride from 1 to {self.covered}",
             )
+        if self.time == "end" and (self.n_slices > 1 or self.margin or self.stride is None):
+            raise ConfigError("rows at the end of their clips need one row a clip, no margin, and a stride")
 
     @property
     def n_input(self) -> int:
@@ -64,8 +73,13 @@ class Window:
 
     @property
     def slice_frames(self) -> int:
-        """Source frames that one row stands for."""
+        """Source frames that a token slice covers."""
         return self.covered // self.n_slices
+
+    @property
+    def row_frames(self) -> int:
+        """Source frames that one row stands for."""
+        return self.slice_frames if self.time == "centre" else self.stride or self.covered
 
     def starts(self, n_recording: int) -> NDArray[np.int64]:
         """First covered frame of each clip of a recording with `n_recording` frames, in time order."""
@@ -94,7 +108,8 @@ class Window:
             In the order of clips, then slices.
         """
         begins = np.asarray(starts, np.int64)[:, None] + np.arange(self.n_slices, dtype=np.int64) * self.slice_frames
-        spans = np.stack([begins, begins + self.slice_frames], axis=-1).reshape(-1, 2)
+        ends = begins + self.slice_frames
+        spans = np.stack([ends - self.row_frames, ends], axis=-1).reshape(-1, 2)
         return np.clip(spans, 0, n_recording)
 
 
