@@ -10,12 +10,10 @@ from __future__ import annotations
 
 import contextlib
 import math
-import signal
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any, Protocol
 
 import torch
@@ -37,6 +35,7 @@ from vidbrain.training import precision
 from vidbrain.training.checkpoint import Checkpoints, Metrics
 from vidbrain.training.optim import adamw, lr_factor
 from vidbrain.training.precision import PrecisionName
+from vidbrain.training.signals import Signals
 from vidbrain.training.world import any_process, joined, pick_device, reduced, wait_for_all
 
 PLAN, SUMMARY = "training.json", "summary.json"
@@ -140,7 +139,7 @@ def train(
             return dict(read_json(out / SUMMARY))
         _claim(out, {"config": settings, "made_from": task.made_from}, world)
         run = _Run(task, config, out, world, place, arm, progress)
-        with _Signals() as signals:
+        with Signals() as signals:
             run.go(signals)
         summary = run.summary()
         if world.rank == 0:
@@ -222,7 +221,7 @@ class _Run:
         if self.world.rank == 0:
             self.metrics.keep_until(self.step)
 
-    def go(self, signals: _Signals) -> None:
+    def go(self, signals: Signals) -> None:
         """Train to the last step; on a signal write a checkpoint and leave."""
         config, task = self.config, self.task
         self.progress.start(task.kind, config.steps, "steps", done=self.step)
@@ -370,36 +369,6 @@ class _Run:
             "clips_per_s": round(stats["clips_per_s"] * self.world.size, 2),
             "stall_share": round(stats["stall_share"], 4),
         }
-
-
-class _Signals:
-    """Remembers SIGTERM, SIGUSR1 (a queue that wants the machine back) and SIGINT until the step is done."""
-
-    _NAMES = ("SIGTERM", "SIGUSR1", "SIGINT")
-
-    def __init__(self) -> None:
-        self.received: int | None = None
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> _Signals:
-        with contextlib.suppress(ValueError):  # not the main thread: signals go elsewhere
-            for name in self._NAMES:
-                number = getattr(signal, name)
-                self._before[number] = signal.signal(number, self._note)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _note(self, number: int, _frame: FrameType | None) -> None:
-        self.received = number
-
-    def leave(self) -> None:
-        """End the process as the signal would have: the checkpoint is written."""
-        if self.received in (None, signal.SIGINT):
-            raise KeyboardInterrupt
-        raise SystemExit(128 + int(self.received or 0))
 
 
 def _endless(loader: Loader[Any]) -> Generator[Any, None, None]:
