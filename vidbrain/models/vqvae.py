@@ -14,11 +14,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 -- as torch's own documents name it
 
 from vidbrain.errors import ConfigError, ModelError
-from vidbrain.models.attention import AxialAttention, RMSNorm, head_width
+from vidbrain.models.attention import AxialAttention, head_width
 from vidbrain.models.codebook import Codebook, Quantized, from_all_ranks, from_first_rank
-
-Triple = tuple[int, int, int]
-
+from vidbrain.models.norms import ChannelNorm
+from vidbrain.models.positions import Triple
 
 MOST_CHANNELS, MOST_LAYERS = 16_384, 256
 """Far beyond any tokenizer: a file that asks for more is damaged, and would fill the memory before it failed."""
@@ -128,6 +127,10 @@ class VQVAE(nn.Module):
             config.n_codes, config.code_dim, decay=config.codebook_decay, restart_below=config.restart_below
         )
         self.decoder = Decoder(config)
+
+    def lr_scales(self) -> dict[str, float]:
+        """Factors of the learning rate by name of parameter: none."""
+        return {}
 
     def forward(self, video: Tensor) -> VQVAEOutput:
         """Training loss of uint8 clips (B, T, H, W, 3)."""
@@ -271,14 +274,6 @@ class ResidualBlock(nn.Module):
         y = self.conv_out(F.relu(self.norms[1](y)))
         y = F.relu(self.norms[2](y)).movedim(1, -1)
         return x + self.attention(y).movedim(-1, 1)
-
-
-class ChannelNorm(RMSNorm):
-    """RMS norm over the channels of every position of (B, C, t, h, w)."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalise."""
-        return super().forward(x.movedim(1, -1)).movedim(-1, 1)
 
 
 def to_float(video: Tensor) -> Tensor:

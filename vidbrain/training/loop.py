@@ -33,7 +33,7 @@ from vidbrain.storage.info import difference, is_done, write_info
 from vidbrain.stream.loader import Loader
 from vidbrain.training import precision
 from vidbrain.training.checkpoint import Checkpoints, Metrics
-from vidbrain.training.optim import adamw, lr_factor
+from vidbrain.training.optim import adamw, lr_factor, set_lr
 from vidbrain.training.precision import PrecisionName
 from vidbrain.training.signals import Signals
 from vidbrain.training.world import any_process, joined, pick_device, reduced, wait_for_all
@@ -194,7 +194,14 @@ class _Run:
         self.totals: dict[str, Tensor] = {}
         self.since = 0
         task.model.to(device).train()
-        self.optimizer = adamw(task.model, lr=config.lr, weight_decay=config.weight_decay, betas=config.betas)
+        self.lr = config.lr
+        self.optimizer = adamw(
+            task.model,
+            lr=config.lr,
+            weight_decay=config.weight_decay,
+            betas=config.betas,
+            lr_scales=task.model.lr_scales(),
+        )
         self.scaler = arm.scaler()
         self._resume()
         torch.set_num_threads(self.threads)
@@ -254,9 +261,8 @@ class _Run:
     def _train_on(self, batch: Any) -> None:  # noqa: ANN401 -- loader's own
         config = self.config
         torch.manual_seed(_chance(config.seed, self.world.rank, self.step))
-        factor = lr_factor(self.step, steps=config.steps, warmup=config.warmup)
-        for group in self.optimizer.param_groups:
-            group["lr"] = config.lr * factor
+        self.lr = config.lr * lr_factor(self.step, steps=config.steps, warmup=config.warmup)
+        set_lr(self.optimizer, self.lr)
         with self.arm.autocast():
             loss, numbers = self.task.loss(self.model, batch)
         self.optimizer.zero_grad(set_to_none=True)
@@ -294,7 +300,7 @@ class _Run:
 
     def _log(self) -> None:
         self._check()
-        row: dict[str, Any] = {"step": self.step, "split": "train", "lr": self.optimizer.param_groups[0]["lr"]}
+        row: dict[str, Any] = {"step": self.step, "split": "train", "lr": self.lr}
         # An overflow that the scaler skips leaves an infinite norm: null, not a number.
         n = self.since * self.world.size
         means = {k: float(reduced(v, self.world, how="sum")) / n for k, v in self.totals.items() if k != "first_bad"}
