@@ -92,6 +92,10 @@ class Codebook(nn.Module):
         """Code vectors (..., D) of codes (...)."""
         return self.embeddings[codes]
 
+    def vectors(self) -> Tensor:
+        """All code vectors (K, D)."""
+        return self.embeddings
+
     def take_usage(self) -> tuple[Tensor, int]:
         """Return use of each code (K,) and restarts in training since the last call, and count anew."""
         usage, restarts = self.usage.cpu().clone(), int(self.restarts)

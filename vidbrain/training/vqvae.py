@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from vidbrain.models.codebook import perplexity
+from vidbrain.models.presets import preset_of
 from vidbrain.models.vqvae import VQVAE, VQVAEConfig
 from vidbrain.progress import SILENT, Progress
 from vidbrain.records import ClipSpec, World
@@ -142,7 +143,12 @@ class VQVAETask:
     def facts(self) -> dict[str, Any]:
         """Grid of codes of a clip, and tokens."""
         n_codes = self._config.model.n_codes
-        return {"grid": list(self._grid), "tokens_per_clip": math.prod(self._grid), "n_codes": n_codes}
+        return {
+            "grid": list(self._grid),
+            "tokens_per_clip": math.prod(self._grid),
+            "n_codes": n_codes,
+            "preset": preset_of(self._config.model),
+        }
 
     def _to_device(self, batch: ClipBatch) -> Tensor:
         # uint8 over the bus, float on the device.
