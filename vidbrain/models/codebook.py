@@ -50,6 +50,8 @@ class Codebook(nn.Module):
         A code with a running count below this many vectors per batch is dead: it is moved onto a vector of the batch,
         drawn with probability proportional to its squared distance from its code (as k-means++ does), so that rare
         content gets codes even where most of the picture is empty.
+    restart_sums
+        Restart the running sums of a dead code, too. Without, as in VideoGPT, the next update takes it back.
     """
 
     embeddings: Tensor
@@ -59,9 +61,12 @@ class Codebook(nn.Module):
     usage: Tensor
     restarts: Tensor
 
-    def __init__(self, n_codes: int, code_dim: int, *, decay: float = 0.99, restart_below: float = 1.0) -> None:
+    def __init__(
+        self, n_codes: int, code_dim: int, *, decay: float = 0.99, restart_below: float = 1.0, restart_sums: bool = True
+    ) -> None:
         super().__init__()
         self.n_codes, self.code_dim, self.decay, self.restart_below = n_codes, code_dim, decay, restart_below
+        self.restart_sums = restart_sums
         # Twice the threshold gives a (re)started code ln 2 / (1 - decay) batches to find users.
         self.fresh_count = max(2 * restart_below, 1e-3)
         start = torch.randn(n_codes, code_dim)
@@ -127,8 +132,9 @@ class Codebook(nn.Module):
         dead = self.counts < self.restart_below
         picks = from_first_rank(flat[_by_weight(distance, self.n_codes)])
         self.embeddings.copy_(torch.where(dead[:, None], picks, self.embeddings))
-        self.counts.masked_fill_(dead, self.fresh_count)
-        self.z_avg.copy_(torch.where(dead[:, None], picks * self.fresh_count, self.z_avg))
+        if self.restart_sums:
+            self.counts.masked_fill_(dead, self.fresh_count)
+            self.z_avg.copy_(torch.where(dead[:, None], picks * self.fresh_count, self.z_avg))
         self.restarts += dead.sum()
 
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
+from vidbrain.models.codec import VQVAEConfig
 from vidbrain.models.options import GPTConfig
-from vidbrain.models.vqvae import VQVAEConfig
 
 PresetName = Literal["paper", "modern", "mixed"]
 
@@ -31,15 +31,34 @@ PAPER_GPT = GPTConfig(
 MODERN_GPT = GPTConfig()
 """Today's, at the study's size."""
 
+PAPER_VQVAE = VQVAEConfig(
+    downsample=(4, 16, 16),
+    linear_start=False,
+    n_hidden=240,
+    n_res_layers=4,
+    n_heads=2,
+    n_codes=1024,
+    code_dim=128,
+    network="study",
+    restart_sums=False,
+)
+"""The study's tokenizer: clips of 16 x 128 x 128 to codes of 4 x 8 x 8."""
+
+MODERN_VQVAE = VQVAEConfig()
+"""Today's, with the start from principal components."""
+
 _GPT_SIZES = ("hidden", "n_layers", "n_heads", "head_dim", "base_hidden", "window", "condition_width")
-_VQVAE_SIZES = ("n_hidden", "n_res_layers", "n_codes", "code_dim", "downsample")
+_VQVAE_SIZES = ("n_hidden", "n_res_layers", "n_codes", "code_dim", "downsample", "patch", "fsq_levels")
 SIZES = {*_GPT_SIZES, *_VQVAE_SIZES}
 """Settings that a sweep varies within a preset."""
 
 
 def preset_of(config: GPTConfig | VQVAEConfig) -> PresetName:
     """Name the preset that a configuration belongs to."""
-    presets: dict[PresetName, tuple[object, ...]] = {"paper": (PAPER_GPT,), "modern": (MODERN_GPT,)}
+    presets: dict[PresetName, tuple[object, ...]] = {
+        "paper": (PAPER_GPT, PAPER_VQVAE),
+        "modern": (MODERN_GPT, MODERN_VQVAE),
+    }
     for name, members in presets.items():
         for preset in members:
             if type(preset) is type(config) and _choices(preset) == _choices(config):
