@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 
+from vidbrain.models.norms import full_precision
+
 CHUNK = 16_384
 """Vectors compared with the codebook at a time: bounds memory at CHUNK x K float32."""
 
@@ -81,7 +83,7 @@ class Codebook(nn.Module):
     def forward(self, z: Tensor) -> Quantized:
         """Quantize (..., D); in training mode also learn from it."""
         # 16-bit distances give wrong neighbours and NaN (vq-vae-2-pytorch#65): never under autocast.
-        with torch.autocast(z.device.type, enabled=False):
+        with full_precision(z):
             z = z.float()
             flat = z.detach().reshape(-1, self.code_dim)
             if self.training and not bool(self.ready):

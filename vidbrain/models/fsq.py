@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch import distributed as dist
 
 from vidbrain.models.codebook import Quantized
+from vidbrain.models.norms import full_precision
 
 
 class FSQ(nn.Module):
@@ -42,7 +43,7 @@ class FSQ(nn.Module):
     def forward(self, z: Tensor) -> Quantized:
         """Quantize (..., D)."""
         # As for the codebook, never under autocast: in 16 bits neighbours at the edge of a step change places.
-        with torch.autocast(z.device.type, enabled=False):
+        with full_precision(z):
             places = self._round(self._bound(self.project_in(z.float())))
             vectors = self.project_out(places)
             codes = self._number(places.detach())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Literal
 
 import torch
@@ -14,6 +16,13 @@ NormName = Literal["rms", "layer", "study"]
 def widened(x: Tensor) -> Tensor:
     """Return 16-bit values as float32, wider ones as they are."""
     return x.float() if x.element_size() < 4 else x
+
+
+@contextlib.contextmanager
+def full_precision(x: Tensor) -> Iterator[None]:
+    """Run the block outside autocast, on the device of `x`."""
+    with contextlib.nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False):
+        yield
 
 
 class RMSNorm(nn.Module):
