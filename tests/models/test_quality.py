@@ -29,6 +29,9 @@ def test_ssim_agrees_with_its_equations(noise):
     found = ssim(torch.from_numpy(a), torch.from_numpy(b)).numpy()
     np.testing.assert_allclose(found, [naive(x, y) for x, y in zip(a, b, strict=True)], atol=1e-10)
     np.testing.assert_allclose(ssim(torch.from_numpy(a), torch.from_numpy(a)).numpy(), 1)
+    x, y = torch.from_numpy(a).float(), torch.from_numpy(b).float()
+    with torch.autocast("cpu", torch.bfloat16):
+        np.testing.assert_allclose(ssim(x, y).numpy(), found, atol=1e-4)
 
 
 def test_psnr():

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 -- as torch's own documents name it
 
+from vidbrain.models.norms import full_precision
+
 LUMA = (0.299, 0.587, 0.114)
 """Weights of red, green and blue (BT.601)."""
 
@@ -43,7 +45,8 @@ def ssim(a: Tensor, b: Tensor) -> Tensor:
     row = torch.exp(-(near**2) / (2 * SIGMA**2))
     row = row / row.sum()
     maps = torch.cat([x, y, x * x, y * y, x * y])
-    mean = F.conv2d(F.conv2d(maps, row[None, None, None]), row[None, None, :, None])
+    with full_precision(a):  # in 16 bits the variances of flat windows would be lost
+        mean = F.conv2d(F.conv2d(maps, row[None, None, None]), row[None, None, :, None])
     mx, my, xx, yy, xy = mean.chunk(5)
     c1, c2 = 0.01**2, 0.03**2
     vx, vy, cov = xx - mx**2, yy - my**2, xy - mx * my

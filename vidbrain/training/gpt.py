@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from vidbrain.config import fingerprint
 from vidbrain.errors import ModelError
+from vidbrain.models.flops import count_gpt, gpt_flops
 from vidbrain.models.gpt import GPT, GPTConfig
 from vidbrain.models.presets import preset_of
 from vidbrain.models.pretrained import load_vqvae
@@ -22,6 +23,7 @@ from vidbrain.sharding.manifest import open_manifest
 from vidbrain.stream.codes import CodesBatch, CodesSource, CodesTable, load_codes
 from vidbrain.stream.loader import Loader
 from vidbrain.training.conditions import Buttons, Told, pairs, read_buttons
+from vidbrain.training.cost import ClipCost
 from vidbrain.training.loop import LoopConfig, train
 from vidbrain.training.precision import PrecisionName  # noqa: F401 -- named by an inherited setting
 
@@ -206,6 +208,11 @@ class GPTTask:
             "preset": preset_of(self._config.model),
             **self._unigram,
         }
+
+    def clip_cost(self) -> ClipCost:
+        """Operations and memory of a clip of codes."""
+        flops, counted = gpt_flops(self.model), count_gpt(self.model)
+        return ClipCost(flops.dense, flops.causal, counted.train, counted.saved_bytes, self.model.n_tokens)
 
     def _to_device(self, codes: NDArray[np.uint16]) -> Tensor:
         return torch.from_numpy(codes.astype(np.int32)).to(self._device, non_blocking=True)

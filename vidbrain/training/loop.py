@@ -33,6 +33,7 @@ from vidbrain.storage.info import difference, is_done, write_info
 from vidbrain.stream.loader import Loader
 from vidbrain.training import precision
 from vidbrain.training.checkpoint import Checkpoints, Metrics
+from vidbrain.training.cost import ClipCost, CostMeter, ran_out, room_of
 from vidbrain.training.optim import adamw, lr_factor, set_lr
 from vidbrain.training.precision import PrecisionName
 from vidbrain.training.signals import Signals
@@ -111,6 +112,9 @@ class Task(Protocol):
     def facts(self) -> dict[str, Any]:
         """What the summary says of the task, beyond losses."""
 
+    def clip_cost(self) -> ClipCost:
+        """Operations and memory of one clip."""
+
 
 def train(
     task_of: Callable[[World, torch.device], Task], config: LoopConfig, out: Path, *, device: str, progress: Progress
@@ -138,10 +142,19 @@ def train(
         if is_done(out, task.kind, config=settings, made_from=task.made_from):
             return dict(read_json(out / SUMMARY))
         _claim(out, {"config": settings, "made_from": task.made_from}, world)
+        arm_error, clip = precision.self_test(arm), task.clip_cost()
+        room = room_of(place, sum(p.numel() for p in task.model.parameters()), clip)
+        room.check(config.batch_size // world.size, world.size)
+        meter = CostMeter(place, arm.name, clip)
         run = _Run(task, config, out, world, place, arm, progress)
-        with Signals() as signals:
-            run.go(signals)
-        summary = run.summary()
+        try:
+            with Signals() as signals:
+                run.go(signals)
+        except RuntimeError as error:
+            if ran_out(error):
+                raise room.error(f"memory ran out at step {run.step + 1}", world.size) from error
+            raise
+        summary = {**run.summary(), "precision_error": arm_error, "cost": run.cost(meter)}
         if world.rank == 0:
             save_pretrained(task.model, out)
             write_json(out / SUMMARY, summary)
@@ -349,6 +362,16 @@ class _Run:
             }
             self.checkpoints.save(self.step, self.task.model, state)
         wait_for_all(self.world)
+
+    def cost(self, meter: CostMeter) -> dict[str, Any]:
+        """What this call cost, over all processes; energy and memory are this process's."""
+        stats = self.task.loader.stats()
+        return meter.report(
+            clips=(self.step - self.resumed_at) * self.config.batch_size,
+            clips_per_s=stats["clips_per_s"] * self.world.size,
+            stall_share=stats["stall_share"],
+            processes=self.world.size,
+        )
 
     def summary(self) -> dict[str, Any]:
         """First and last losses, what was held out, and how fast it went."""

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from vidbrain.models.codebook import perplexity
+from vidbrain.models.flops import count_vqvae, vqvae_flops
 from vidbrain.models.presets import preset_of
 from vidbrain.models.quality import WINDOW, psnr, ssim
 from vidbrain.models.vqvae import VQVAE, VQVAEConfig
@@ -19,6 +20,7 @@ from vidbrain.records import ClipSpec, World
 from vidbrain.sharding.manifest import open_manifest
 from vidbrain.stream.loader import Loader, stream
 from vidbrain.stream.source import ClipBatch
+from vidbrain.training.cost import ClipCost
 from vidbrain.training.loop import LoopConfig, train
 from vidbrain.training.precision import PrecisionName  # noqa: F401 -- named by an inherited setting
 
@@ -92,6 +94,7 @@ class VQVAETask:
         self.loader: Loader[ClipBatch] = stream(
             data_root, clip=config.clip, batch_size=config.batch_size, seed=config.seed, split="train", world=world
         )
+        self._clip = (config.clip.n_frames, manifest.height, manifest.width)
         self._grid = config.model.latent_grid(config.clip.n_frames, manifest.height, manifest.width)
 
     def loss(self, model: nn.Module, batch: ClipBatch) -> tuple[Tensor, dict[str, Tensor]]:
@@ -157,6 +160,11 @@ class VQVAETask:
             "n_codes": n_codes,
             "preset": preset_of(self._config.model),
         }
+
+    def clip_cost(self) -> ClipCost:
+        """Operations and memory of a clip of video."""
+        flops, counted = vqvae_flops(self._config.model, self._clip), count_vqvae(self.model, self._clip)
+        return ClipCost(flops.dense, flops.causal, counted.train, counted.saved_bytes, math.prod(self._grid))
 
     def _to_device(self, batch: ClipBatch) -> Tensor:
         # uint8 over the bus, float on the device.
