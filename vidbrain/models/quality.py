@@ -38,17 +38,17 @@ def ssim(a: Tensor, b: Tensor) -> Tensor:
     Tensor
         (N,), the mean over all windows that lie inside the picture.
     """
-    weights = torch.tensor(LUMA, dtype=a.dtype, device=a.device)
-    # Its constants refer to values from 0 to 1: half a range is added to pixels that begin at -0.5.
-    x, y = ((v @ weights)[:, None] + 0.5 for v in (a, b))
-    near = torch.arange(WINDOW, dtype=a.dtype, device=a.device) - WINDOW // 2
-    row = torch.exp(-(near**2) / (2 * SIGMA**2))
-    row = row / row.sum()
-    maps = torch.cat([x, y, x * x, y * y, x * y])
     with full_precision(a):  # in 16 bits the variances of flat windows would be lost
+        weights = torch.tensor(LUMA, dtype=a.dtype, device=a.device)
+        # Its constants refer to values from 0 to 1: half a range is added to pixels that begin at -0.5.
+        x, y = ((v @ weights)[:, None] + 0.5 for v in (a, b))
+        near = torch.arange(WINDOW, dtype=a.dtype, device=a.device) - WINDOW // 2
+        row = torch.exp(-(near**2) / (2 * SIGMA**2))
+        row = row / row.sum()
+        maps = torch.cat([x, y, x * x, y * y, x * y])
         mean = F.conv2d(F.conv2d(maps, row[None, None, None]), row[None, None, :, None])
-    mx, my, xx, yy, xy = mean.chunk(5)
-    c1, c2 = 0.01**2, 0.03**2
-    vx, vy, cov = xx - mx**2, yy - my**2, xy - mx * my
-    found = (2 * mx * my + c1) * (2 * cov + c2) / ((mx**2 + my**2 + c1) * (vx + vy + c2))
-    return found.mean(dim=(1, 2, 3))
+        mx, my, xx, yy, xy = mean.chunk(5)
+        c1, c2 = 0.01**2, 0.03**2
+        vx, vy, cov = xx - mx**2, yy - my**2, xy - mx * my
+        found = (2 * mx * my + c1) * (2 * cov + c2) / ((mx**2 + my**2 + c1) * (vx + vy + c2))
+        return found.mean(dim=(1, 2, 3))
