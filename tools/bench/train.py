@@ -5,8 +5,8 @@ Usage: python tools/bench/train.py [--json docs/benchmarks/train.json] [--repeat
 The original's step is written anew in plain torch (`original.py`, formulas and all): it encodes every clip again in
 every step, materialises attention, keeps masks, runs blocks twice, makes a one-hot matrix of the codebook. Ours takes
 codes that were encoded once, as `vidbrain train gpt` does. Both in float32 on the CPU, the same batch, AdamW on one
-side and Adam on the other as each trains; steps alternate, medians are compared. A profile of each step by operator says
-where the rest goes; a third row, ours with the study's formulas, says what is due to the presets.
+side and Adam on the other as each trains; steps alternate, medians are compared. A profile of each step by operator
+says where the rest goes; a third column, ours with the study's formulas, says what is due to the presets.
 """
 
 import argparse
@@ -32,6 +32,7 @@ from vidbrain.training.optim import adamw
 
 CLIP, DOWNSAMPLE = (16, 64, 64), (4, 8, 8)
 N_CODES, CODE_DIM, WIDTH, RES_LAYERS = 1024, 128, 240, 4
+PATCH = (2, 4, 4)
 WANTED = {48: 3.0, 192: 2.0, 576: 1.4, "vqvae": 1.2}
 
 Step = Callable[[], None]
@@ -104,7 +105,7 @@ def vqvae_steps(batch: int, width: int) -> tuple[dict[str, Step], dict[str, int]
     model = original.OriginalVQVAE(width, RES_LAYERS, DOWNSAMPLE, N_CODES, CODE_DIM)
     shape = {"downsample": DOWNSAMPLE, "n_hidden": width, "n_res_layers": RES_LAYERS}
     paper = VQVAE(VQVAEConfig(**shape, network="study", linear_start=False, restart_sums=False))
-    modern = VQVAE(VQVAEConfig(**shape))
+    modern = VQVAE(VQVAEConfig(**shape, patch=PATCH))
     steps = {
         "original": theirs(model, lambda: model(to_float(video))),
         "paper": ours(paper, lambda: paper(video).loss),

@@ -44,8 +44,8 @@ PAPER_VQVAE = VQVAEConfig(
 )
 """The study's tokenizer: clips of 16 x 128 x 128 to codes of 4 x 8 x 8."""
 
-MODERN_VQVAE = VQVAEConfig()
-"""Today's, with the start from principal components."""
+MODERN_VQVAE = VQVAEConfig(patch=(2, 4, 4))
+"""Today's: it starts from principal components, and folds pixels into channels before the first convolution."""
 
 _GPT_SIZES = ("hidden", "n_layers", "n_heads", "head_dim", "base_hidden", "window", "condition_width")
 _VQVAE_SIZES = ("n_hidden", "n_res_layers", "n_codes", "code_dim", "downsample", "patch", "fsq_levels")
