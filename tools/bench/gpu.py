@@ -53,9 +53,11 @@ def cells(hidden: tuple[int, ...], only: list[str]) -> Iterator[tuple[str, GPTCo
             yield f"heads {n}", replace(base, n_heads=n)
 
 
-def gpt_case(
-    config: GPTConfig, device: torch.device
-) -> tuple[GPT, Callable[[int], tuple[torch.Tensor, ...]], ClipCost]:
+Batches = Callable[[int], tuple[torch.Tensor, ...]]
+"""Makes the inputs of a step of so many clips."""
+
+
+def gpt_case(config: GPTConfig, device: torch.device) -> tuple[GPT, Batches, ClipCost]:
     """A GPT, its batches, and the cost of a clip."""
     torch.manual_seed(0)
     model = GPT(config, n_codes=N_CODES, grid=GRID)
@@ -181,9 +183,8 @@ def run(options: argparse.Namespace, device: torch.device) -> list[dict[str, Any
                 model, inputs_of, cost = make()
                 batch = batch_for(model, cost, device, options.batch)
                 inputs = inputs_of(batch)
-                row |= measure(
-                    training_step(model.train(), arm, inputs), batch, cost, device, arm_name, options.seconds
-                )
+                step = training_step(model.train(), arm, inputs)
+                row |= measure(step, batch, cost, device, arm_name, options.seconds)
                 small = isinstance(model, GPT) and model.config.hidden <= GRAPHED_WIDTH
                 if small and device.type == "cuda" and arm_name != "fp16":
                     replay = graphed(model, arm, inputs)
