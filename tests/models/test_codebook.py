@@ -105,3 +105,21 @@ def test_stays_float32_under_autocast():
 def test_spread_sample_of_fewer_vectors_than_codes():
     torch.manual_seed(0)
     assert spread_sample(torch.randn(3, 2), 10).shape == (10, 2)
+
+
+def test_videogpts_restart_is_undone_by_the_next_update():
+    torch.manual_seed(0)
+    book = Codebook(3, 2, decay=0.9, restart_below=1.0, restart_sums=False).train()
+    x = torch.tensor([[0.0, 0.0]] * 50 + [[5.0, 5.0]] * 50)
+    book(x)
+    with torch.no_grad():
+        book.embeddings[0] = book.z_avg[0] = 1e3
+        book.counts[0] = 0.5
+    moved_to = torch.tensor([-7.0, 7.0]).expand(40, 2)
+    sums = book.z_avg[0].clone()
+    for _ in range(2):
+        book(torch.cat([x, moved_to]))
+        sums = 0.9 * sums
+        # Its sums are those of the place where it was: dividing them takes the code back.
+        assert float((book.z_avg[0] - sums).norm()) < 100
+        assert float((book.z_avg[0] / book.counts[0]).norm()) > 100

@@ -6,7 +6,8 @@ from torch.nn import functional
 
 from vidbrain.errors import ConfigError, ModelError
 from vidbrain.models.attention import AxialAttention
-from vidbrain.models.vqvae import VQVAE, VQVAEConfig, fold, halvings, principal_components, to_float, to_uint8, unfold
+from vidbrain.models.codec import fold, halvings, unfold
+from vidbrain.models.vqvae import VQVAE, VQVAEConfig, principal_components, to_float, to_uint8
 
 SMALL = VQVAEConfig(downsample=(2, 4, 4), patch=(1, 2, 2), n_hidden=8, n_res_layers=1, n_codes=16, code_dim=4)
 
@@ -136,6 +137,10 @@ def test_axial_attention_along_one_axis_is_multi_head_attention():
         {"n_codes": 70_000},
         {"l1": 1.5},
         {"code_dim": 0},
+        {"quantizer": "fsq", "n_codes": 999},
+        {"quantizer": "fsq", "fsq_levels": (1, 8), "n_codes": 8},
+        {"network": "study"},
+        {"network": "study", "linear_start": False, "patch": (1, 2, 2)},
     ],
 )
 def test_impossible_settings_are_refused(wrong):
@@ -148,3 +153,32 @@ def test_heads_and_clips_that_do_not_fit_are_refused():
         VQVAEConfig(n_heads=7)
     with pytest.raises(ModelError, match="16 x 60 x 64"):
         VQVAEConfig().latent_grid(16, 60, 64)
+
+
+@pytest.mark.parametrize("downsample", [(2, 4, 4), (1, 2, 4), (4, 1, 2), (1, 8, 1)])
+def test_videogpts_network_takes_any_powers_of_two(downsample):
+    config = VQVAEConfig(
+        downsample=downsample, network="study", linear_start=False, n_hidden=8, n_res_layers=1, n_codes=16, code_dim=4
+    )
+    model = VQVAE(config).train()
+    v = video()
+    output = model(v)
+    output.loss.backward()
+    assert output.codes.shape == (2, *config.latent_grid(4, 16, 8))
+    assert all(p.grad is not None for p in model.parameters())
+    assert model.eval().decode(model.encode(v)).shape == v.shape
+    # Pixels enter as they are, and the error is divided by VideoGPT's constant.
+    with torch.no_grad():
+        output = model(v)
+    assert float(output.loss) == pytest.approx(float(output.mse) / 0.06 + 0.25 * float(output.commitment), rel=1e-5)
+
+
+def test_the_papers_tokenizer_has_the_published_number_of_parameters():
+    from vidbrain.models.presets import PAPER_VQVAE, preset_of
+
+    model = VQVAE(PAPER_VQVAE)
+    assert preset_of(PAPER_VQVAE) == "paper"
+    assert preset_of(VQVAEConfig(n_codes=64, code_dim=8)) == "modern"
+    encoder, decoder = (sum(p.numel() for p in part.parameters()) / 1e6 for part in (model.encoder, model.decoder))
+    assert encoder == pytest.approx(18.66 + 240 * 128 / 1e6, abs=0.02)  # the 1 x 1 x 1 convolutions are counted here
+    assert decoder == pytest.approx(17.10 + 240 * 128 / 1e6, abs=0.02)

@@ -112,7 +112,7 @@ def test_killed_between_the_last_step_and_the_record(vqvae, shards, vqvae_config
     summary = train_vqvae(shards, tmp_path / "run", vqvae_config)
     weights(vqvae, tmp_path / "run")
     before = json.loads((vqvae / "summary.json").read_text())
-    assert {k for k in before if before[k] != summary[k]} <= {"clips_per_s", "stall_share"}
+    assert {k for k in before if before[k] != summary[k]} <= {"clips_per_s", "stall_share", "cost"}
 
 
 def test_a_signal_writes_a_checkpoint_and_leaves(shards, vqvae, vqvae_config, tmp_path, weights):

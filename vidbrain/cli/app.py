@@ -100,6 +100,12 @@ _COMMANDS = {
             "vidbrain tokenize shards/demo/data --vqvae shards/demo/runs/vqvae --out shards/demo/codes",
         ),
         (
+            "convert",
+            "vidbrain.cli.convert:convert",
+            "Turn a checkpoint of VideoGPT into models of ours.",
+            "vidbrain convert videogpt.ckpt --out shards/videogpt",
+        ),
+        (
             "features",
             "vidbrain.cli.features:features",
             "Write activations and controls, one row for each TR.",

@@ -59,6 +59,8 @@ def gpt(
     /,
     *,
     out: Path | None = None,
+    vqvae: Path | None = None,
+    game: Path | None = None,
     config: Annotated[GPTTrainConfig, Parameter(name="*")] = GPTTrainConfig(),  # noqa: B008 -- frozen
     device: str = "auto",
     json: Flag = False,
@@ -73,6 +75,10 @@ def gpt(
         Data set of codes, from `vidbrain tokenize`; default codes in the data root.
     out
         Folder of the run; default runs/gpt in the data root.
+    vqvae
+        The VQ-VAE that made the codes, for --model.embedding codebook.
+    game
+        What was sharded, for --model.condition actions.
     config
         What decides the weights.
     device
@@ -84,6 +90,12 @@ def gpt(
     root = data_root()
     console.print_result(
         train_gpt(
-            codes or root / "codes", out or root / "runs" / "gpt", config, device=device, progress=console.progress()
+            codes or root / "codes",
+            out or root / "runs" / "gpt",
+            config,
+            vqvae=vqvae,
+            game=game,
+            device=device,
+            progress=console.progress(),
         )
     )

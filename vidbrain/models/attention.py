@@ -1,6 +1,6 @@
-"""Attention over a grid of tokens: one axis at a time for the tokenizer, causal over all tokens for the GPT.
+"""Attention over a grid of tokens, one axis at a time, for the tokenizer; the GPT's is in `models.causal`.
 
-Shapes: B batch, t h w the latent grid, S = t·h·w tokens, C channels, heads × d = C.
+Shapes: B batch, t h w the latent grid, C channels, heads × d = C.
 """
 
 from __future__ import annotations
@@ -10,9 +10,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 -- as torch's own documents name it
 
 from vidbrain.errors import ModelError
-
-Cache = tuple[Tensor, Tensor]
-"""Keys and values of the tokens seen so far, each (B, heads, S, d)."""
 
 
 def head_width(channels: int, n_heads: int) -> int:
@@ -33,22 +30,10 @@ def head_width(channels: int, n_heads: int) -> int:
     return channels // n_heads
 
 
-class RMSNorm(nn.Module):
-    """RMS norm over the last axis, computed in float32 and returned in the type of its input."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(width))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalise (..., width)."""
-        return F.rms_norm(x.float(), self.weight.shape, self.weight, 1e-6).to(x.dtype)
-
-
 class AxialAttention(nn.Module):
     """Self-attention along w, along h and along t, summed: (B, t, h, w, C) -> (B, t, h, w, C).
 
-    The other axes are folded into the batch, so the cost is S·(t+h+w) instead of S².
+    The other axes are folded into the batch, so the cost of S tokens is S·(t+h+w) instead of S².
     """
 
     def __init__(self, channels: int, n_heads: int) -> None:
@@ -71,34 +56,3 @@ class AxialAttention(nn.Module):
             y = y.transpose(-3, -2).reshape(shape)
             total = total + out(y).movedim(3, axis)
         return total
-
-
-class CausalSelfAttention(nn.Module):
-    """Causal attention over S tokens, with the query and key normalised (QK-norm): (B, S, C) -> (B, S, C)."""
-
-    def __init__(self, channels: int, n_heads: int, dropout: float) -> None:
-        super().__init__()
-        self.n_heads, self.d_head, self.dropout = n_heads, head_width(channels, n_heads), dropout
-        self.qkv = nn.Linear(channels, 3 * channels, bias=False)
-        self.q_norm = RMSNorm(self.d_head)
-        self.k_norm = RMSNorm(self.d_head)
-        self.out = nn.Linear(channels, channels, bias=False)
-        nn.init.zeros_(self.out.weight)
-
-    def forward(self, x: Tensor, past: Cache | None = None) -> tuple[Tensor, Cache]:
-        """Attend; with `past`, `x` holds only the tokens that follow it.
-
-        Returns
-        -------
-        tuple
-            The result (B, S, C), and keys and values of past and new tokens for the next call.
-        """
-        q, k, v = (p.unflatten(-1, (self.n_heads, self.d_head)).transpose(1, 2) for p in self.qkv(x).chunk(3, dim=-1))
-        q, k = self.q_norm(q), self.k_norm(k)
-        if past is not None:
-            if x.shape[1] != 1:
-                raise ValueError("with a past, tokens come one at a time")
-            k, v = torch.cat([past[0], k], dim=2), torch.cat([past[1], v], dim=2)
-        dropout = self.dropout if self.training else 0.0
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=past is None, dropout_p=dropout)
-        return self.out(y.transpose(1, 2).flatten(2)), (k, v)

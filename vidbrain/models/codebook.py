@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 
+from vidbrain.models.norms import full_precision
+
 CHUNK = 16_384
 """Vectors compared with the codebook at a time: bounds memory at CHUNK x K float32."""
 
@@ -50,6 +52,8 @@ class Codebook(nn.Module):
         A code with a running count below this many vectors per batch is dead: it is moved onto a vector of the batch,
         drawn with probability proportional to its squared distance from its code (as k-means++ does), so that rare
         content gets codes even where most of the picture is empty.
+    restart_sums
+        Restart the running sums of a dead code, too. Without, as in VideoGPT, the next update takes it back.
     """
 
     embeddings: Tensor
@@ -59,9 +63,12 @@ class Codebook(nn.Module):
     usage: Tensor
     restarts: Tensor
 
-    def __init__(self, n_codes: int, code_dim: int, *, decay: float = 0.99, restart_below: float = 1.0) -> None:
+    def __init__(
+        self, n_codes: int, code_dim: int, *, decay: float = 0.99, restart_below: float = 1.0, restart_sums: bool = True
+    ) -> None:
         super().__init__()
         self.n_codes, self.code_dim, self.decay, self.restart_below = n_codes, code_dim, decay, restart_below
+        self.restart_sums = restart_sums
         # Twice the threshold gives a (re)started code ln 2 / (1 - decay) batches to find users.
         self.fresh_count = max(2 * restart_below, 1e-3)
         start = torch.randn(n_codes, code_dim)
@@ -76,7 +83,7 @@ class Codebook(nn.Module):
     def forward(self, z: Tensor) -> Quantized:
         """Quantize (..., D); in training mode also learn from it."""
         # 16-bit distances give wrong neighbours and NaN (vq-vae-2-pytorch#65): never under autocast.
-        with torch.autocast(z.device.type, enabled=False):
+        with full_precision(z):
             z = z.float()
             flat = z.detach().reshape(-1, self.code_dim)
             if self.training and not bool(self.ready):
@@ -91,6 +98,10 @@ class Codebook(nn.Module):
     def lookup(self, codes: Tensor) -> Tensor:
         """Code vectors (..., D) of codes (...)."""
         return self.embeddings[codes]
+
+    def vectors(self) -> Tensor:
+        """All code vectors (K, D)."""
+        return self.embeddings
 
     def take_usage(self) -> tuple[Tensor, int]:
         """Return use of each code (K,) and restarts in training since the last call, and count anew."""
@@ -123,8 +134,9 @@ class Codebook(nn.Module):
         dead = self.counts < self.restart_below
         picks = from_first_rank(flat[_by_weight(distance, self.n_codes)])
         self.embeddings.copy_(torch.where(dead[:, None], picks, self.embeddings))
-        self.counts.masked_fill_(dead, self.fresh_count)
-        self.z_avg.copy_(torch.where(dead[:, None], picks * self.fresh_count, self.z_avg))
+        if self.restart_sums:
+            self.counts.masked_fill_(dead, self.fresh_count)
+            self.z_avg.copy_(torch.where(dead[:, None], picks * self.fresh_count, self.z_avg))
         self.restarts += dead.sum()
 
 

@@ -16,52 +16,38 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 -- as torch's own documents name it
 
 from vidbrain.config import did_you_mean
-from vidbrain.errors import ConfigError, ModelError
-from vidbrain.models.attention import Cache, CausalSelfAttention, RMSNorm, head_width
+from vidbrain.errors import ModelError
+from vidbrain.models.blocks import Block, PreviousClip
+from vidbrain.models.causal import Cache
+from vidbrain.models.norms import NORMS, widened
+from vidbrain.models.options import GPTConfig
+from vidbrain.models.positions import Triple, summed, thirds
 
-Triple = tuple[int, int, int]
+__all__ = ["GPT", "Condition", "GPTConfig"]
 
 
-MOST_HIDDEN, MOST_LAYERS = 16_384, 1_024
-"""Far beyond what one GPU trains: a file that asks for more is damaged, and would fill the memory before it failed."""
+@dataclass(frozen=True)
+class Condition:
+    """What a conditional GPT is told beside the codes of a clip.
 
-
-@dataclass(frozen=True, kw_only=True)
-class GPTConfig:
-    """Shape of the GPT. The study's baseline: 576 hidden, 8 layers, 4 heads.
-
-    What the codes decide (their number and grid) is not a setting: see `GPT`.
+    Attributes
+    ----------
+    previous : (B, t, h, w) integers
+        Codes of the clip before.
+    actions : (B, t, n_actions) float32
+        Share of each time slice during which each button was held.
     """
 
-    hidden: int = 576
-    """Channels of the residual stream."""
-    n_layers: int = 8
-    """Blocks."""
-    n_heads: int = 4
-    """Attention heads; must divide `hidden`."""
-    dropout: float = 0.0
-    """Of attention weights and of what blocks add, in training."""
-
-    def __post_init__(self) -> None:
-        if self.hidden < 1 or self.n_layers < 1:
-            raise ConfigError(f"a GPT needs positive hidden and n_layers, not {self.hidden} and {self.n_layers}")
-        if self.hidden > MOST_HIDDEN or self.n_layers > MOST_LAYERS:
-            raise ConfigError(
-                f"{self.n_layers} layers of {self.hidden} are beyond {MOST_LAYERS} layers of {MOST_HIDDEN}",
-                where="model",
-                likely="a damaged config.json",
-            )
-        if not 0 <= self.dropout < 1:
-            raise ConfigError(f"dropout is a share below 1, not {self.dropout}", where="dropout")
-        head_width(self.hidden, self.n_heads)
+    previous: Tensor | None = None
+    actions: Tensor | None = None
 
 
 class GPT(nn.Module):
-    """Decoder-only transformer over codes: RMS norm, QK-norm, ReLU², zero-initialised projections, untied head.
+    """Decoder-only transformer over codes, with an untied head that starts at zero.
 
-    Codes are embedded by a table that is learned (VideoGPT embeds codebook vectors): the GPT then stands alone, and
-    a narrow one is not held to the geometry of the codebook. Positions add a learned vector for each of time, row and
-    column, so any width works (VideoGPT concatenates thirds).
+    By default codes are embedded by a table that is learned (VideoGPT embeds codebook vectors): the GPT then stands
+    alone, and a narrow one is not held to the geometry of the codebook; positions add a learned vector for each of
+    time, row and column, so any width works (VideoGPT concatenates thirds).
 
     Parameters
     ----------
@@ -71,21 +57,64 @@ class GPT(nn.Module):
         Size of the codebook that it predicts.
     grid
         (t, h, w) of a clip's codes.
+    code_dim
+        Channels of a code vector, for ``embedding = "codebook"``; `set_codebook` gives the vectors.
+    actions
+        Names of the buttons, for ``condition = "actions"``.
+
+    Raises
+    ------
+    ModelError
+        If the configuration needs code vectors or actions and none are given.
     """
 
-    def __init__(self, config: GPTConfig, *, n_codes: int, grid: Triple) -> None:
+    codebook: Tensor
+
+    def __init__(
+        self,
+        config: GPTConfig,
+        *,
+        n_codes: int,
+        grid: Triple,
+        code_dim: int | None = None,
+        actions: tuple[str, ...] = (),
+    ) -> None:
         super().__init__()
-        self.config, self.n_codes, self.grid = config, n_codes, grid
+        self.config, self.n_codes, self.grid, self.code_dim, self.actions = config, n_codes, grid, code_dim, actions
         width = config.hidden
-        self.embedding = nn.Embedding(n_codes, width)
+        if config.embedding == "learned":
+            self.embedding = nn.Embedding(n_codes, width)
+        else:
+            if code_dim is None:
+                raise ModelError("a GPT that embeds code vectors needs their width", where="code_dim")
+            self.register_buffer("codebook", torch.zeros(n_codes, code_dim))
+            self.embed = nn.Linear(code_dim, width, bias=False)
         self.start = nn.Parameter(torch.empty(width))
-        self.positions = nn.ParameterList(torch.empty(n, width) for n in grid)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layers))
-        self.norm = RMSNorm(width)
+        each = {"axial": width, "thirds": width // 3}.get(config.positions)
+        self.positions = nn.ParameterList(torch.empty(n, each) for n in grid if each is not None)
+        self.blocks = nn.ModuleList(Block(config, k, grid) for k in range(config.n_layers))
+        self.norm = NORMS[config.norm](width)
         self.head = nn.Linear(width, n_codes, bias=False)
-        for weight in (self.embedding.weight, self.start, *self.positions):
-            nn.init.normal_(weight, std=0.02)
+        embedding = self.embedding.weight if config.embedding == "learned" else self.embed.weight
+        for weight in (embedding, self.start, *self.positions):
+            nn.init.normal_(weight, std=0.01 if weight.ndim == 2 and config.positions == "thirds" else 0.02)
+        if config.positions == "thirds":
+            nn.init.normal_(embedding, std=0.02)
         nn.init.zeros_(self.head.weight)
+        self._read_condition(config)
+
+    def _read_condition(self, config: GPTConfig) -> None:
+        width = config.hidden
+        if config.condition == "previous":
+            channels = config.condition_width if self.code_dim is None else self.code_dim
+            self.previous = PreviousClip(channels, config.condition_width, self.grid)
+            if config.embedding == "learned":
+                self.previous_embedding = nn.Embedding(self.n_codes, channels)
+        if config.condition == "actions":
+            if not self.actions:
+                raise ModelError("a GPT that is told actions needs their names", where="actions")
+            self.press = nn.Linear(len(self.actions), width, bias=False)
+            nn.init.normal_(self.press.weight, std=0.02)
 
     @property
     def n_tokens(self) -> int:
@@ -97,18 +126,50 @@ class GPT(nn.Module):
         """Names that `hidden_states` knows, shallowest first."""
         return [f"gpt.block_{k}{part}" for k in range(self.config.n_layers) for part in (".mlp", "")]
 
-    def forward(self, codes: Tensor) -> Tensor:
+    def set_codebook(self, vectors: Tensor) -> None:
+        """Give the code vectors (n_codes, code_dim) that ``embedding = "codebook"`` reads."""
+        if self.config.embedding != "codebook" or vectors.shape != self.codebook.shape:
+            raise ModelError(
+                f"the GPT takes no codebook of {tuple(vectors.shape)}",
+                likely="the codes are those of another tokenizer",
+            )
+        self.codebook.copy_(vectors)
+
+    def lr_scales(self) -> dict[str, float]:
+        """Factor of the learning rate for the parameters whose inputs grow with the width; 1 for those not named."""
+        factor = self.config.width_factor
+        inside = ("attention.qkv", "attention.out", "up", "down", "cross.q")
+        names = [name for name, p in self.named_parameters() if p.ndim == 2 and name.startswith("blocks.")]
+        return {n: factor for n in names if factor != 1 and n.split(".", 2)[2].removesuffix(".weight") in inside}
+
+    def forward(self, codes: Tensor, condition: Condition | None = None) -> Tensor:
         """Training loss: mean cross-entropy in nats per token of codes (B, t, h, w)."""
-        return F.cross_entropy(self.logits(codes).flatten(0, -2), codes.flatten().long())
+        return F.cross_entropy(self.logits(codes, condition).flatten(0, -2), codes.flatten().long())
 
-    def logits(self, codes: Tensor) -> Tensor:
-        """Scores of every code at every position, from the codes before it: (B, t, h, w) -> float32 (B, t, h, w, K)."""
-        x = self._inputs(codes)
+    def logits(self, codes: Tensor, condition: Condition | None = None) -> Tensor:
+        """Scores of every code at every position, from the codes before it.
+
+        Parameters
+        ----------
+        codes : (B, t, h, w) integers
+        condition
+            What a conditional GPT is told.
+
+        Returns
+        -------
+        Tensor
+            (B, t, h, w, K), float32 or wider.
+        """
+        told = self._told(condition)
+        x = self._inputs(codes, told)
+        context = self._context(told)
         for block in self.blocks:
-            x, _, _ = block(x)
-        return self.head(self.norm(x)).float().unflatten(1, self.grid)
+            x, _ = block(x, context)
+        return self._scores(x).unflatten(1, self.grid)
 
-    def hidden_states(self, codes: Tensor, layers: Iterable[str]) -> dict[str, Tensor]:
+    def hidden_states(
+        self, codes: Tensor, layers: Iterable[str], condition: Condition | None = None
+    ) -> dict[str, Tensor]:
         """Activations of named layers, computed no deeper than needed.
 
         Parameters
@@ -117,6 +178,8 @@ class GPT(nn.Module):
         layers
             ``"gpt.block_3"``: the residual stream after block 3, counted from 0. ``"gpt.block_3.mlp"``: what its MLP
             adds, after dropout (the study's hook is block 4's).
+        condition
+            What a conditional GPT is told.
 
         Returns
         -------
@@ -133,9 +196,10 @@ class GPT(nn.Module):
             if name not in self.layers:
                 raise ModelError(f"there is no layer {name!r}{did_you_mean(name, self.layers)}", where="layers")
         deepest = max((int(re.findall(r"\d+", name)[0]) for name in wanted), default=-1)
-        x, found = self._inputs(codes), {}
+        told = self._told(condition)
+        x, context, found = self._inputs(codes, told), self._context(told), {}
         for k, block in enumerate(self.blocks[: deepest + 1]):
-            x, mlp, _ = block(x)
+            x, mlp = block(x, context)
             found[f"gpt.block_{k}.mlp"], found[f"gpt.block_{k}"] = mlp, x
             found = {name: value for name, value in found.items() if name in wanted}
         return {name: found[name].unflatten(1, self.grid) for name in wanted}
@@ -145,6 +209,7 @@ class GPT(nn.Module):
         self,
         prompt: Tensor,
         *,
+        condition: Condition | None = None,
         generator: torch.Generator | None = None,
         temperature: float = 1.0,
         top_k: int | None = None,
@@ -155,6 +220,8 @@ class GPT(nn.Module):
         ----------
         prompt : (B, t0, h, w) integers, 0 <= t0 <= t
             The first time slices.
+        condition
+            What a conditional GPT is told.
         generator
             Source of chance, on the device of the prompt.
         temperature
@@ -170,54 +237,78 @@ class GPT(nn.Module):
         batch, given = len(prompt), prompt[0].numel()
         tokens = torch.zeros(batch, self.n_tokens, dtype=torch.int64, device=prompt.device)
         tokens[:, :given] = prompt.flatten(1)
-        position = self._position()
-        caches: list[Cache | None] = [None] * len(self.blocks)
-        x = self._embed(tokens)[:, : given + 1] + position[: given + 1]
+        told = self._told(condition)
+        context, offsets = self._context(told), self._offsets(told).expand(batch, -1, -1)
+        caches = [Cache(self.n_tokens) for _ in self.blocks]
+        if given:
+            # Keys of tokens that are still to come are written again when they have come.
+            x = self._embed(tokens) + offsets
+            for block, cache in zip(self.blocks, caches, strict=True):
+                x, _ = block(x, context, cache)
         for i in range(given, self.n_tokens):
-            for k, block in enumerate(self.blocks):
-                x, _, caches[k] = block(x, caches[k])
-            scores = self.head(self.norm(x[:, -1])).float() / temperature
+            x = (self.start.expand(batch, -1) if i == 0 else self._vectors(tokens[:, i - 1]))[:, None]
+            x = x + offsets[:, i : i + 1]
+            for block, cache in zip(self.blocks, caches, strict=True):
+                x, _ = block(x, context, cache, i)
+            scores = self._scores(x)[:, 0] / temperature
             if top_k is not None:
                 least = scores.topk(min(top_k, self.n_codes)).values[:, -1:]
                 scores = scores.masked_fill(scores < least, -math.inf)
             tokens[:, i] = torch.multinomial(scores.softmax(-1), 1, generator=generator)[:, 0]
-            if i + 1 < self.n_tokens:
-                x = (self.embedding(tokens[:, i]) + position[i + 1])[:, None]
         return tokens.unflatten(1, self.grid)
 
-    def _inputs(self, codes: Tensor) -> Tensor:
+    def _scores(self, x: Tensor) -> Tensor:
+        return widened(self.head(self.norm(x))) * self.config.width_factor
+
+    def _told(self, condition: Condition | None) -> Condition:
+        """Refuse a condition that is not the one of the configuration."""
+        told, kind = condition or Condition(), self.config.condition
+        for name, value in (("previous", told.previous), ("actions", told.actions)):
+            if (value is not None) != (kind == name):
+                raise ModelError(
+                    f"the GPT's condition is {kind}, and {name} is {'absent' if value is None else 'given'}",
+                    where="condition",
+                )
+        if told.actions is not None and tuple(told.actions.shape[1:]) != (self.grid[0], len(self.actions)):
+            raise ModelError(
+                f"actions must be (B, {self.grid[0]}, {len(self.actions)}), not {tuple(told.actions.shape)}",
+                where="condition",
+            )
+        return told
+
+    def _context(self, told: Condition) -> Tensor | None:
+        if told.previous is None:
+            return None
+        codes = self._checked(told.previous).long()
+        vectors = self.previous_embedding(codes) if self.config.embedding == "learned" else self.codebook[codes]
+        return self.previous(vectors)
+
+    def _inputs(self, codes: Tensor, told: Condition) -> Tensor:
+        return self._embed(self._checked(codes).flatten(1).long()) + self._offsets(told)
+
+    def _checked(self, codes: Tensor) -> Tensor:
         if codes.ndim != 4 or tuple(codes.shape[1:]) != self.grid:
             raise ModelError(
                 f"the GPT reads clips of {self.grid} codes, not {tuple(codes.shape[1:])}",
                 likely="the codes were made from other clips than those it was trained on",
             )
-        return self._embed(codes.flatten(1).long()) + self._position()
+        return codes
 
     def _embed(self, tokens: Tensor) -> Tensor:
         start = self.start.expand(len(tokens), 1, -1)
-        return torch.cat([start, self.embedding(tokens[:, :-1])], dim=1)
+        return torch.cat([start, self._vectors(tokens[:, :-1])], dim=1)
 
-    def _position(self) -> Tensor:
-        t, h, w = self.positions
-        return (t[:, None, None] + h[:, None] + w).flatten(0, 2)
+    def _vectors(self, tokens: Tensor) -> Tensor:
+        return self.embedding(tokens) if self.config.embedding == "learned" else self.embed(self.codebook[tokens])
 
-
-class Block(nn.Module):
-    """Pre-norm attention, then pre-norm MLP of four times the width with ReLU²."""
-
-    def __init__(self, config: GPTConfig) -> None:
-        super().__init__()
-        width = config.hidden
-        self.attention_norm, self.mlp_norm = RMSNorm(width), RMSNorm(width)
-        self.attention = CausalSelfAttention(width, config.n_heads, config.dropout)
-        self.up = nn.Linear(width, 4 * width, bias=False)
-        self.down = nn.Linear(4 * width, width, bias=False)
-        self.dropout = nn.Dropout(config.dropout)
-        nn.init.zeros_(self.down.weight)
-
-    def forward(self, x: Tensor, past: Cache | None = None) -> tuple[Tensor, Tensor, Cache]:
-        """Return the residual stream (B, S, C), what the MLP added, and keys and values."""
-        y, cache = self.attention(self.attention_norm(x), past)
-        x = x + self.dropout(y)
-        mlp = self.dropout(self.down(F.relu(self.up(self.mlp_norm(x))).square()))
-        return x + mlp, mlp, cache
+    def _offsets(self, told: Condition) -> Tensor:
+        """What places and buttons add to the tokens: (1 or B, S, C)."""
+        if self.config.positions == "rotary":
+            places = torch.zeros(1, self.n_tokens, self.config.hidden, dtype=self.start.dtype, device=self.start.device)
+        else:
+            places = (thirds if self.config.positions == "thirds" else summed)(self.positions)[None]
+        if told.actions is None:
+            return places
+        # The code at position i is predicted in its own slice, with the buttons held then.
+        pressed = self.press(told.actions.to(self.start.dtype))
+        return places + pressed.repeat_interleave(self.grid[1] * self.grid[2], dim=1)

@@ -28,7 +28,12 @@ def save_pretrained(model: VQVAE | GPT, folder: str | Path) -> None:
     write_bytes(folder / WEIGHTS, save(tensors))
     record: dict[str, Any] = {"model": "vqvae" if isinstance(model, VQVAE) else "gpt", **to_mapping(model.config)}
     if isinstance(model, GPT):
-        record |= {"n_codes": model.n_codes, "grid": list(model.grid)}
+        record |= {
+            "n_codes": model.n_codes,
+            "grid": list(model.grid),
+            "code_dim": model.code_dim,
+            "actions": list(model.actions),
+        }
     write_json(folder / CONFIG, record)
 
 
@@ -66,7 +71,10 @@ def untrained_like(root: str | Path, seed: int) -> VQVAE | GPT:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if record.get("model") == "gpt":
-            return _without_zeros(_fresh_gpt(record, Path(root) / CONFIG)).eval()
+            control = _without_zeros(_fresh_gpt(record, Path(root) / CONFIG))
+            if control.config.embedding == "codebook":
+                control.set_codebook(torch.randn_like(control.codebook))
+            return control.eval()
         model = _without_zeros(_fresh_vqvae(record, Path(root) / CONFIG))
     trained = _load(root, "vqvae", _fresh_vqvae)
     model.pixel_mean.copy_(trained.pixel_mean)
@@ -122,10 +130,13 @@ def _fresh_vqvae(record: Mapping[str, Any], source: Path) -> VQVAE:
 
 
 def _fresh_gpt(record: Mapping[str, Any], source: Path) -> GPT:
-    shape = {k: v for k, v in record.items() if k not in ("model", "n_codes", "grid")}
+    shape = {k: v for k, v in record.items() if k not in ("model", "n_codes", "grid", "code_dim", "actions")}
     try:
         t, h, w = (int(n) for n in record["grid"])
         n_codes = int(record["n_codes"])
+        code_dim = None if record.get("code_dim") is None else int(record["code_dim"])
+        actions = tuple(str(name) for name in record.get("actions", ()))
     except (KeyError, TypeError, ValueError):
         raise ModelError("the configuration names no n_codes or no grid of three numbers", where=source) from None
-    return GPT(from_mapping(GPTConfig, shape, source), n_codes=n_codes, grid=(t, h, w))
+    config = from_mapping(GPTConfig, shape, source)
+    return GPT(config, n_codes=n_codes, grid=(t, h, w), code_dim=code_dim, actions=actions)

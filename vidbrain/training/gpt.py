@@ -11,13 +11,19 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from vidbrain.config import fingerprint
 from vidbrain.errors import ModelError
+from vidbrain.models.flops import count_gpt, gpt_flops
 from vidbrain.models.gpt import GPT, GPTConfig
+from vidbrain.models.presets import preset_of
+from vidbrain.models.pretrained import load_vqvae
 from vidbrain.progress import SILENT, Progress
 from vidbrain.records import World
 from vidbrain.sharding.manifest import open_manifest
-from vidbrain.stream.codes import CodesBatch, codes_stream, load_codes
+from vidbrain.stream.codes import CodesBatch, CodesSource, CodesTable, load_codes
 from vidbrain.stream.loader import Loader
+from vidbrain.training.conditions import Buttons, Told, pairs, read_buttons
+from vidbrain.training.cost import ClipCost
 from vidbrain.training.loop import LoopConfig, train
 from vidbrain.training.precision import PrecisionName  # noqa: F401 -- named by an inherited setting
 
@@ -35,6 +41,8 @@ def train_gpt(
     out: Path,
     config: GPTTrainConfig = GPTTrainConfig(),
     *,
+    vqvae: str | Path | None = None,
+    game: str | Path | None = None,
     device: str = "auto",
     progress: Progress = SILENT,
 ) -> dict[str, Any]:
@@ -48,6 +56,10 @@ def train_gpt(
         Folder of the run, as `train_vqvae` lays it out.
     config
         What decides the weights.
+    vqvae
+        The tokenizer that made the codes: needed where the GPT embeds its code vectors.
+    game
+        What was sharded, with the buttons: needed where the GPT is told actions.
     device
         ``"auto"``, ``"cpu"``, ``"cuda"``.
 
@@ -67,7 +79,7 @@ def train_gpt(
     manifest = open_manifest(codes_root, kind="codes")
 
     def task_of(world: World, device: torch.device) -> GPTTask:
-        return GPTTask(Path(codes_root), config, world, device)
+        return GPTTask(Path(codes_root), config, world, device, vqvae=vqvae, game=game)
 
     _n_codes(manifest.info, Path(codes_root))
     return train(task_of, config, Path(out), device=device, progress=progress)
@@ -78,15 +90,24 @@ class GPTTask:
 
     kind = "gpt"
 
-    def __init__(self, codes_root: Path, config: GPTTrainConfig, world: World, device: torch.device) -> None:
+    def __init__(
+        self,
+        codes_root: Path,
+        config: GPTTrainConfig,
+        world: World,
+        device: torch.device,
+        *,
+        vqvae: str | Path | None = None,
+        game: str | Path | None = None,
+    ) -> None:
         manifest = open_manifest(codes_root, kind="codes")
         self._config, self._device = config, device
         self.made_from = {"codes": manifest.fingerprint, "vqvae": str(manifest.info["made_from"]["vqvae"])}
         self._n_codes = _n_codes(manifest.info, codes_root)
-        train_codes = load_codes(codes_root, split="train").codes
+        train_table = load_codes(codes_root, split="train")
         held_out = bool((manifest.segments["split"] == "val").any())
-        self._val = load_codes(codes_root, split="val").codes if held_out else None
-        highest = int(train_codes.max())
+        val_table = load_codes(codes_root, split="val") if held_out else None
+        highest = int(train_table.codes.max())
         if highest >= self._n_codes:
             raise ModelError(
                 f"the codes go up to {highest}, their record says {self._n_codes} codes",
@@ -94,16 +115,72 @@ class GPTTask:
                 likely="the data set is damaged, or made with another VQ-VAE than it says",
                 hint="tokenize again into an empty folder",
             )
-        t, h, w = train_codes.shape[1:]
-        self._unigram = unigram_nats(train_codes, self._val, self._n_codes)
-        self.model = GPT(config.model, n_codes=self._n_codes, grid=(t, h, w))
-        self.loader: Loader[CodesBatch] = codes_stream(
-            codes_root, batch_size=config.batch_size, seed=config.seed, split="train", world=world
+        buttons = self._buttons(game, manifest.recordings.index.tolist())
+        train_table, self._told = self._conditions(train_table, buttons)
+        self._val, self._val_told = None, Told()
+        if val_table is not None:
+            val_table, self._val_told = self._conditions(val_table, buttons)
+            self._val = val_table.codes
+        t, h, w = train_table.codes.shape[1:]
+        self._unigram = unigram_nats(train_table.codes, self._val, self._n_codes)
+        vectors = self._vectors(vqvae, manifest.info)
+        self.model = GPT(
+            config.model,
+            n_codes=self._n_codes,
+            grid=(t, h, w),
+            code_dim=None if vectors is None else vectors.shape[1],
+            actions=buttons.names if buttons is not None else (),
         )
+        if vectors is not None:
+            self.model.set_codebook(vectors)
+        self.loader: Loader[CodesBatch] = Loader(
+            CodesSource(train_table), batch_size=config.batch_size, seed=config.seed, world=world
+        )
+
+    def _buttons(self, game: str | Path | None, recordings: list[str]) -> Buttons | None:
+        if self._config.model.condition != "actions":
+            return None
+        if game is None:
+            raise ModelError(
+                "a GPT that is told actions needs the recordings",
+                where="condition",
+                hint="name what was sharded: --game",
+            )
+        buttons = read_buttons(game, recordings)
+        self.made_from["actions"] = buttons.fingerprint
+        return buttons
+
+    def _conditions(self, table: CodesTable, buttons: Buttons | None) -> tuple[CodesTable, Told]:
+        if self._config.model.condition == "previous":
+            found = pairs(table)
+            return found.table, Told(table.codes, found.before)
+        if buttons is not None:
+            held = buttons.during(table.recording.tolist(), table.start_frame, table.clip, table.codes.shape[1])
+            return table, Told(actions=held)
+        return table, Told()
+
+    def _vectors(self, vqvae: str | Path | None, info: dict[str, Any]) -> Tensor | None:
+        """Code vectors of the tokenizer, which must be the one that made the codes."""
+        if self._config.model.embedding != "codebook":
+            return None
+        if vqvae is None:
+            raise ModelError(
+                "a GPT that embeds code vectors needs the tokenizer that has them",
+                where="embedding",
+                hint="name the VQ-VAE that made the codes: --vqvae",
+            )
+        vectors = load_vqvae(vqvae).codebook.vectors()
+        if fingerprint(vectors.flatten().tolist()) != info.get("codebook"):
+            raise ModelError(
+                "the codes were made with another tokenizer",
+                where=vqvae,
+                hint="name the VQ-VAE that made them, or tokenize again with this one",
+            )
+        return vectors
 
     def loss(self, model: nn.Module, batch: CodesBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss of a batch of codes."""
-        return model(self._to_device(batch.codes)), {}
+        return model(self._to_device(batch.codes), self._told.of(batch.index, self._device)), {}
 
     def interval(self) -> dict[str, float]:
         """Nothing is gathered in the model."""
@@ -114,11 +191,12 @@ class GPTTask:
         if self._val is None:
             return None
         n = min(self._config.eval_clips, len(self._val))
-        chosen = self._val[np.linspace(0, len(self._val) - 1, n).round().astype(np.int64)]
+        chosen = np.linspace(0, len(self._val) - 1, n).round().astype(np.int64)
         total = 0.0
         for first in range(0, n, self._config.batch_size):
             part = chosen[first : first + self._config.batch_size]
-            total += float(self.model(self._to_device(part))) * len(part)
+            told = self._val_told.of(part, self._device)
+            total += float(self.model(self._to_device(self._val[part]), told)) * len(part)
         return {"loss": total / n, "clips": n}
 
     def facts(self) -> dict[str, Any]:
@@ -127,8 +205,14 @@ class GPTTask:
             "grid": list(self.model.grid),
             "tokens_per_clip": self.model.n_tokens,
             "n_codes": self._n_codes,
+            "preset": preset_of(self._config.model),
             **self._unigram,
         }
+
+    def clip_cost(self) -> ClipCost:
+        """Operations and memory of a clip of codes."""
+        flops, counted = gpt_flops(self.model), count_gpt(self.model)
+        return ClipCost(flops.dense, flops.causal, counted.train, counted.saved_bytes, self.model.n_tokens)
 
     def _to_device(self, codes: NDArray[np.uint16]) -> Tensor:
         return torch.from_numpy(codes.astype(np.int32)).to(self._device, non_blocking=True)

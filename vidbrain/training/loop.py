@@ -10,12 +10,10 @@ from __future__ import annotations
 
 import contextlib
 import math
-import signal
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any, Protocol
 
 import torch
@@ -35,8 +33,10 @@ from vidbrain.storage.info import difference, is_done, write_info
 from vidbrain.stream.loader import Loader
 from vidbrain.training import precision
 from vidbrain.training.checkpoint import Checkpoints, Metrics
-from vidbrain.training.optim import adamw, lr_factor
+from vidbrain.training.cost import ClipCost, CostMeter, ran_out, room_of
+from vidbrain.training.optim import adamw, lr_factor, set_lr
 from vidbrain.training.precision import PrecisionName
+from vidbrain.training.signals import Signals
 from vidbrain.training.world import any_process, joined, pick_device, reduced, wait_for_all
 
 PLAN, SUMMARY = "training.json", "summary.json"
@@ -112,6 +112,9 @@ class Task(Protocol):
     def facts(self) -> dict[str, Any]:
         """What the summary says of the task, beyond losses."""
 
+    def clip_cost(self) -> ClipCost:
+        """Operations and memory of one clip."""
+
 
 def train(
     task_of: Callable[[World, torch.device], Task], config: LoopConfig, out: Path, *, device: str, progress: Progress
@@ -139,10 +142,19 @@ def train(
         if is_done(out, task.kind, config=settings, made_from=task.made_from):
             return dict(read_json(out / SUMMARY))
         _claim(out, {"config": settings, "made_from": task.made_from}, world)
+        arm_error, clip = precision.self_test(arm), task.clip_cost()
+        room = room_of(place, sum(p.numel() for p in task.model.parameters()), clip)
+        room.check(config.batch_size // world.size, world.size)
+        meter = CostMeter(place, arm.name, clip)
         run = _Run(task, config, out, world, place, arm, progress)
-        with _Signals() as signals:
-            run.go(signals)
-        summary = run.summary()
+        try:
+            with Signals() as signals:
+                run.go(signals)
+        except RuntimeError as error:
+            if ran_out(error):
+                raise room.error(f"memory ran out at step {run.step + 1}", world.size) from error
+            raise
+        summary = {**run.summary(), "precision_error": arm_error, "cost": run.cost(meter)}
         if world.rank == 0:
             save_pretrained(task.model, out)
             write_json(out / SUMMARY, summary)
@@ -195,7 +207,14 @@ class _Run:
         self.totals: dict[str, Tensor] = {}
         self.since = 0
         task.model.to(device).train()
-        self.optimizer = adamw(task.model, lr=config.lr, weight_decay=config.weight_decay, betas=config.betas)
+        self.lr = config.lr
+        self.optimizer = adamw(
+            task.model,
+            lr=config.lr,
+            weight_decay=config.weight_decay,
+            betas=config.betas,
+            lr_scales=task.model.lr_scales(),
+        )
         self.scaler = arm.scaler()
         self._resume()
         torch.set_num_threads(self.threads)
@@ -222,7 +241,7 @@ class _Run:
         if self.world.rank == 0:
             self.metrics.keep_until(self.step)
 
-    def go(self, signals: _Signals) -> None:
+    def go(self, signals: Signals) -> None:
         """Train to the last step; on a signal write a checkpoint and leave."""
         config, task = self.config, self.task
         self.progress.start(task.kind, config.steps, "steps", done=self.step)
@@ -255,9 +274,8 @@ class _Run:
     def _train_on(self, batch: Any) -> None:  # noqa: ANN401 -- loader's own
         config = self.config
         torch.manual_seed(_chance(config.seed, self.world.rank, self.step))
-        factor = lr_factor(self.step, steps=config.steps, warmup=config.warmup)
-        for group in self.optimizer.param_groups:
-            group["lr"] = config.lr * factor
+        self.lr = config.lr * lr_factor(self.step, steps=config.steps, warmup=config.warmup)
+        set_lr(self.optimizer, self.lr)
         with self.arm.autocast():
             loss, numbers = self.task.loss(self.model, batch)
         self.optimizer.zero_grad(set_to_none=True)
@@ -295,7 +313,7 @@ class _Run:
 
     def _log(self) -> None:
         self._check()
-        row: dict[str, Any] = {"step": self.step, "split": "train", "lr": self.optimizer.param_groups[0]["lr"]}
+        row: dict[str, Any] = {"step": self.step, "split": "train", "lr": self.lr}
         # An overflow that the scaler skips leaves an infinite norm: null, not a number.
         n = self.since * self.world.size
         means = {k: float(reduced(v, self.world, how="sum")) / n for k, v in self.totals.items() if k != "first_bad"}
@@ -345,6 +363,16 @@ class _Run:
             self.checkpoints.save(self.step, self.task.model, state)
         wait_for_all(self.world)
 
+    def cost(self, meter: CostMeter) -> dict[str, Any]:
+        """What this call cost, over all processes; energy and memory are this process's."""
+        stats = self.task.loader.stats()
+        return meter.report(
+            clips=(self.step - self.resumed_at) * self.config.batch_size,
+            clips_per_s=stats["clips_per_s"] * self.world.size,
+            stall_share=stats["stall_share"],
+            processes=self.world.size,
+        )
+
     def summary(self) -> dict[str, Any]:
         """First and last losses, what was held out, and how fast it went."""
         rows = self.metrics.rows()
@@ -370,36 +398,6 @@ class _Run:
             "clips_per_s": round(stats["clips_per_s"] * self.world.size, 2),
             "stall_share": round(stats["stall_share"], 4),
         }
-
-
-class _Signals:
-    """Remembers SIGTERM, SIGUSR1 (a queue that wants the machine back) and SIGINT until the step is done."""
-
-    _NAMES = ("SIGTERM", "SIGUSR1", "SIGINT")
-
-    def __init__(self) -> None:
-        self.received: int | None = None
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> _Signals:
-        with contextlib.suppress(ValueError):  # not the main thread: signals go elsewhere
-            for name in self._NAMES:
-                number = getattr(signal, name)
-                self._before[number] = signal.signal(number, self._note)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _note(self, number: int, _frame: FrameType | None) -> None:
-        self.received = number
-
-    def leave(self) -> None:
-        """End the process as the signal would have: the checkpoint is written."""
-        if self.received in (None, signal.SIGINT):
-            raise KeyboardInterrupt
-        raise SystemExit(128 + int(self.received or 0))
 
 
 def _endless(loader: Loader[Any]) -> Generator[Any, None, None]:

@@ -122,7 +122,7 @@ def tokenize(
                 "n_codes": model.config.n_codes,
                 "grid": list(grid),
                 "tokens_per_clip": math.prod(grid),
-                "codebook": fingerprint(model.codebook.embeddings.flatten().tolist()),
+                "codebook": fingerprint(model.codebook.vectors().flatten().tolist()),
             },
             progress=progress,
         )

@@ -11,12 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from vidbrain.models.codebook import perplexity
+from vidbrain.models.flops import count_vqvae, vqvae_flops
+from vidbrain.models.presets import preset_of
+from vidbrain.models.quality import WINDOW, psnr, ssim
 from vidbrain.models.vqvae import VQVAE, VQVAEConfig
 from vidbrain.progress import SILENT, Progress
 from vidbrain.records import ClipSpec, World
 from vidbrain.sharding.manifest import open_manifest
 from vidbrain.stream.loader import Loader, stream
 from vidbrain.stream.source import ClipBatch
+from vidbrain.training.cost import ClipCost
 from vidbrain.training.loop import LoopConfig, train
 from vidbrain.training.precision import PrecisionName  # noqa: F401 -- named by an inherited setting
 
@@ -58,7 +62,8 @@ def train_vqvae(
     dict
         The summary. ``held_out`` holds, over the held-out clips: ``loss``; ``psnr`` of the reconstruction (dB, peak 1,
         of the mean squared error over all clips); ``psnr_mean_frame``, that of repeating every clip's own mean frame;
-        ``psnr_gain``, their difference; ``active``, the share of codes in use; ``perplexity``.
+        ``psnr_gain``, their difference; ``ssim`` of the middle
+        frame of every clip (null below 11 pixels); ``active``, the share of codes in use; ``perplexity``.
 
     Raises
     ------
@@ -89,6 +94,7 @@ class VQVAETask:
         self.loader: Loader[ClipBatch] = stream(
             data_root, clip=config.clip, batch_size=config.batch_size, seed=config.seed, split="train", world=world
         )
+        self._clip = (config.clip.n_frames, manifest.height, manifest.width)
         self._grid = config.model.latent_grid(config.clip.n_frames, manifest.height, manifest.width)
 
     def loss(self, model: nn.Module, batch: ClipBatch) -> tuple[Tensor, dict[str, Tensor]]:
@@ -115,7 +121,8 @@ class VQVAETask:
             self._root, clip=clip, batch_size=config.batch_size, seed=config.seed, split="val", tail="keep"
         )
         usage = torch.zeros(config.model.n_codes, dtype=torch.int64)
-        squared, squared_of_mean, loss, pixels, clips = 0.0, 0.0, 0.0, 0, 0
+        squared, squared_of_mean, similar, loss, pixels, clips = 0.0, 0.0, 0.0, 0.0, 0, 0
+        large = False
         for batch in batches:
             video = self._to_device(batch)
             output = self.model(video)
@@ -123,17 +130,22 @@ class VQVAETask:
             target = video.float() / 255 - 0.5
             squared += float((reconstruction - target).square().double().sum())
             squared_of_mean += float((target.mean(dim=1, keepdim=True) - target).square().double().sum())
+            middle = target.shape[1] // 2
+            large = min(target.shape[2:4]) >= WINDOW
+            if large:
+                similar += float(ssim(reconstruction[:, middle], target[:, middle]).sum())
             usage += torch.bincount(codes.flatten(), minlength=len(usage)).cpu()
             loss += float(output.loss) * len(video)
             pixels, clips = pixels + target.numel(), clips + len(video)
             if clips >= config.eval_clips:
                 break
-        psnr, psnr_of_mean = _psnr(squared / pixels), _psnr(squared_of_mean / pixels)
+        found, of_mean = psnr(squared / pixels), psnr(squared_of_mean / pixels)
         return {
             "loss": loss / clips,
-            "psnr": psnr,
-            "psnr_mean_frame": psnr_of_mean,
-            "psnr_gain": psnr - psnr_of_mean,
+            "psnr": found,
+            "psnr_mean_frame": of_mean,
+            "psnr_gain": found - of_mean,
+            "ssim": similar / clips if large else None,
             "active": float((usage > 0).float().mean()),
             "perplexity": perplexity(usage),
             "clips": clips,
@@ -142,13 +154,18 @@ class VQVAETask:
     def facts(self) -> dict[str, Any]:
         """Grid of codes of a clip, and tokens."""
         n_codes = self._config.model.n_codes
-        return {"grid": list(self._grid), "tokens_per_clip": math.prod(self._grid), "n_codes": n_codes}
+        return {
+            "grid": list(self._grid),
+            "tokens_per_clip": math.prod(self._grid),
+            "n_codes": n_codes,
+            "preset": preset_of(self._config.model),
+        }
+
+    def clip_cost(self) -> ClipCost:
+        """Operations and memory of a clip of video."""
+        flops, counted = vqvae_flops(self._config.model, self._clip), count_vqvae(self.model, self._clip)
+        return ClipCost(flops.dense, flops.causal, counted.train, counted.saved_bytes, math.prod(self._grid))
 
     def _to_device(self, batch: ClipBatch) -> Tensor:
         # uint8 over the bus, float on the device.
         return torch.from_numpy(batch.video).to(self._device, non_blocking=True)
-
-
-def _psnr(mse: float) -> float:
-    # A floor of half a grey level in 100,000 pixels keeps a perfect reconstruction a number.
-    return -10 * math.log10(max(mse, 1e-11))

@@ -1,0 +1,105 @@
+"""Checkpoints of VideoGPT as files: written as Lightning wrote them, read without running code."""
+
+import argparse
+import importlib.util
+import json
+import os
+import sys
+import types
+from pathlib import Path
+
+import pytest
+import torch
+
+from vidbrain.cli.app import run
+from vidbrain.errors import ConfigError, ModelError
+from vidbrain.models.pretrained import load_gpt, load_vqvae
+from vidbrain.models.vqvae import to_float
+from vidbrain.stream.codes import load_codes
+from vidbrain.training.convert import ConvertConfig, convert
+from vidbrain.training.tokenize import tokenize
+
+TOOL = Path(__file__).parents[2] / "tools" / "bench" / "original.py"
+
+
+@pytest.fixture(scope="module")
+def models():
+    spec = importlib.util.spec_from_file_location("original", TOOL)
+    original = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(original)
+    torch.manual_seed(0)
+    vqvae = original.OriginalVQVAE(12, 1, (2, 8, 8), 16, 6).eval()
+    return vqvae, original.OriginalGPT(vqvae, 12, 2, 2, (4, 4, 4)).eval()
+
+
+def write(path, model, monkeypatch, **settings):
+    """Write as Lightning 1.3 did, its classes among the keys."""
+    module = types.ModuleType("pytorch_lightning.callbacks.model_checkpoint")
+    module.ModelCheckpoint = type("ModelCheckpoint", (), {"__module__": module.__name__})
+    for name in ("pytorch_lightning", "pytorch_lightning.callbacks", module.__name__):
+        monkeypatch.setitem(sys.modules, name, module)
+    content = {
+        "epoch": 3,
+        "pytorch-lightning_version": "1.3.3",
+        "state_dict": model.state_dict(),
+        "callbacks": {module.ModelCheckpoint: {"best_model_score": torch.tensor(2.29)}},
+        "hyper_parameters": {"args": argparse.Namespace(**settings)},
+    }
+    torch.save(content, path)
+    monkeypatch.undo()
+    return path
+
+
+SAID = {"downsample": (2, 8, 8), "sequence_length": 8, "heads": 2, "dropout": 0.2, "attn_dropout": 0.3}
+
+
+def test_a_gpt_and_its_vqvae_become_folders_that_others_read(models, shards, tmp_path, monkeypatch, capsys):
+    vqvae, gpt = models
+    path = write(tmp_path / "gpt.ckpt", gpt, monkeypatch, **SAID)
+    out = tmp_path / "out"
+    for _ in range(2):  # a second call finds it done
+        assert run(["convert", str(path), "--out", str(out), "--step", "2", "--json"]) == 0
+        found = json.loads(capsys.readouterr().out)
+    ours = load_vqvae(out / "vqvae")
+    assert found["vqvae_parameters"] == sum(p.numel() for p in vqvae.parameters())
+    clips = torch.randint(256, (2, 8, 32, 32, 3), dtype=torch.uint8)
+    with torch.no_grad():
+        vectors, codes = vqvae.encode(to_float(clips))
+        torch.testing.assert_close(ours.encode(clips), codes)
+        logits = load_gpt(out / "gpt").logits(codes)
+        torch.testing.assert_close(logits, gpt.logits(vectors.movedim(1, -1)), rtol=0, atol=1e-4)
+    assert load_gpt(out / "gpt").config.attention_dropout == 0.3
+    tokenize(shards, out / "vqvae", tmp_path / "codes")
+    assert load_codes(tmp_path / "codes").codes.shape[1:] == (4, 4, 4)
+
+
+def test_what_a_checkpoint_does_not_say_is_asked_for(models, tmp_path, monkeypatch):
+    path = write(tmp_path / "vqvae.ckpt", models[0], monkeypatch)
+    with pytest.raises(ConfigError, match="do not say downsample"):
+        convert(path, tmp_path / "out")
+    with pytest.raises(ConfigError, match="do not say sequence_length"):
+        convert(path, tmp_path / "out", ConvertConfig(downsample=(2, 8, 8)))
+    convert(path, tmp_path / "out", ConvertConfig(downsample=(2, 8, 8), n_frames=8))
+    assert load_vqvae(tmp_path / "out" / "vqvae").config.downsample == (2, 8, 8)
+
+
+class Hostile:
+    def __reduce__(self):
+        return os.system, ("touch harm",)
+
+
+def test_a_checkpoint_that_runs_code_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save({"state_dict": {}, "x": Hostile()}, tmp_path / "hostile.ckpt")
+    with pytest.raises(ModelError, match="more than tensors"):
+        convert(tmp_path / "hostile.ckpt", tmp_path / "out")
+    assert not (tmp_path / "harm").exists()
+    (tmp_path / "noise.ckpt").write_bytes(b"x" * 100)
+    with pytest.raises(ModelError, match=r"refused|cannot be read"):
+        convert(tmp_path / "noise.ckpt", tmp_path / "out")
+    torch.save({"weights": torch.zeros(2)}, tmp_path / "other.ckpt")
+    with pytest.raises(ModelError, match="no state_dict"):
+        convert(tmp_path / "other.ckpt", tmp_path / "out")
+    torch.save({"state_dict": {"a": torch.zeros(2)}}, tmp_path / "other.ckpt")
+    with pytest.raises(ModelError, match="holds no VQ-VAE"):
+        convert(tmp_path / "other.ckpt", tmp_path / "out")

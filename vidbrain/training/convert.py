@@ -1,0 +1,161 @@
+"""VideoGPT's Lightning checkpoints -> model folders that every other command reads; nothing in a checkpoint is run."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vidbrain.config import to_mapping
+from vidbrain.errors import ConfigError, ModelError
+from vidbrain.models.lightning import gpt_of, vqvae_of, vqvae_part
+from vidbrain.models.positions import Triple
+from vidbrain.models.pretrained import save_pretrained
+from vidbrain.records import ClipSpec
+from vidbrain.storage.atomic import as_storage_error, check_writable
+from vidbrain.storage.info import is_done, read_info, write_info
+
+VQVAE_FOLDER, GPT_FOLDER = "vqvae", "gpt"
+
+
+class _Stub(dict[Any, Any]):
+    """Stands for a class of Lightning's: a mapping that takes whatever a checkpoint puts into it, and does nothing."""
+
+
+STUBS = (
+    "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",
+    "pytorch_lightning.callbacks.lr_monitor.LearningRateMonitor",
+    "pytorch_lightning.utilities.parsing.AttributeDict",
+)
+"""Classes that Lightning of that time leaves in a checkpoint."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvertConfig:
+    """What a checkpoint does not always say."""
+
+    downsample: Triple | None = None
+    """Frames, rows and columns per code; by default what the checkpoint's own settings say."""
+    n_heads: int | None = None
+    """Heads of the GPT; by default what the checkpoint's own settings say."""
+    n_frames: int | None = None
+    """Frames of a clip; by default what the checkpoint's own settings say."""
+    step: int = 4
+    """Source frames between the frames of a clip; 4 is the study's 15 Hz of 60."""
+
+
+def convert(checkpoint: str | Path, out: str | Path, config: ConvertConfig = ConvertConfig()) -> dict[str, Any]:
+    """Convert a checkpoint of a VQ-VAE, or of a GPT with the VQ-VAE in it.
+
+    Parameters
+    ----------
+    checkpoint
+        As Lightning wrote it.
+    out
+        Folder; ``vqvae`` and, for a GPT, ``gpt`` are written into it.
+    config
+        What the checkpoint does not say.
+
+    Returns
+    -------
+    dict
+        Folders and numbers of parameters.
+
+    Raises
+    ------
+    ModelError
+        If it cannot be read without running code, or is not VideoGPT's.
+    ConfigError
+        If something is needed that neither the checkpoint nor the caller says.
+    ResumeError
+        If another conversion lies there.
+    """
+    path, out = Path(checkpoint), Path(out)
+    state, said = read_lightning(path)
+    part = vqvae_part(state)
+    if part is None:
+        raise ModelError("the checkpoint holds no VQ-VAE", where=path, likely="it is not one of VideoGPT's")
+    own = {"checkpoint": _digest(path)}
+    downsample = config.downsample or _triple(_needed(said, "downsample"))
+    n_frames = config.n_frames or int(_needed(said, "sequence_length", "n-frames"))
+    clip = ClipSpec(n_frames, config.step, n_frames * config.step)
+    check_writable(out)
+    vqvae, folder = vqvae_of(part, downsample), out / VQVAE_FOLDER
+    settings: dict[str, Any] = {"clip": to_mapping(clip), "model": to_mapping(vqvae.config)}
+    if not is_done(folder, "vqvae", config=settings, made_from=own):
+        save_pretrained(vqvae, folder)
+        write_info(folder, "vqvae", config=settings, made_from=own)
+    written = {"vqvae": str(folder), "vqvae_parameters": sum(p.numel() for p in vqvae.parameters())}
+    if any(name.startswith("attn_stack.") for name in state):
+        n_heads = config.n_heads or int(_needed(said, "heads", "n-heads"))
+        gpt = gpt_of(
+            state,
+            n_heads,
+            dropout=float(said.get("dropout", 0.0)),
+            attention_dropout=float(said.get("attn_dropout", 0.0)),
+        )
+        made_from = {**own, "vqvae": str(read_info(folder, "vqvae")["fingerprint"])}
+        folder = out / GPT_FOLDER
+        settings = {"model": to_mapping(gpt.config)}
+        if not is_done(folder, "gpt", config=settings, made_from=made_from):
+            save_pretrained(gpt, folder)
+            write_info(folder, "gpt", config=settings, made_from=made_from)
+        written |= {"gpt": str(folder), "gpt_parameters": sum(p.numel() for p in gpt.parameters())}
+    return written
+
+
+def read_lightning(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Return the state dict of a checkpoint, and its settings, without running any of its code.
+
+    Raises
+    ------
+    ModelError
+        If it holds more than tensors, plain values and Lightning's own bookkeeping, or no state dict.
+    """
+    allowed: list[Any] = [argparse.Namespace, *((_Stub, name) for name in STUBS)]
+    try:
+        with torch.serialization.safe_globals(allowed):
+            found = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise as_storage_error(error, path) from error
+    except Exception as error:
+        # A hostile pickle can raise anything.
+        raise ModelError(
+            "the checkpoint is refused: it holds more than tensors and plain values"
+            if isinstance(error, pickle.UnpicklingError)
+            else f"the checkpoint cannot be read: {type(error).__name__}",
+            where=path,
+            likely="the file is damaged, or was not written by VideoGPT",
+        ) from error
+    if not isinstance(found, Mapping) or not isinstance(found.get("state_dict"), Mapping):
+        raise ModelError("the checkpoint has no state_dict", where=path, likely="it was not written by Lightning")
+    said = found.get("hyper_parameters") or {}
+    said = said.get("args", said) if isinstance(said, Mapping) else said
+    return dict(found["state_dict"]), dict(vars(said) if isinstance(said, argparse.Namespace) else said)
+
+
+def _needed(said: Mapping[str, Any], name: str, flag: str | None = None) -> Any:  # noqa: ANN401 -- of any type
+    if name not in said:
+        raise ConfigError(
+            f"the checkpoint's settings do not say {name}", where=name, hint=f"give --{flag or name} as it was trained"
+        )
+    return said[name]
+
+
+def _triple(values: Any) -> Triple:  # noqa: ANN401 -- from a checkpoint
+    try:
+        t, h, w = (int(n) for n in values)
+    except (TypeError, ValueError):
+        raise ConfigError(f"downsample must be three numbers, not {values!r}", where="downsample") from None
+    return t, h, w
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()[:16]
