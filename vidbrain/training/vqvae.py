@@ -15,8 +15,8 @@ from vidbrain.models.vqvae import VQVAE, VQVAEConfig
 from vidbrain.progress import SILENT, Progress
 from vidbrain.records import ClipSpec, World
 from vidbrain.sharding.manifest import open_manifest
+from vidbrain.stream.batch import ClipBatch
 from vidbrain.stream.loader import Loader, stream
-from vidbrain.stream.source import ClipBatch
 from vidbrain.training.loop import LoopConfig, train
 from vidbrain.training.precision import PrecisionName  # noqa: F401 -- named by an inherited setting
 
