@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import weakref
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import numpy as np
 import pandas as pd
@@ -13,12 +14,21 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     import torch
 
+LISTENERS: weakref.WeakValueDictionary[str, Listener] = weakref.WeakValueDictionary()
+"""Loaders of this process by name: a batch that comes from another process says so to the one that it belongs to."""
 _COLUMNS = ("recording", "run", "subject", "session", "task", "level", "repetition", "split")
+
+
+class Listener(Protocol):
+    """Who hears of batches that come from worker processes."""
+
+    def arrival(self, epoch: int, number: int) -> None:
+        """Hear that a batch is here, perhaps before it is used."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """This process's share of a global batch.
+    """What one process gets of a global batch.
 
     Attributes
     ----------
@@ -26,12 +36,15 @@ class Batch:
         Clip numbers; -1 where a row is masked: such rows hold zeros and weigh nothing.
     seed, epoch, number
         Of the order, the epoch, and the global batch in the epoch. A loader sets them.
+    loader
+        Names the loader that made it.
     """
 
     index: NDArray[np.int64]
     seed: int = 0
     epoch: int = 0
     number: int = 0
+    loader: str = ""
 
     @property
     def weight(self) -> NDArray[np.float32]:
@@ -44,29 +57,43 @@ class Batch:
 
     def unmasked(self) -> Self:
         """The batch without its masked rows."""
-        return self if (self.index >= 0).all() else self._rows(np.flatnonzero(self.index >= 0))
+        keep = self.index >= 0
+        return self if keep.all() else self._each(lambda values: values[keep])
 
     def padded(self, index: NDArray[np.int64]) -> Self:
-        """Put the rows where `index` is not -1, and zeros elsewhere.
+        """Put the rows where `index` is not -1, and zeros (or empty text) elsewhere.
 
         Parameters
         ----------
         index : (B',) int64
             Holds this batch's clip numbers in their order, and -1 for the rows to add.
         """
-        source = np.full(len(index), -1)
-        source[index >= 0] = np.arange(len(self.index))
-        return replace(self._rows(source), index=index)
 
-    def _rows(self, rows: NDArray[np.int64]) -> Self:
-        """Take rows; -1 gives one of zeros."""
+        def spread(values: NDArray[Any]) -> NDArray[Any]:
+            out = np.zeros((len(index), *values.shape[1:]), values.dtype)
+            out[index >= 0] = values
+            return out
+
+        return replace(self._each(spread), index=index)
+
+    def to(self, device: torch.device) -> Self:
+        """Move what a model sees to a device: uint8 over the bus from pinned memory; on a CPU nothing is copied.
+
+        It is called in the thread that read the batch, and returns when the copy is done.
+        """
+        raise NotImplementedError
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, (type(self), {each.name: getattr(self, each.name) for each in fields(self)})
+
+    def _each(self, change: Callable[[Any], Any]) -> Self:
         changed: dict[str, Any] = {}
         for each in fields(self):
             value = getattr(self, each.name)
-            if isinstance(value, np.ndarray):
-                changed[each.name] = _take(value, rows)
-            elif isinstance(value, Mapping):
-                changed[each.name] = {name: _take(column, rows) for name, column in value.items()}
+            if isinstance(value, dict):
+                changed[each.name] = {name: change(column) for name, column in value.items()}
+            elif hasattr(value, "shape"):
+                changed[each.name] = change(value)
         return replace(self, **changed)
 
 
@@ -93,10 +120,7 @@ class ClipBatch(Batch):
     meta: dict[str, NDArray[Any]] = field(default_factory=dict)
 
     def to(self, device: torch.device) -> Self:
-        """Move the video: uint8 over the bus from pinned memory; on a CPU nothing is copied.
-
-        Called in the thread that read the batch; it returns when the copy is done.
-        """
+        """Move the video."""
         return replace(self, video=to_device(self.video, device))
 
 
@@ -107,7 +131,7 @@ class CodesBatch(Batch):
     codes: NDArray[np.uint16]
 
     def to(self, device: torch.device) -> Self:
-        """Move the codes, as int32; see `ClipBatch.to`."""
+        """Move the codes, as int32."""
         return replace(self, codes=to_device(self.codes.astype(np.int32), device))
 
 
@@ -122,7 +146,16 @@ def to_device(values: NDArray[Any], device: torch.device) -> Any:  # noqa: ANN40
     with torch.cuda.stream(side):
         moved = tensor.pin_memory().to(device, non_blocking=True)
     side.synchronize()
+    # Its memory must not be given to another copy while the trainer's kernels still read it.
+    moved.record_stream(torch.cuda.default_stream(device))
     return moved
+
+
+def _rebuild(cls: type[Batch], values: dict[str, Any]) -> Batch:
+    batch = cls(**values)
+    if batch.loader in LISTENERS:
+        LISTENERS[batch.loader].arrival(batch.epoch, batch.number)
+    return batch
 
 
 def clip_rng(seed: int, epoch: int, clip: int) -> np.random.Generator:
@@ -140,9 +173,3 @@ def clip_meta(
 ) -> dict[str, NDArray[Any]]:
     """What is known of some clips: a row of each column a clip, and the first frame."""
     return {**{name: column[segment] for name, column in columns.items()}, "start_frame": start_frame}
-
-
-def _take(values: NDArray[Any], rows: NDArray[np.int64]) -> NDArray[Any]:
-    taken = np.zeros((len(rows), *values.shape[1:]), values.dtype)
-    taken[rows >= 0] = values[rows[rows >= 0]]
-    return taken

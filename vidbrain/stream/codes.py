@@ -16,7 +16,8 @@ from vidbrain.sharding.manifest import open_manifest, shard_path
 from vidbrain.storage.atomic import as_storage_error
 from vidbrain.stream.batch import CodesBatch
 from vidbrain.stream.clips import clip_table
-from vidbrain.stream.loader import Loader, Tail
+from vidbrain.stream.loader import Loader
+from vidbrain.stream.order import Tail
 
 
 @dataclass(frozen=True)

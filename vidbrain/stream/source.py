@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-import threading
+from collections.abc import Iterator
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -41,7 +42,7 @@ class Source(Protocol[Batch_co]):
         """Counts since the source was made: at least n_bytes (stored), n_requests, cache_hits, retries."""
 
     def close(self) -> None:
-        """Let go of files and threads; another `begin` or `read` takes them up again."""
+        """Let go of files and threads."""
 
 
 class ClipSource:
@@ -78,10 +79,11 @@ class ClipSource:
     def read(self, clips: NDArray[np.int64]) -> ClipBatch:
         """Read a batch; clips of one segment are read together, in order."""
         segments, starts = self.table.locate(clips)
-        video, reader = np.empty((len(clips), *self.shape), np.uint8), self._readers.mine()
-        for i in np.lexsort((starts, segments)):
-            wanted = range(int(starts[i]), int(starts[i]) + self.clip.span, self.clip.step)
-            reader.read_into(int(segments[i]), wanted, video[i])
+        video = np.empty((len(clips), *self.shape), np.uint8)
+        with self._readers.one() as reader:
+            for i in np.lexsort((starts, segments)):
+                wanted = range(int(starts[i]), int(starts[i]) + self.clip.span, self.clip.step)
+                reader.read_into(int(segments[i]), wanted, video[i])
         meta = clip_meta(self._columns, segments, starts)
         return ClipBatch(video=video, index=clips, segment=segments, start_frame=starts, meta=meta)
 
@@ -102,18 +104,24 @@ class ClipSource:
 
 
 class _Readers:
-    """A reader for each thread."""
+    """Readers that threads take in turn: as many as there ever were threads at once."""
 
     def __init__(self, manifest: Manifest) -> None:
-        self._manifest, self._local = manifest, threading.local()
+        self._manifest = manifest
         self._all: list[SegmentReader] = []
+        self._free: list[SegmentReader] = []
 
-    def mine(self) -> SegmentReader:
-        if not hasattr(self._local, "reader"):
-            self._local.reader = SegmentReader(self._manifest)
-            self._all.append(self._local.reader)
-        found: SegmentReader = self._local.reader
-        return found
+    @contextlib.contextmanager
+    def one(self) -> Iterator[SegmentReader]:
+        try:
+            reader = self._free.pop()
+        except IndexError:
+            reader = SegmentReader(self._manifest)
+            self._all.append(reader)
+        try:
+            yield reader
+        finally:
+            self._free.append(reader)
 
     def n_bytes(self) -> int:
         return sum(reader.n_bytes for reader in self._all)
