@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from vidbrain.records import ClipSpec
 from vidbrain.sharding.manifest import Manifest
+from vidbrain.sharding.parts import PART_FRAMES
 from vidbrain.stream.batch import ClipBatch, clip_columns, clip_meta
 from vidbrain.stream.clips import ClipTable, clip_table
 from vidbrain.stream.reader import SegmentReader
@@ -58,7 +59,6 @@ class ClipSource:
         ``"train"``, ``"val"`` or None for all recordings.
     """
 
-    held_bytes = 0
     fetches_ahead = False
 
     def __init__(self, manifest: Manifest, clip: ClipSpec, split: str | None) -> None:
@@ -70,6 +70,8 @@ class ClipSource:
         self.clips_per_shard = np.bincount(shards, weights=self.table.counts).astype(np.int64)
         self.shape = (clip.n_frames, manifest.height, manifest.width, 3)
         self.clip_bytes = math.prod(self.shape)
+        # A part, packed and unpacked, for each of many threads.
+        self.held_bytes = 2 * 32 * PART_FRAMES * math.prod(self.shape[1:])
         self._columns = clip_columns(manifest.segments)
         self._readers = _Readers(manifest)
 
@@ -108,8 +110,9 @@ class _Readers:
 
     def __init__(self, manifest: Manifest) -> None:
         self._manifest = manifest
-        self._all: list[SegmentReader] = []
-        self._free: list[SegmentReader] = []
+        # One now: what cannot be read at all is refused before work starts.
+        self._all = [SegmentReader(manifest)]
+        self._free = list(self._all)
 
     @contextlib.contextmanager
     def one(self) -> Iterator[SegmentReader]:
