@@ -111,7 +111,7 @@ class Loader(IterableDataset[AnyBatch]):
         self._received, self._meter = 0, Meter()
         self._threads = ThreadCount(self._most_threads, settled=workers != "auto")
         # What batches that came through worker processes say of themselves when they arrive.
-        self._name, self._arrived, self._told = uuid.uuid4().hex, set[int](), True
+        self._name, self._arrived, self._is_told = uuid.uuid4().hex, set[int](), False
         LISTENERS[self._name] = self
 
     def __len__(self) -> int:
@@ -175,7 +175,7 @@ class Loader(IterableDataset[AnyBatch]):
             for batch in batches:
                 # Counted here, where the trainer receives it: what was only read ahead is read again after a resume.
                 if counts:
-                    self.received(batch)
+                    self._stand_after(batch)
                 self._meter.count(int((batch.index >= 0).sum()))
                 self._progress.advance(1, **self._shown())
                 yield batch
@@ -188,21 +188,27 @@ class Loader(IterableDataset[AnyBatch]):
 
         Without worker processes the loader knows.
         """
-        if batch.epoch != self.epoch:
-            self._go_to(batch.epoch, 0)
-        self._received, self._told = batch.number + 1, True
-
-    def _go_to(self, epoch: int, received: int) -> None:
-        self.epoch, self._received, self._told = epoch, received, True
-        self._arrived.clear()
+        self._is_told = True
+        self._stand_after(batch)
 
     def arrival(self, epoch: int, number: int) -> None:
-        """Hear that a batch came from a worker process; when all did, the epoch is over, told or not."""
-        if epoch == self.epoch and number >= self._received:
-            self._arrived.add(number)
-            self._told = False
-            if not self._received and len(self._arrived) == self._n_batches:
-                self._received, self._told = self._n_batches, True
+        """Hear that a batch came from a worker process; where nobody calls `received`, all of them end the epoch."""
+        if self._is_told:
+            return
+        if epoch > self.epoch:
+            self._go_to(epoch, 0)
+        self._arrived.add(number)
+        if len(self._arrived) == self._n_batches - self._received:
+            self._go_to(self.epoch, self._n_batches)
+
+    def _stand_after(self, batch: Batch) -> None:
+        if batch.epoch != self.epoch:
+            self._go_to(batch.epoch, 0)
+        self._received = batch.number + 1
+
+    def _go_to(self, epoch: int, received: int) -> None:
+        self.epoch, self._received = epoch, received
+        self._arrived.clear()
 
     def state_dict(self) -> dict[str, Any]:
         """Where the stream stands, as plain values; see `StreamState`.
@@ -212,7 +218,7 @@ class Loader(IterableDataset[AnyBatch]):
         ResumeError
             If batches come through worker processes and `received` was never called.
         """
-        if not self._told and not self._received:
+        if self._arrived and not self._is_told:
             raise ResumeError(
                 "batches came through worker processes, and the loader was not told which of them the trainer received",
                 hint="call loader.received(batch) in the loop",
