@@ -51,7 +51,7 @@ def loader_of(data, **settings):
 def test_by_default_it_is_an_error_that_names_shard_key_and_cure(data):
     row = open_manifest(data).segments.iloc[1]
     with pytest.raises(ShardError) as caught:
-        list(itertools.chain.from_iterable([stream(data, clip=CLIP, batch_size=8)]))
+        list(stream(data, clip=CLIP, batch_size=8))
     assert ".tar" in caught.value.where
     assert "vidbrain verify" in caught.value.hint
     assert row["key"] in caught.value.where or open_manifest(data).segments["key"][5] in caught.value.where
