@@ -23,7 +23,7 @@ from vidbrain.stream.opening import open_part
 from vidbrain.stream.order import ORDER_VERSION, WINDOW, EpochOrder, Tail, check_world
 from vidbrain.stream.prefetch import SPARE, Prefetch, ThreadCount
 from vidbrain.stream.quarantine import Quarantine
-from vidbrain.stream.source import ClipSource, Source
+from vidbrain.stream.source import CACHE, CACHE_BYTES, ClipSource, Source
 
 AnyBatch = TypeVar("AnyBatch", bound=Batch)
 OnBad = Literal["error", "substitute"]
@@ -103,7 +103,7 @@ class Loader(IterableDataset[AnyBatch]):
         self._deadline_s, self._progress = deadline_s, progress
         self._quarantine = Quarantine(source, tail=tail, most=bad_share) if on_bad_clip == "substitute" else None
         self.epoch = 0
-        first = self._order(0)
+        first = self.order(0)
         self.n_clips, self._n_batches, self._n_streams = first.n_clips, first.n_batches, first.n_streams
         self._order_bytes = first.held_bytes
         if self._n_batches == 0:
@@ -147,7 +147,7 @@ class Loader(IterableDataset[AnyBatch]):
         self._received = self._n_batches
 
     def _iterate(self, numbers: range, *, counts: bool) -> Generator[AnyBatch, None, None]:
-        epoch, order = self.epoch, self._order(self.epoch)
+        epoch, order = self.epoch, self.order(self.epoch)
         share, source = self._batch_size // self._world.size, self._source
         if source.fetches_ahead and len(numbers):
             source.begin(order.ahead(numbers[0], self._world, step=numbers.step))
@@ -158,7 +158,7 @@ class Loader(IterableDataset[AnyBatch]):
                 batch = source.read(clips[clips >= 0])
                 batch = batch if len(batch.index) == len(clips) else batch.padded(clips)
             else:
-                batch = self._quarantine.read(clips, number, self._world.rank * share, lambda: self._order(epoch))
+                batch = self._quarantine.read(clips, number, self._world.rank * share, lambda: self.order(epoch))
             batch = replace(batch, seed=self._seed, epoch=epoch, number=number, loader=self._name)
             return batch if self._device is None else batch.to(self._device)
 
@@ -257,6 +257,17 @@ class Loader(IterableDataset[AnyBatch]):
             self._quarantine.add(state.quarantine)
         self._go_to(state.epoch, state.batches)
 
+    def order(self, epoch: int) -> EpochOrder:
+        """The order of an epoch: pure, and apart from where the loader stands."""
+        return EpochOrder(
+            self._source.clips_per_shard,
+            batch_size=self._batch_size,
+            seed=self._seed,
+            epoch=epoch,
+            window=WINDOW if self._shuffle else 0,
+            tail=self._tail,
+        )
+
     def stats(self) -> dict[str, float]:
         """Rates and counts since the loader was made.
 
@@ -291,16 +302,6 @@ class Loader(IterableDataset[AnyBatch]):
         held = self._batch_size // self._world.size * self._source.clip_bytes
         return max(1, min(MOST_THREADS, 4 * available_cores(), MEMORY_BYTES // held - SPARE - 2))
 
-    def _order(self, epoch: int) -> EpochOrder:
-        return EpochOrder(
-            self._source.clips_per_shard,
-            batch_size=self._batch_size,
-            seed=self._seed,
-            epoch=epoch,
-            window=WINDOW if self._shuffle else 0,
-            tail=self._tail,
-        )
-
     def _state(self, epoch: int, batches: int, quarantine: tuple[int, ...]) -> StreamState:
         return StreamState(
             dataset=self._source.dataset,
@@ -332,6 +333,8 @@ def stream(
     batch_size: int = 32,
     seed: int = 0,
     split: Literal["train", "val"] | None = None,
+    cache: str | Path = CACHE,
+    cache_bytes: int | str = CACHE_BYTES,
     world: World | None = None,
     shuffle: bool = True,
     tail: Tail = "drop",
@@ -358,6 +361,8 @@ def stream(
         Key of the order.
     split
         ``"train"``, ``"val"`` or None for all recordings.
+    cache, cache_bytes
+        Folder and limit of what is kept of shards at a URL; processes of a machine share it.
     world, shuffle, tail, workers, device, deadline_s, on_bad_clip, bad_share, progress
         See `Loader`.
 
@@ -373,7 +378,7 @@ def stream(
     (32, 16, 64, 64, 3)
     """
     return Loader(
-        ClipSource(open_part(root, subset), clip, split),
+        ClipSource(open_part(root, subset), clip, split, cache=cache, cache_bytes=cache_bytes),
         batch_size=batch_size,
         seed=seed,
         world=world,

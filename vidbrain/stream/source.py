@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -18,6 +19,10 @@ from vidbrain.stream.clips import ClipTable, clip_table
 from vidbrain.stream.reader import SegmentReader
 
 Batch_co = TypeVar("Batch_co", covariant=True)
+
+
+CACHE = "~/.cache/vidbrain"
+CACHE_BYTES = "20G"
 
 
 class Source(Protocol[Batch_co]):
@@ -57,11 +62,21 @@ class ClipSource:
         The clip specification.
     split
         ``"train"``, ``"val"`` or None for all recordings.
+    cache, cache_bytes
+        Folder and limit of what is kept of shards at a URL. Those on a disk are read where they are.
     """
 
     fetches_ahead = False
 
-    def __init__(self, manifest: Manifest, clip: ClipSpec, split: str | None) -> None:
+    def __init__(
+        self,
+        manifest: Manifest,
+        clip: ClipSpec,
+        split: str | None,
+        *,
+        cache: str | Path = CACHE,
+        cache_bytes: int | str = CACHE_BYTES,
+    ) -> None:
         self._manifest, self.clip = manifest, clip
         # The order is a function of the split too, so a state must not pass from one to another.
         self.dataset = f"{manifest.fingerprint}/{split or 'all'}"
