@@ -91,6 +91,14 @@ def test_chunks_do_not_show(oracle):
     assert batches_of(order, numbers) == [expected[number] for number in numbers]
 
 
+@pytest.mark.parametrize("n", range(1, 13))
+def test_masked_rows_stand_anywhere_in_the_last_batch(oracle, n):
+    case = {"batch_size": 4, "seed": 0, "epoch": 0, "window": 50, "n_streams": 2, "tail": "mask"}
+    order, expected = EpochOrder(np.array([n]), **case), oracle([n], **case)
+    assert batches_of(order, range(order.n_batches)) == expected
+    assert order.ahead(0).tolist() == [clip for batch in expected for clip in batch if clip >= 0]
+
+
 def test_epochs_and_seeds_differ():
     counts = np.full(50, 200)
     a, b, c = (EpochOrder(counts, batch_size=10, seed=s, epoch=e).ahead(0) for s, e in ((0, 0), (0, 1), (1, 0)))

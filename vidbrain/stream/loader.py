@@ -125,7 +125,7 @@ class Loader(IterableDataset[AnyBatch]):
         # In use: the batch that the trainer holds, and the one before it, until its name is bound to the new one.
         n_batches = self._most_threads + SPARE + 2
         pinned = self._most_threads if self._device is not None and self._device.type == "cuda" else 0
-        ahead = 16 * self.n_clips // self._world.size if self._source.fetches_ahead else 0
+        ahead = 4 * self.n_clips // self._world.size if self._source.fetches_ahead else 0
         return (n_batches + pinned) * share * self._source.clip_bytes + (
             self._order_bytes + ahead + self._source.held_bytes
         )
@@ -163,7 +163,7 @@ class Loader(IterableDataset[AnyBatch]):
             return batch if self._device is None else batch.to(self._device)
 
         prefetch = Prefetch(
-            ((number, order.batch(number, self._world)) for number in numbers),
+            order.batches(numbers.start, self._world, step=numbers.step),
             read,
             count=self._threads,
             deadline_s=self._deadline_s,
