@@ -14,8 +14,10 @@ from vidbrain.errors import ShardError
 from vidbrain.records import ClipSpec, World
 from vidbrain.sharding.manifest import open_manifest, shard_path
 from vidbrain.storage.atomic import as_storage_error
+from vidbrain.stream.batch import CodesBatch
 from vidbrain.stream.clips import clip_table
-from vidbrain.stream.loader import Loader, Tail
+from vidbrain.stream.loader import Loader
+from vidbrain.stream.order import Tail
 
 
 @dataclass(frozen=True)
@@ -48,14 +50,6 @@ class CodesTable:
 
     def __len__(self) -> int:
         return len(self.codes)
-
-
-@dataclass(frozen=True)
-class CodesBatch:
-    """A batch of codes (B, t, h, w) uint16 and their clip numbers (B,)."""
-
-    codes: NDArray[np.uint16]
-    index: NDArray[np.int64]
 
 
 def load_codes(root: str | Path, *, split: Literal["train", "val"] | None = None) -> CodesTable:
@@ -105,18 +99,27 @@ def load_codes(root: str | Path, *, split: Literal["train", "val"] | None = None
 class CodesSource:
     """Clips of codes from memory."""
 
-    n_bytes = 0
+    fetches_ahead = False
 
     def __init__(self, table: CodesTable) -> None:
         self.table, self.clip, self.dataset = table, table.clip, table.fingerprint
         self.clips_per_shard = table.clips_per_shard
+        self.held_bytes = table.codes.nbytes
+        self.clip_bytes = table.codes[:1].nbytes
 
-    def begin(self, clips: NDArray[np.int64]) -> None:
+    def begin(self, clips: NDArray[np.integer[Any]]) -> None:
         """Everything is in memory already."""
 
     def read(self, clips: NDArray[np.int64]) -> CodesBatch:
         """Gather a batch."""
-        return CodesBatch(self.table.codes[clips], clips)
+        return CodesBatch(codes=self.table.codes[clips], index=clips)
+
+    def stats(self) -> dict[str, float]:
+        """Nothing is read from a store."""
+        return {"n_bytes": 0, "n_requests": 0, "cache_hits": 0, "retries": 0}
+
+    def close(self) -> None:
+        """Nothing is open."""
 
 
 def codes_stream(

@@ -20,7 +20,8 @@ from vidbrain.models.pretrained import load_vqvae
 from vidbrain.progress import SILENT, Progress
 from vidbrain.records import World
 from vidbrain.sharding.manifest import open_manifest
-from vidbrain.stream.codes import CodesBatch, CodesSource, CodesTable, load_codes
+from vidbrain.stream.batch import CodesBatch
+from vidbrain.stream.codes import CodesSource, CodesTable, load_codes
 from vidbrain.stream.loader import Loader
 from vidbrain.training.conditions import Buttons, Told, pairs, read_buttons
 from vidbrain.training.cost import ClipCost

@@ -18,8 +18,8 @@ from vidbrain.models.vqvae import VQVAE, VQVAEConfig
 from vidbrain.progress import SILENT, Progress
 from vidbrain.records import ClipSpec, World
 from vidbrain.sharding.manifest import open_manifest
+from vidbrain.stream.batch import ClipBatch
 from vidbrain.stream.loader import Loader, stream
-from vidbrain.stream.source import ClipBatch
 from vidbrain.training.cost import ClipCost
 from vidbrain.training.loop import LoopConfig, train
 from vidbrain.training.precision import PrecisionName  # noqa: F401 -- named by an inherited setting
@@ -92,7 +92,13 @@ class VQVAETask:
         self._held_out = bool((manifest.segments["split"] == "val").any())
         self.model = VQVAE(config.model)
         self.loader: Loader[ClipBatch] = stream(
-            data_root, clip=config.clip, batch_size=config.batch_size, seed=config.seed, split="train", world=world
+            data_root,
+            clip=config.clip,
+            batch_size=config.batch_size,
+            seed=config.seed,
+            split="train",
+            world=world,
+            device=device,
         )
         self._clip = (config.clip.n_frames, manifest.height, manifest.width)
         self._grid = config.model.latent_grid(config.clip.n_frames, manifest.height, manifest.width)
@@ -118,13 +124,19 @@ class VQVAETask:
         config = self._config
         clip = replace(config.clip, stride=config.clip.n_frames * config.clip.step)
         batches = stream(
-            self._root, clip=clip, batch_size=config.batch_size, seed=config.seed, split="val", tail="keep"
+            self._root,
+            clip=clip,
+            batch_size=config.batch_size,
+            seed=config.seed,
+            split="val",
+            tail="mask",
+            world=World(),  # one process judges
         )
         usage = torch.zeros(config.model.n_codes, dtype=torch.int64)
         squared, squared_of_mean, similar, loss, pixels, clips = 0.0, 0.0, 0.0, 0.0, 0, 0
         large = False
         for batch in batches:
-            video = self._to_device(batch)
+            video = self._to_device(batch.unmasked())
             output = self.model(video)
             reconstruction, codes = self.model.reconstruct(video)
             target = video.float() / 255 - 0.5
@@ -167,5 +179,5 @@ class VQVAETask:
         return ClipCost(flops.dense, flops.causal, counted.train, counted.saved_bytes, math.prod(self._grid))
 
     def _to_device(self, batch: ClipBatch) -> Tensor:
-        # uint8 over the bus, float on the device.
-        return torch.from_numpy(batch.video).to(self._device, non_blocking=True)
+        # uint8 over the bus, float on the device; what the loader put there already stays.
+        return torch.as_tensor(batch.video, device=self._device)
