@@ -105,8 +105,6 @@ def load_codes(root: str | Path, *, split: Literal["train", "val"] | None = None
 class CodesSource:
     """Clips of codes from memory."""
 
-    n_bytes = 0
-
     def __init__(self, table: CodesTable) -> None:
         self.table, self.clip, self.dataset = table, table.clip, table.fingerprint
         self.clips_per_shard = table.clips_per_shard
@@ -117,6 +115,13 @@ class CodesSource:
     def read(self, clips: NDArray[np.int64]) -> CodesBatch:
         """Gather a batch."""
         return CodesBatch(self.table.codes[clips], clips)
+
+    def stats(self) -> dict[str, float]:
+        """Nothing is read any more."""
+        return {"n_bytes": 0, "n_requests": 0, "cache_hits": 0, "retries": 0}
+
+    def close(self) -> None:
+        """There is nothing to let go of."""
 
 
 def codes_stream(

@@ -125,7 +125,7 @@ class Loader(Generic[Batch]):
             return {"clips_per_s": 0.0, "mb_per_s": 0.0, "stall_share": 0.0}
         return {
             "clips_per_s": self._clips_seen / self._elapsed_s,
-            "mb_per_s": self._source.n_bytes / 1e6 / self._elapsed_s,
+            "mb_per_s": self._source.stats()["n_bytes"] / 1e6 / self._elapsed_s,
             "stall_share": self._stalled_s / self._elapsed_s,
         }
 

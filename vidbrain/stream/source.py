@@ -11,8 +11,10 @@ from numpy.typing import NDArray
 
 from vidbrain.records import ClipSpec
 from vidbrain.sharding.manifest import open_manifest
+from vidbrain.stream.buffers import Buffers
 from vidbrain.stream.clips import ClipTable, clip_table
 from vidbrain.stream.reader import SegmentReader
+from vidbrain.stream.shards import open_shards
 
 Batch_co = TypeVar("Batch_co", covariant=True)
 
@@ -24,15 +26,17 @@ class Source(Protocol[Batch_co]):
     dataset: str
     clip: ClipSpec
 
-    @property
-    def n_bytes(self) -> int:
-        """Stored bytes read so far."""
-
     def begin(self, clips: NDArray[np.int64]) -> None:
         """Hear which clips this process will read next, in order: what is known can be fetched ahead."""
 
     def read(self, clips: NDArray[np.int64]) -> Batch_co:
-        """Return the batch of these clips. One thread at a time asks."""
+        """Return the batch of these clips. Several threads may ask at once."""
+
+    def stats(self) -> dict[str, float]:
+        """Counts so far: stored bytes read (n_bytes), requests to a store (n_requests), cache_hits, retries."""
+
+    def close(self) -> None:
+        """Let go of files and threads."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,7 @@ class ClipBatch:
 
 
 class ClipSource:
-    """Clips of frames from a data set of shards."""
+    """Clips of frames from a data set of shards. Any number of threads may read; each decodes its own batch."""
 
     def __init__(self, root: str | Path, clip: ClipSpec, split: str | None) -> None:
         manifest = open_manifest(root)
@@ -65,24 +69,27 @@ class ClipSource:
         # The order is a function of the split too, so a state must not pass from one to another.
         self.dataset = f"{manifest.fingerprint}/{split or 'all'}"
         self.table: ClipTable = clip_table(manifest.segments, manifest.select(split), clip, manifest.margin)
-        shards = manifest.segments["shard"].to_numpy()[self.table.segments]
-        self.clips_per_shard = np.bincount(shards, weights=self.table.counts).astype(np.int64)
+        self._shard = manifest.segments["shard"].to_numpy(np.int64)
+        self.clips_per_shard = np.bincount(self._shard[self.table.segments], weights=self.table.counts).astype(np.int64)
         self.shape = (clip.n_frames, manifest.height, manifest.width, 3)
-        self._reader = SegmentReader(manifest)
-
-    @property
-    def n_bytes(self) -> int:
-        """Stored bytes read so far."""
-        return self._reader.n_bytes
+        self._shards = open_shards(manifest)
+        self._reader, self._buffers = SegmentReader(manifest, self._shards), Buffers(self.shape)
 
     def begin(self, clips: NDArray[np.int64]) -> None:
-        """Nothing is fetched ahead from a disk."""
+        """Hear what will be read: from a store it is fetched ahead, in this order."""
+        self._shards.begin(self._shard[self.table.locate(clips)[0]])
 
     def read(self, clips: NDArray[np.int64]) -> ClipBatch:
-        """Read a batch; clips of one segment are read together, in order."""
+        """Read a batch. Its memory is used again when nobody holds it any more."""
         segments, starts = self.table.locate(clips)
-        video = np.empty((len(clips), *self.shape), np.uint8)
-        for i in np.lexsort((starts, segments)):
-            wanted = range(int(starts[i]), int(starts[i]) + self.clip.span, self.clip.step)
-            self._reader.read_into(int(segments[i]), wanted, video[i])
+        video = self._buffers.take(len(clips))
+        self._reader.read_clips(segments, starts, self.clip, video, len(clips))
         return ClipBatch(video, clips, segments, starts)
+
+    def stats(self) -> dict[str, float]:
+        """Counts since the start: n_bytes, n_requests, cache_hits, retries."""
+        return self._shards.stats()
+
+    def close(self) -> None:
+        """Let go of files and threads."""
+        self._shards.close()
