@@ -106,6 +106,12 @@ def test_a_wrong_checksum_is_found_and_mended(videos, config, tmp_path, name, ma
     at = table.schema.get_field_index(name)
     field = table.schema.field(name)
     pq.write_table(table.set_column(at, field, pa.array(values, field.type)), root / "index.parquet")
+    record = json.loads((root / "dataset.json").read_text())
+    with pytest.raises(ShardError, match="the index is damaged: its checksum differs"):
+        verify(root)
+    # Data sets of earlier versions do not say the index's checksum.
+    del record["index_sha256"]
+    (root / "dataset.json").write_text(json.dumps(record))
     if marked:
         path = root / "shards" / "000000.json"
         marker = json.loads(path.read_text())

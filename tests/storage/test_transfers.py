@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from vidbrain.errors import StorageError
+from vidbrain.storage.clients import PART_BYTES
 from vidbrain.storage.files import ObjectChangedError, ObjectMissingError
-from vidbrain.storage.objects import PART_BYTES
 from vidbrain.storage.transfers import download, holds, sums_of, upload
 from vidbrain.testing.servers import Fault
 

@@ -11,8 +11,9 @@ import pytest
 from vidbrain.cli.app import run
 from vidbrain.cli.doctor import storage
 from vidbrain.errors import ResumeError, StorageError
+from vidbrain.storage.clients import PART_BYTES
 from vidbrain.storage.info import write_info
-from vidbrain.storage.objects import PART_BYTES, open_root
+from vidbrain.storage.objects import open_root
 from vidbrain.storage.trees import CLAIM, download_tree, upload_tree
 from vidbrain.testing.servers import Fault
 

@@ -8,12 +8,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from vidbrain.errors import ResumeError
 from vidbrain.progress import SILENT, Progress
 from vidbrain.sharding.claims import PLAN
-from vidbrain.sharding.manifest import DATASET, SHARDS, Manifest, marker_path, shard_path, write_index
+from vidbrain.sharding.index import COLUMNS, PLACES, index_rows, write_index
+from vidbrain.sharding.manifest import (
+    DATASET,
+    SHARDS,
+    Manifest,
+    ShardFacts,
+    marker_path,
+    read_marker,
+    record_facts,
+)
 from vidbrain.sharding.tars import Sample, write_shard
 from vidbrain.storage.atomic import check_writable, read_json, sweep, write_json
 from vidbrain.storage.info import difference, is_done, read_info, write_info
@@ -61,10 +72,10 @@ def write_codes(
         sweep(folder)
     claim = {"config": config, "made_from": made_from}
     if (root / PLAN).is_file():
-        found = read_json(root / PLAN)
-        if found != claim:
+        held = read_json(root / PLAN)
+        if held != claim:
             raise ResumeError(
-                f"unfinished codes of another kind are there: {difference(found, config, made_from)}",
+                f"unfinished codes of another kind are there: {difference(held, config, made_from)}",
                 where=root,
                 hint="give another output, or remove this one first",
             )
@@ -81,22 +92,30 @@ def write_codes(
         write_shard(root, shard, _samples(table, encode(members[shard]), progress))
     progress.finish()
 
-    rows = []
-    for shard, positions in enumerate(members):
-        places = read_json(marker_path(root, shard))["segments"]
-        for position, place in zip(positions, places, strict=True):
-            row = table.iloc[position].to_dict()
-            rows.append({**row, **place, "n_clips": place["parts"][0], "parts": [place["n_bytes"]]})
-    write_index(root, rows)
-    n_bytes = sum(shard_path(root, shard).stat().st_size for shard in range(n_shards))
+    found: list[tuple[ShardFacts, int]] = []
+    index_sha256 = write_index(root, _index_tables(root, table, members, found))
     counts = {
         "n_frames": int(manifest.info["n_frames"]),
-        "n_segments": len(rows),
-        "n_shards": n_shards,
-        "n_clips": sum(row["n_clips"] for row in rows),
-        "n_bytes": n_bytes,
+        "n_segments": len(table),
+        "n_clips": sum(n_clips for _, n_clips in found),
+        **record_facts(index_sha256, [facts for facts, _ in found]),
     }
     return write_info(root, "codes", config=config, made_from=made_from, facts={**facts, **counts}, name=DATASET)
+
+
+def _index_tables(
+    root: Path, table: pd.DataFrame, members: list[list[int]], found: list[tuple[ShardFacts, int]]
+) -> Iterator[pa.Table]:
+    """Yield the index rows of each shard, and note what its tar is known by and how many clips it holds."""
+    for shard, positions in enumerate(members):
+        marker = read_marker(root, shard)
+        # The place of a member of codes holds its number of clips as its only part.
+        n_clips = [place["parts"][0] for place in marker.segments]
+        found.append((marker.facts, sum(n_clips)))
+        rows = table.iloc[positions]
+        columns = {name: rows[name].to_numpy() for name in COLUMNS if name not in PLACES}
+        parts = [[place["n_bytes"]] for place in marker.segments]
+        yield index_rows({**columns, "n_clips": n_clips, "parts": parts}, marker.segments)
 
 
 def _samples(

@@ -59,7 +59,7 @@ class Zstd(Codec):
         # Bounded by what was just checked: a part does not unpack to more than it says.
         n_bytes = n_frames * mine.frame_bytes
         whole = keep == range(n_frames) and out.flags.c_contiguous
-        target = memoryview(out).cast("B") if whole else mine.memory[:n_bytes]
+        target = out.data.cast("B") if whole else mine.memory[:n_bytes]
         try:
             n_unpacked = mine.decompressor.stream_reader(data).readinto(target)
         except zstandard.ZstdError as error:
@@ -78,7 +78,7 @@ class _Mine:
         self.size, self.frame_bytes = size, math.prod(size)
         self.decompressor = zstandard.ZstdDecompressor()
         self.frames = np.empty((PART_FRAMES, *size), np.uint8)
-        self.memory = memoryview(self.frames).cast("B")
+        self.memory = self.frames.data.cast("B")
 
 
 def _mine_for(size: tuple[int, ...]) -> _Mine:

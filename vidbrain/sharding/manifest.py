@@ -2,72 +2,111 @@
 
 from __future__ import annotations
 
-import itertools
+import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, overload
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from vidbrain.errors import ShardError, StorageError
+from vidbrain.sharding.index import INDEX, read_index
 from vidbrain.sharding.subset import content_of, read_subset, select_rows
-from vidbrain.storage.atomic import replacing
 from vidbrain.storage.info import read_info
+from vidbrain.storage.objects import Root
+from vidbrain.storage.roots import locate, read_bytes
 
 DATASET = "dataset.json"
-INDEX = "index.parquet"
 SHARDS = "shards"
 SPOOL = "spool"
-ROW_GROUP = 1 << 16
-# A dot would end a WebDataset key, a separator would leave the folder.
-_NAME = re.compile(r"[^./\\\x00-\x1f]+")
-
-COLUMNS = {
-    "key": pa.string(),
-    "recording": pa.string(),
-    "run": pa.string(),
-    "subject": pa.string(),
-    "session": pa.string(),
-    "task": pa.string(),
-    "run_number": pa.int32(),
-    "level": pa.string(),
-    "repetition": pa.string(),
-    "split": pa.string(),
-    "start_frame": pa.int64(),
-    "n_frames": pa.int64(),
-    "n_stored": pa.int64(),
-    "recording_frames": pa.int64(),
-    "fps": pa.float64(),
-    "onset_s": pa.float64(),
-    "duration_s": pa.float64(),
-    "shard": pa.int32(),
-    "offset": pa.int64(),
-    "n_bytes": pa.int64(),
-    "parts": pa.list_(pa.int64()),
-    "crc32": pa.int64(),
-    "part_crc32": pa.list_(pa.int64()),
-    "n_clips": pa.int64(),
-}
-"""Columns of the index, one row a segment in plan order. `offset` is that of the member's bytes in its tar; `parts` are
-the lengths of its independently decodable parts, `part_crc32` their checksums (null in data sets that were written
-before there was this column); `n_clips` counts the clips of a data set of codes (0 for frames)."""
+_SHA256 = re.compile("[0-9a-f]{64}")
 
 
-def shard_path(root: str | Path, shard: int) -> Path:
-    """Path of a shard's tar."""
-    return Path(root) / SHARDS / f"{shard:06d}.tar"
+class ShardFacts(NamedTuple):
+    """What a tar is known by."""
+
+    n_bytes: int
+    sha256: str
 
 
-def marker_path(root: str | Path, shard: int) -> Path:
-    """Path of a shard's commit marker, written after its tar."""
-    return Path(root) / SHARDS / f"{shard:06d}.json"
+@overload
+def shard_path(root: Path, shard: int) -> Path: ...
+@overload
+def shard_path(root: Root, shard: int) -> Root: ...
+@overload
+def shard_path(root: str | Path | Root, shard: int) -> Path | Root: ...
+def shard_path(root: str | Path | Root, shard: int) -> Path | Root:
+    """Path, or URL, of a shard's tar."""
+    return locate(root) / f"{SHARDS}/{shard:06d}.tar"
+
+
+@overload
+def marker_path(root: Path, shard: int) -> Path: ...
+@overload
+def marker_path(root: Root, shard: int) -> Root: ...
+@overload
+def marker_path(root: str | Path | Root, shard: int) -> Path | Root: ...
+def marker_path(root: str | Path | Root, shard: int) -> Path | Root:
+    """Path, or URL, of a shard's commit marker, written after its tar."""
+    return locate(root) / f"{SHARDS}/{shard:06d}.json"
+
+
+@dataclass(frozen=True)
+class Marker:
+    """A commit marker.
+
+    Attributes
+    ----------
+    shard
+        Number of the shard.
+    n_bytes, sha256
+        Of the tar.
+    keys
+        Of its segments, in their order.
+    segments
+        For each of them ``offset``, ``n_bytes``, ``parts``, ``crc32`` and ``part_crc32``.
+    """
+
+    shard: int
+    n_bytes: int
+    sha256: str
+    keys: list[str]
+    segments: list[dict[str, Any]]
+
+    @property
+    def facts(self) -> ShardFacts:
+        """What its tar is known by."""
+        return ShardFacts(self.n_bytes, self.sha256)
+
+    def to_bytes(self) -> bytes:
+        """Give the marker as it is written."""
+        return (json.dumps(vars(self), separators=(",", ":")) + "\n").encode()
+
+
+def read_marker(root: str | Path | Root, shard: int) -> Marker:
+    """Read a shard's commit marker.
+
+    Raises
+    ------
+    StorageError
+        If there is none, or it is damaged.
+    """
+    path = marker_path(root, shard)
+    try:
+        record = json.loads(read_bytes(path))
+        marker = Marker(shard, *(record[name] for name in ("n_bytes", "sha256", "keys", "segments")))
+    except (ValueError, KeyError, TypeError):
+        raise StorageError("its marker is damaged", where=path) from None
+    lists = isinstance(marker.keys, list) and isinstance(marker.segments, list)
+    places = lists and all(isinstance(place, dict) for place in marker.segments)
+    if not (places and type(marker.n_bytes) is int and isinstance(marker.sha256, str)):
+        raise StorageError("its marker is damaged", where=path)
+    return marker
 
 
 @dataclass(frozen=True)
@@ -77,7 +116,7 @@ class Manifest:
     Attributes
     ----------
     root
-        Its folder.
+        Its folder, or its URL.
     info
         The root record, ``dataset.json``.
     segments
@@ -87,7 +126,7 @@ class Manifest:
         Fingerprint of the subset of the data set that this is, or None.
     """
 
-    root: Path
+    root: Path | Root
     info: dict[str, Any]
     segments: pd.DataFrame
     subset: str | None = None
@@ -111,6 +150,34 @@ class Manifest:
     def margin(self) -> int:
         """Frames that a segment stores beyond those it owns (fewer at the end of a recording)."""
         return int(self.info["margin"])
+
+    @property
+    def folder(self) -> Path:
+        """Its folder, for what reads files only.
+
+        Raises
+        ------
+        StorageError
+            If the data set lies at a URL.
+        """
+        if isinstance(self.root, Root):
+            raise StorageError(
+                "this needs the data set in a folder", where=self.root, hint=f"vidbrain pull {self.root} FOLDER"
+            )
+        return self.root
+
+    def shard_facts(self, shard: int) -> ShardFacts:
+        """Length and checksum of a tar, from the root record; where that is older than this, from the shard's marker.
+
+        Raises
+        ------
+        StorageError
+            If the marker is needed, and missing or damaged.
+        """
+        held = self.info.get("shards")
+        if held is None:
+            return read_marker(self.root, shard).facts
+        return ShardFacts(held["n_bytes"][shard], held["sha256"][shard])
 
     @cached_property
     def recordings(self) -> pd.DataFrame:
@@ -145,69 +212,43 @@ class Manifest:
         return positions
 
 
-def write_index(root: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write ``index.parquet`` atomically, a group of rows at a time."""
-    schema, waiting = pa.schema(list(COLUMNS.items())), iter(rows)
-    with replacing(Path(root) / INDEX) as part, pq.ParquetWriter(part, schema, compression="zstd") as writer:
-        while group := list(itertools.islice(waiting, ROW_GROUP)):
-            writer.write_table(pa.table({name: [row[name] for row in group] for name in COLUMNS}, schema=schema))
-
-
-def open_manifest(root: str | Path, *, kind: str = "shards") -> Manifest:
+def open_manifest(root: str | Path | Root, *, kind: str = "shards") -> Manifest:
     """Open a finished data set of shards.
 
     Parameters
     ----------
     root
-        Its folder, or the file of a subset of it.
+        Its folder or URL, or the file or URL of a subset of it (which ends in ``.json``).
     kind
         ``"shards"`` for frames, ``"codes"`` for codes.
 
     Raises
     ------
     StorageError
-        If it is missing, unfinished or of another kind or version.
+        If it is missing, unfinished or of another kind or version, or cannot be read.
     ShardError
         If the index does not fit the root record.
     """
-    root = Path(root)
-    if root.is_file() and root.name != DATASET:
-        return _open_subset(root, kind)
-    info = read_info(root, kind, name=DATASET)
-    _check_record(info, kind, root / DATASET)
-    try:
-        table = pq.read_table(root / INDEX)
-    except (OSError, pa.ArrowException) as error:
-        raise StorageError(f"the index cannot be read: {error}", where=root / INDEX) from error
-    if "part_crc32" not in table.column_names:
-        table = table.append_column("part_crc32", pa.nulls(len(table), COLUMNS["part_crc32"]))
-    lacking = [name for name in COLUMNS if name not in table.column_names]
-    # A longer index is that of a data set which is growing: what it held before are the first rows.
-    if lacking or len(table) < info["n_segments"]:
-        raise ShardError(
-            f"the index holds {len(table)} segments, the root record says {info['n_segments']}"
-            + (f"; it lacks the columns {', '.join(lacking)}" if lacking else ""),
-            where=root / INDEX,
-            hint="run `vidbrain shard` again with the same settings",
-        )
-    # Other writers of Parquet have long strings.
-    table = table.slice(0, info["n_segments"])
-    held = {name: table.schema.field(name).type for name in COLUMNS}
-    held = {name: pa.string() if pa.types.is_large_string(found) else found for name, found in held.items()}
-    odd = [name for name, dtype in COLUMNS.items() if held[name] != dtype]
-    segments = table.to_pandas()
-    fault = f"columns of another type: {', '.join(odd)}" if odd else _fault(segments)
-    if fault:
-        raise ShardError(
-            f"the index is damaged: {fault}", where=root / INDEX, hint="remove the data set and make it again"
-        )
+    place = locate(root)
+    if _names_subset(place):
+        return _open_subset(place, kind)
+    info = read_info(place, kind, name=DATASET)
+    _check_record(info, kind, place / DATASET)
+    index = place / INDEX
+    segments = read_index(read_bytes(index), info["n_segments"], sha256=info.get("index_sha256"), where=index)
     excess = int(segments["n_frames"].sum()) - int(info["n_frames"])
     if excess > 0:
         segments.loc[segments.index[-1], "n_frames"] -= excess
-    return Manifest(root, info, segments)
+    return Manifest(place, info, segments)
 
 
-def _open_subset(path: Path, kind: str) -> Manifest:
+def _names_subset(place: Path | Root) -> bool:
+    if isinstance(place, Root):
+        return place.name.endswith(".json")
+    return place.is_file() and place.name != DATASET
+
+
+def _open_subset(path: Path | Root, kind: str) -> Manifest:
     named = read_subset(path)
     if kind != "shards":
         raise StorageError(
@@ -226,42 +267,45 @@ def _open_subset(path: Path, kind: str) -> Manifest:
     return Manifest(whole.root, {**whole.info, **counts}, rows, named.fingerprint)
 
 
-def _check_record(info: dict[str, Any], kind: str, path: Path) -> None:
+def _check_record(info: dict[str, Any], kind: str, path: Path | Root) -> None:
     """Refuse a root record whose numbers are none: they size what is allocated and read."""
     names = ["n_segments", "n_frames", *(("height", "width", "margin") if kind == "shards" else ())]
     odd = [name for name in names if type(info.get(name)) is not int or info[name] < (name != "margin")]
+    odd += [name for name in ("shards", "index_sha256") if name in info and not _is_sound(info, name)]
     if odd or not isinstance(info.get("config"), dict) or not isinstance(info.get("fingerprint"), str):
-        what = ", ".join(f"{name} is {info.get(name)!r}" for name in odd) or "its settings or fingerprint are missing"
+        what = ", ".join(f"{name} is {info.get(name)!r:.60}" for name in odd)
+        what = what or "its settings or fingerprint are missing"
         raise ShardError(f"the root record is damaged: {what}", where=path, hint="make the data set again")
 
 
-def _fault(segments: pd.DataFrame) -> str | None:
-    """Say what is impossible in the index, before any of it becomes a path, a seek, an allocation or a time."""
-    for column in ("key", "recording"):
-        odd = [name for name in segments[column].unique() if not (isinstance(name, str) and _NAME.fullmatch(name))]
-        if odd:
-            return f"{column} {odd[0]!r} cannot be a name"
-    if segments["key"].duplicated().any():
-        return "a key that stands twice"
-    seen = segments["run"].to_numpy() != ""
-    onset_s, duration_s = segments["onset_s"].to_numpy(float), segments["duration_s"].to_numpy(float)
-    timed = np.isfinite(onset_s) & np.isfinite(duration_s) & (onset_s >= 0) & (duration_s > 0)
-    untimed = np.isnan(onset_s) & np.isnan(duration_s)
-    if not np.where(seen, timed, timed | untimed).all():
-        return "an onset or a duration that is no time on a scanner's clock"
-    counts = segments[["start_frame", "n_frames", "n_stored", "shard", "offset", "n_bytes", "n_clips"]]
-    if (counts < 0).to_numpy().any():
-        return "a negative position or length"
-    # In floating point: absurd numbers must not wrap around.
-    begins = segments["start_frame"].astype(float)
-    if ((begins + segments["n_stored"].astype(float)) > segments["recording_frames"]).any():
-        return "a segment beyond the end of its recording"
-    if (segments["n_frames"] > segments["n_stored"]).any():
-        return "a segment that owns more frames than it stores"
-    sums = [sum(parts.tolist()) if len(parts) and parts.min() >= 0 else -1 for parts in segments["parts"]]
-    if any(found != n_bytes for found, n_bytes in zip(sums, segments["n_bytes"].tolist(), strict=True)):
-        return "parts that do not add up to their member"
-    pairs = zip(segments["part_crc32"], segments["parts"], strict=True)
-    if any(sums is not None and len(sums) != len(parts) for sums, parts in pairs):
-        return "another number of parts than of their checksums"
-    return None
+def _is_sound(info: dict[str, Any], name: str) -> bool:
+    if name == "index_sha256":
+        return _is_sha256(info[name])
+    held = info[name]
+    if not isinstance(held, dict) or not all(isinstance(held.get(part), list) for part in ("n_bytes", "sha256")):
+        return False
+    counts, sums = held["n_bytes"], held["sha256"]
+    sized = len(counts) == len(sums) == info.get("n_shards")
+    return sized and all(type(count) is int and count >= 0 for count in counts) and all(map(_is_sha256, sums))
+
+
+def _is_sha256(value: object) -> bool:
+    return isinstance(value, str) and _SHA256.fullmatch(value) is not None
+
+
+def record_facts(index_sha256: str, shards: Sequence[ShardFacts]) -> dict[str, Any]:
+    """Give what the root record says of index and shards, so that a reader need not ask their markers.
+
+    Parameters
+    ----------
+    index_sha256
+        Of ``index.parquet``.
+    shards
+        Of each tar, in their order.
+    """
+    return {
+        "n_shards": len(shards),
+        "n_bytes": sum(facts.n_bytes for facts in shards),
+        "index_sha256": index_sha256,
+        "shards": {"n_bytes": [facts.n_bytes for facts in shards], "sha256": [facts.sha256 for facts in shards]},
+    }

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import posixpath
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,9 @@ from vidbrain.sharding.filters import ENTITIES, Filter, chosen
 from vidbrain.sharding.plan import parse_size
 from vidbrain.storage.atomic import check_writable
 from vidbrain.storage.info import expected_fingerprint, read_info, write_info
+from vidbrain.storage.objects import Root, open_root
+from vidbrain.storage.roots import locate
+from vidbrain.storage.urls import Address, is_url, parse_url
 
 if TYPE_CHECKING:
     from vidbrain.sharding.manifest import Manifest
@@ -35,7 +39,7 @@ class Subset:
     Attributes
     ----------
     data
-        Folder of the data set.
+        Folder or URL of the data set.
     only
         Filter.
     n_frames
@@ -46,7 +50,7 @@ class Subset:
         Names the subset.
     """
 
-    data: Path
+    data: Path | Root
     only: Filter
     n_frames: int
     content: str
@@ -98,7 +102,7 @@ def content_of(rows: pd.DataFrame) -> str:
 
 
 def write_subset(
-    path: str | Path,
+    path: str | Path | Root,
     manifest: Manifest,
     *,
     size: str = "all",
@@ -109,7 +113,7 @@ def write_subset(
     Parameters
     ----------
     path
-        File to write; see `subset_path`.
+        File or object to write; see `subset_path`.
     manifest
         The data set.
     size
@@ -139,25 +143,54 @@ def write_subset(
         "content": content_of(rows),
     }
     made_from = {"shards": manifest.fingerprint}
-    if path.exists():
+    data = _reference(manifest.root, path)
+    if open_root(path.parent).exists(path.name):
         found = read_info(path.parent, KIND, name=path.name)
         if found["config"] != config:
             raise StorageError(
                 "there is another subset", where=path, hint="give another --out, or remove this one first"
             )
-    check_writable(path.parent)
-    data = os.path.relpath(manifest.root.absolute(), path.parent.absolute())
-    facts = {"data": Path(data).as_posix(), "n_segments": len(rows), "n_recordings": int(rows["recording"].nunique())}
+    if isinstance(path, Path):
+        check_writable(path.parent)
+    facts = {"data": data, "n_segments": len(rows), "n_recordings": int(rows["recording"].nunique())}
     return write_info(path.parent, KIND, config=config, made_from=made_from, facts=facts, name=path.name)
 
 
-def subset_path(path: str | Path) -> Path:
-    """Path of a subset's file: ``.json`` is added where it is not there."""
-    path = Path(path)
-    return path if path.suffix == ".json" else path.with_name(f"{path.name}.json")
+def subset_path(path: str | Path | Root) -> Path | Root:
+    """Path or URL of a subset's file: ``.json`` is added where it is not there."""
+    place = locate(path)
+    if isinstance(place, Path):
+        return place if place.suffix == ".json" else place.with_name(f"{place.name}.json")
+    return place if place.name.endswith(".json") else place.parent / f"{place.name}.json"
 
 
-def read_subset(path: str | Path) -> Subset:
+def _reference(data: Path | Root, file: Path | Root) -> str:
+    """Name the data set in a subset's file: relative to it where both lie in one place, so that they may move."""
+    if isinstance(data, Path):
+        if isinstance(file, Root):
+            raise StorageError(
+                "a subset at a URL needs its data set at a URL", where=data, hint=f"vidbrain push {data} URL"
+            )
+        return Path(os.path.relpath(data.absolute(), file.parent.absolute())).as_posix()
+    if isinstance(file, Path):
+        return data.url
+    there, here = parse_url(data.url), parse_url(file.url)
+    if (there.scheme, there.bucket) != (here.scheme, here.bucket):
+        return data.url
+    return posixpath.relpath(f"/{there.prefix}", posixpath.dirname(f"/{here.prefix}"))
+
+
+def _resolve(reference: str, file: Path | Root) -> Path | Root:
+    if is_url(reference):
+        return locate(reference)
+    if isinstance(file, Path):
+        return file.parent / reference
+    here = parse_url(file.url)
+    below = posixpath.normpath(posixpath.join("/", posixpath.dirname(here.prefix), reference)).strip("/")
+    return locate(str(Address(here.scheme, here.bucket, below)))
+
+
+def read_subset(path: Path | Root) -> Subset:
     """Read a subset's file.
 
     Raises
@@ -165,7 +198,6 @@ def read_subset(path: str | Path) -> Subset:
     StorageError
         If it is no subset, or damaged.
     """
-    path = Path(path)
     record = read_info(path.parent, KIND, name=path.name)
     config = record["config"]
     whole = record["fingerprint"] == expected_fingerprint(KIND, config, record["made_from"])
@@ -176,4 +208,4 @@ def read_subset(path: str | Path) -> Subset:
         whole = False
     if not whole or type(n_frames) is not int or not isinstance(data, str) or not isinstance(content, str):
         raise StorageError("the subset is damaged", where=path, hint="make it again with `vidbrain subset`")
-    return Subset(path.parent / data, only, n_frames, content, record["fingerprint"])
+    return Subset(_resolve(data, path), only, n_frames, content, record["fingerprint"])

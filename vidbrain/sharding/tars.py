@@ -13,16 +13,16 @@ from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from vidbrain.sharding.manifest import marker_path, shard_path
-from vidbrain.storage.atomic import remove, replacing
+from vidbrain.sharding.manifest import Marker, marker_path, shard_path
+from vidbrain.storage.atomic import remove, replacing, write_bytes
 from vidbrain.storage.roots import safe_name
 
 Sample = tuple[str, str, bytes, list[int], dict[str, Any]]
 """Key, extension of the data member, data, lengths of its parts, facts for the member ``key.json``."""
 
 
-def write_shard(root: str | Path, shard: int, samples: Iterable[Sample]) -> None:
-    """Write one tar, then its commit marker.
+def write_shard(root: Path, shard: int, samples: Iterable[Sample]) -> Marker:
+    """Write one tar, then its commit marker, and return that.
 
     Parameters
     ----------
@@ -60,9 +60,9 @@ def write_shard(root: str | Path, shard: int, samples: Iterable[Sample]) -> None
                         }
                     )
         n_bytes, digest = hashed.n_bytes, hashed.sha256.hexdigest()
-    marker = {"shard": shard, "n_bytes": n_bytes, "sha256": digest, "keys": keys, "segments": places}
-    with replacing(marker_path(root, shard)) as part:
-        part.write_text(json.dumps(marker, separators=(",", ":")) + "\n")
+    marker = Marker(shard, n_bytes, digest, keys, places)
+    write_bytes(marker_path(root, shard), marker.to_bytes())
+    return marker
 
 
 def part_checksums(data: bytes, parts: Sequence[int]) -> list[int]:

@@ -15,9 +15,8 @@ from vidbrain.cluster import Client
 from vidbrain.errors import ShardError, StorageError
 from vidbrain.progress import SILENT, Progress
 from vidbrain.sharding.codecs import decode_segment, get_codec
-from vidbrain.sharding.manifest import marker_path, open_manifest, shard_path
+from vidbrain.sharding.manifest import Marker, open_manifest, read_marker, shard_path
 from vidbrain.sharding.tars import part_checksums
-from vidbrain.storage.atomic import read_json
 
 
 @dataclass(frozen=True)
@@ -85,13 +84,17 @@ def verify(
 
 
 def _verify_one(work: _Work) -> list[Damage]:
-    path = shard_path(work.root, work.shard)
+    root = Path(work.root)
+    path = shard_path(root, work.shard)
     try:
-        marker = _Marker.read(marker_path(work.root, work.shard))
+        marker = read_marker(root, work.shard)
         with path.open("rb") as handle:
             digest = hashlib.file_digest(handle, "sha256").hexdigest()
             n_bytes = handle.tell()
-            found = [Damage(work.shard, "", what) for what in marker.faults(n_bytes, digest, work.rows["key"].tolist())]
+            found = [
+                Damage(work.shard, "", what)
+                for what in _marker_faults(marker, n_bytes, digest, work.rows["key"].tolist())
+            ]
             for row, place in zip(work.rows.itertuples(), marker.segments, strict=False):
                 what = _segment_fault(work, handle, row, place, n_bytes)
                 if what:
@@ -101,31 +104,13 @@ def _verify_one(work: _Work) -> list[Damage]:
     return found
 
 
-@dataclass(frozen=True)
-class _Marker:
-    n_bytes: int
-    sha256: str
-    keys: list[str]
-    segments: list[dict[str, Any]]
-
-    @classmethod
-    def read(cls, path: Path) -> _Marker:
-        record = read_json(path)
-        try:
-            marker = cls(record["n_bytes"], record["sha256"], record["keys"], record["segments"])
-        except (KeyError, TypeError):
-            raise StorageError("its marker is damaged", where=path) from None
-        if not (isinstance(marker.keys, list) and isinstance(marker.segments, list)):
-            raise StorageError("its marker is damaged", where=path)
-        return marker
-
-    def faults(self, n_bytes: int, digest: str, keys: list[str]) -> Iterator[str]:
-        if n_bytes != self.n_bytes:
-            yield f"has {n_bytes} bytes, the marker says {self.n_bytes}"
-        if digest != self.sha256:
-            yield "its checksum differs from the marker's"
-        if self.keys != keys or len(self.segments) != len(keys):
-            yield "its marker names other segments than the index"
+def _marker_faults(marker: Marker, n_bytes: int, digest: str, keys: list[str]) -> Iterator[str]:
+    if n_bytes != marker.n_bytes:
+        yield f"has {n_bytes} bytes, the marker says {marker.n_bytes}"
+    if digest != marker.sha256:
+        yield "its checksum differs from the marker's"
+    if marker.keys != keys or len(marker.segments) != len(keys):
+        yield "its marker names other segments than the index"
 
 
 def _segment_fault(work: _Work, handle: BinaryIO, row: Any, place: dict[str, Any], n_held: int) -> str | None:  # noqa: ANN401 -- a row of pandas

@@ -14,19 +14,30 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from vidbrain.cluster import Client
 from vidbrain.errors import StorageError
 from vidbrain.progress import SILENT, Progress
 from vidbrain.sharding.claims import check_claim, write_claim, write_skipped
 from vidbrain.sharding.filters import Filter
+from vidbrain.sharding.index import index_rows, write_index
 from vidbrain.sharding.job import Job, job_of
-from vidbrain.sharding.manifest import DATASET, SHARDS, SPOOL, marker_path, shard_path, write_index
+from vidbrain.sharding.manifest import (
+    DATASET,
+    SHARDS,
+    SPOOL,
+    ShardFacts,
+    marker_path,
+    read_marker,
+    record_facts,
+    shard_path,
+)
 from vidbrain.sharding.plan import Listed, Plan, ShardConfig
 from vidbrain.sharding.segments import Segments
 from vidbrain.sharding.spool import spool_recordings, spooled_samples
 from vidbrain.sharding.tars import write_shard
-from vidbrain.storage.atomic import check_writable, read_json, remove, sweep
+from vidbrain.storage.atomic import check_writable, remove, sweep
 from vidbrain.storage.info import read_info, write_info
 from vidbrain.storage.locks import LOCK, locked
 
@@ -123,7 +134,8 @@ def execute(job: Job, plan: Plan, root: Path, client: Client, progress: Progress
         progress.note(f"{len(failed)} recording(s) cannot be read; the next segments take their place")
         plan = job.plan_of(job.config.size)
     _assemble(plan, job.config, root, client)
-    write_index(root, _index_rows(job, plan, root))
+    shards: list[ShardFacts] = []
+    index_sha256 = write_index(root, _index_tables(job, plan, root, shards))
     config = job.config
     record = write_info(
         root,
@@ -138,9 +150,8 @@ def execute(job: Job, plan: Plan, root: Path, client: Client, progress: Progress
             "margin": config.margin,
             "n_frames": plan.n_frames,
             "n_segments": len(plan.segments),
-            "n_shards": len(plan.shards),
             "n_recordings": len(np.unique(plan.segments.recording)),
-            "n_bytes": sum(shard_path(root, shard).stat().st_size for shard in range(len(plan.shards))),
+            **record_facts(index_sha256, shards),
             "skipped": dict(sorted({**job.source.skipped, **job.skipped}.items())),
         },
         name=DATASET,
@@ -161,14 +172,11 @@ def is_whole(root: Path, shard: int, plan: Plan) -> bool:
         return False
     first, past = plan.shards[shard]
     try:
-        record = read_json(marker)
-        return bool(
-            record["keys"] == [s.key for s in plan.segments[first:past]]
-            and len(record["segments"]) == past - first
-            and record["n_bytes"] == tar.stat().st_size
-        )
-    except (StorageError, KeyError, TypeError):
+        found = read_marker(root, shard)
+    except StorageError:
         return False
+    keys = [segment.key for segment in plan.segments[first:past]]
+    return found.keys == keys and len(found.segments) == past - first and found.n_bytes == tar.stat().st_size
 
 
 def _missing(root: Path, plan: Plan) -> list[int]:
@@ -194,32 +202,33 @@ def _assemble(plan: Plan, config: ShardConfig, root: Path, client: Client) -> No
 
 def _tar_one(work: _Tarred) -> None:
     samples = spooled_samples(work.segments, Path(work.root) / SPOOL, work.config)
-    write_shard(work.root, work.shard, samples)
+    write_shard(Path(work.root), work.shard, samples)
 
 
-def _index_rows(job: Job, plan: Plan, root: Path) -> Iterator[dict[str, Any]]:
-    """Yield the index rows of all segments, in plan order."""
-    used = {plan.segments.names[i] for i in np.unique(plan.segments.recording).tolist()}
-    entities = {i.recording.key: _entities(i, plan) for i in job.source.listing if i.recording.key in used}
+def _index_tables(job: Job, plan: Plan, root: Path, facts: list[ShardFacts]) -> Iterator[pa.Table]:
+    """Yield the index rows of each shard, in plan order, and note what its tar is known by."""
+    used = np.unique(plan.segments.recording)
+    listed = {item.recording.key: item for item in job.source.listing}
+    entities = pa.Table.from_pylist([_entities(listed[plan.segments.names[i]], plan) for i in used.tolist()])
     for shard, (first, past) in enumerate(plan.shards):
-        located = read_json(marker_path(root, shard))["segments"]
-        for segment, place in zip(plan.segments[first:past], located, strict=True):
-            yield {
-                "key": segment.key,
-                "recording": segment.recording,
-                "start_frame": segment.start_frame,
-                "n_frames": segment.n_frames,
-                "n_stored": segment.n_stored,
-                "shard": shard,
-                "part_crc32": None,  # markers of earlier versions have none
-                **place,
-                **entities[segment.recording],
-            }
+        marker, part = read_marker(root, shard), plan.segments[first:past]
+        facts.append(marker.facts)
+        known = entities.take(pa.array(np.searchsorted(used, part.recording)))
+        columns = {
+            **{name: known[name] for name in known.column_names},
+            "key": marker.keys,
+            "start_frame": part.start_frame,
+            "n_frames": part.n_frames,
+            "n_stored": part.n_stored,
+            "shard": np.full(len(part), shard, np.int32),
+        }
+        yield index_rows(columns, marker.segments)
 
 
 def _entities(item: Listed, plan: Plan) -> dict[str, Any]:
     r, run = item.recording, item.recording.run
     return {
+        "recording": r.key,
         "run": run.label if run else "",
         "subject": run.subject if run else "",
         "session": (run.session or "") if run else "",

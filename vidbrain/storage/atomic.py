@@ -68,7 +68,12 @@ def write_bytes(path: str | Path, data: bytes) -> None:
 
 def write_json(path: str | Path, value: Any) -> None:  # noqa: ANN401 -- any JSON value
     """Write a JSON file atomically, indented, keys in the order given."""
-    write_bytes(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
+    write_bytes(path, json_bytes(value))
+
+
+def json_bytes(value: Any) -> bytes:  # noqa: ANN401 -- any JSON value
+    """Give a value as every JSON file of ours holds it: indented, keys in the order given."""
+    return (json.dumps(value, indent=2, allow_nan=False) + "\n").encode()
 
 
 def read_json(path: str | Path) -> Any:  # noqa: ANN401 -- any JSON value

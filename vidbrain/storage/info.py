@@ -12,9 +12,9 @@ from typing import Any
 
 from vidbrain.config import fingerprint
 from vidbrain.errors import ResumeError, StorageError
-from vidbrain.storage.atomic import read_json, write_json
+from vidbrain.storage.atomic import json_bytes, read_json
 from vidbrain.storage.files import ObjectMissingError
-from vidbrain.storage.objects import Root
+from vidbrain.storage.objects import Root, open_root
 from vidbrain.storage.roots import locate
 
 FORMAT_VERSION = 1
@@ -34,7 +34,7 @@ MADE_BY = {
 
 
 def write_info(
-    root: str | Path,
+    root: str | Path | Root,
     kind: str,
     *,
     config: Mapping[str, Any],
@@ -47,7 +47,7 @@ def write_info(
     Parameters
     ----------
     root
-        Folder of the artefact.
+        Folder of the artefact, or its URL.
     kind
         What it is: ``"shards"``, ``"bold"``, ``"features"``, ``"codes"``, ``"model"``, ``"encoding"``.
     config
@@ -70,7 +70,7 @@ def write_info(
         "config": dict(config),
         **(facts or {}),
     }
-    write_json(Path(root) / name, record)
+    open_root(root).put(name, json_bytes(record))
     return record
 
 

@@ -1,6 +1,6 @@
-"""Roots that are URLs, and roots that are paths, by one small handle: the one door to obstore.
+"""Roots that are URLs, and roots that are paths, by one small handle.
 
-A `Root` holds a URL and two patience settings, nothing else: it pickles, and a worker process makes its own client when
+A `Root` holds a URL and two patience settings: it pickles, and a worker process makes its own client when
 it first reads. Every request is repeated after what passes (a busy server, a broken connection, a body cut short), with
 growing, random pauses, until a deadline; what does not pass is one clear error. Credentials come from the environment
 and appear in no message: of a server's answer only the status and the error code are shown.
@@ -10,20 +10,29 @@ from __future__ import annotations
 
 import functools
 import itertools
-import os
 import random
-import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from datetime import timedelta
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
 from vidbrain.errors import StorageError
-from vidbrain.storage.answers import Answer, ChangedAnswer, error_of, read_answer
+from vidbrain.storage.answers import Answer, error_of, read_answer
 from vidbrain.storage.atomic import as_storage_error
+from vidbrain.storage.clients import (
+    FIRST_PAUSE_S,
+    LONGEST_PAUSE_S,
+    client_of,
+    copy,
+    delete,
+    fetch,
+    head,
+    list_below,
+    put,
+    put_parts,
+)
 from vidbrain.storage.files import (
     Files,
     Found,
@@ -31,26 +40,20 @@ from vidbrain.storage.files import (
     ObjectExistsError,
     ObjectMissingError,
 )
-from vidbrain.storage.urls import READ_ONLY, check_key, is_loopback, is_url, parse_url
+from vidbrain.storage.meter import Meter
+from vidbrain.storage.urls import READ_ONLY, check_key, is_url, parse_url
 
 Result = TypeVar("Result")
 
-PART_BYTES = 8 << 20
-"""Bytes of one part of a multipart upload, and of one range of a download."""
 GAP_BYTES = 256 << 10
 """Ranges that are nearer than this are one request: about what a request's latency is worth."""
 WHOLE_BYTES = 64 << 20
 """Largest object that is read whole where a server gives no ranges."""
 N_THREADS = 8
 """Requests at once of one call."""
-CONNECT_S = 10.0
 N_CONNECTS = 4
 """How often a server that cannot be reached is tried."""
-FIRST_PAUSE_S, FIRST_BUSY_PAUSE_S, LONGEST_PAUSE_S = 0.1, 0.5, 20.0
-
-_owner: int | None = None
-"""The process in which obstore's threads run; they do not survive a fork."""
-_lock = threading.Lock()
+FIRST_BUSY_PAUSE_S = 0.5
 
 
 @dataclass(frozen=True)
@@ -65,11 +68,14 @@ class Root:
         No request is begun again later than this after it was first made.
     stall_s
         A server that sends nothing for this long is given up, and asked again.
+    meter
+        Counts the requests, if there is one.
     """
 
     url: str
     deadline_s: float = 120.0
     stall_s: float = 30.0
+    meter: Meter | None = field(default=None, compare=False, repr=False)
 
     def __str__(self) -> str:
         return self.url
@@ -82,6 +88,19 @@ class Root:
     def name(self) -> str:
         """The last part of the URL."""
         return self.url.rpartition("/")[2]
+
+    @property
+    def parent(self) -> Root:
+        """The place above, as `Path` does.
+
+        Raises
+        ------
+        StorageError
+            If it is a whole bucket, or a whole server.
+        """
+        if not self.is_local and not parse_url(self.url).prefix:
+            raise StorageError("there is nothing above a bucket", where=self.url, hint="check the URL")
+        return replace(self, url=self.url.rpartition("/")[0] or "/")
 
     @property
     def is_local(self) -> bool:
@@ -112,7 +131,7 @@ class Root:
         """
         if self.is_local:
             return Files(Path(self.url)).get(check_key(key), etag=etag)
-        return self._persist(key, lambda store, name: _fetched(store, name, None, etag))
+        return self._persist(key, lambda client, name: fetch(client, name, None, etag))
 
     def get_range(self, key: str, start: int, stop: int, *, etag: str | None = None) -> bytes:
         """Read the bytes from `start` to before `stop` of an object; all of them, or an error.
@@ -125,7 +144,7 @@ class Root:
             data = Files(Path(self.url)).get(check_key(key), (start, stop), etag)
         else:
             try:
-                data = self._persist(key, lambda store, name: _fetched(store, name, (start, stop), etag))
+                data = self._persist(key, lambda client, name: fetch(client, name, (start, stop), etag))
             except NoRangesError:
                 if self.head(key).n_bytes > WHOLE_BYTES:
                     raise
@@ -162,7 +181,7 @@ class Root:
         """Read the last `n_bytes` of an object."""
         if not self.is_local and parse_url(self.url).scheme == "s3":
             try:
-                return self._persist(key, lambda store, name: _fetched(store, name, {"suffix": n_bytes}, None))
+                return self._persist(key, lambda client, name: fetch(client, name, {"suffix": n_bytes}, None))
             except NoRangesError:
                 pass
         size = self.head(key).n_bytes
@@ -174,16 +193,7 @@ class Root:
             handle.write(self.get(key, etag=etag))
             return
 
-        def stream(store: Any, name: str) -> None:  # noqa: ANN401 -- obstore's store
-            handle.seek(0)
-            handle.truncate()
-            answer = _asked(store, name, None, etag)
-            for block in answer.stream(min_chunk_size=PART_BYTES):
-                handle.write(block)
-            if handle.tell() != answer.meta["size"]:
-                raise ConnectionResetError
-
-        self._persist(key, stream)
+        self._persist(key, lambda client, name: copy(client, name, handle, etag))
 
     def head(self, key: str) -> Found:
         """Size and ETag of an object.
@@ -195,14 +205,8 @@ class Root:
         """
         if self.is_local:
             return Files(Path(self.url)).head(check_key(key))
-
-        def ask(store: Any, name: str) -> Found:  # noqa: ANN401 -- obstore's store
-            import obstore
-
-            meta = obstore.head(store, name)
-            return Found(key, meta["size"], _strong(meta["e_tag"]))
-
-        return self._persist(key, ask)
+        n_bytes, etag = self._persist(key, head)
+        return Found(key, n_bytes, etag)
 
     def exists(self, key: str) -> bool:
         """Whether there is such an object."""
@@ -232,17 +236,11 @@ class Root:
         base = parse_url(self.url).prefix
         below = "/".join(part for part in (base, prefix) if part)
 
-        def ask(store: Any, _: str) -> list[Found]:  # noqa: ANN401 -- obstore's store
-            import obstore
-
-            found = obstore.list(store, below or None).collect()
-            cut = len(base) + 1 if base else 0
-            # A marker for the folder itself, as some consoles leave it, is no object of it.
-            found = [meta for meta in found if len(meta["path"]) > cut]
-            return [Found(meta["path"][cut:], meta["size"], _strong(meta["e_tag"])) for meta in found]
-
-        # A server was seen to name an object twice while it was replaced.
-        by_key = {found.key: found for found in self._persist("", ask)}
+        cut = len(base) + 1 if base else 0
+        listed = self._persist("", lambda client, _: list_below(client, below))
+        # A marker for the folder itself, as some consoles leave it, is no object of it. A server was seen to name an
+        # object twice while it was replaced.
+        by_key = {name[cut:]: Found(name[cut:], n_bytes, etag) for name, n_bytes, etag in listed if len(name) > cut}
         return [by_key[key] for key in sorted(by_key)]
 
     def put(self, key: str, data: bytes, *, if_absent: bool = False) -> None:
@@ -276,7 +274,7 @@ class Root:
             if self.is_local:
                 Files(Path(self.url)).put(check_key(key), data, if_absent=if_absent)
             else:
-                self._persist(key, functools.partial(_put, data, "create" if if_absent else "overwrite"))
+                self._persist(key, functools.partial(put, data, "create" if if_absent else "overwrite"))
         except ObjectExistsError:
             if self.get(key) != data:
                 raise
@@ -287,7 +285,7 @@ class Root:
         if self.is_local:
             Files(Path(self.url)).put_file(check_key(key), path)
             return
-        self._persist(key, functools.partial(_put_parts, path), patient=True)
+        self._persist(key, functools.partial(put_parts, path), patient=True)
 
     def delete(self, key: str) -> None:
         """Remove an object if it is there."""
@@ -295,13 +293,7 @@ class Root:
         if self.is_local:
             Files(Path(self.url)).delete(check_key(key))
             return
-
-        def ask(store: Any, name: str) -> None:  # noqa: ANN401 -- obstore's store
-            import obstore
-
-            obstore.delete(store, name)
-
-        self._persist(key, ask)
+        self._persist(key, delete)
 
     def _refuse_writing(self) -> None:
         if self.is_read_only:
@@ -315,8 +307,9 @@ class Root:
         begun, n_unreachable = time.monotonic(), 0
         for attempt in itertools.count():
             try:
-                store = _store(self, retries=patient)
-                return call(store, name)
+                if self.meter is not None:
+                    self.meter.count(again=attempt > 0)
+                return call(client_of(self.url, self.deadline_s, self.stall_s, retries=patient), name)
             except StorageError:
                 raise
             except Exception as error:
@@ -360,102 +353,7 @@ def coalesce(spans: Sequence[tuple[int, int]], gap: int = GAP_BYTES) -> list[tup
     return joined
 
 
-# -- the only lines that see obstore ---------------------------------------------------------------------------------
-
-
-def _store(root: Root, *, retries: bool = False) -> Any:  # noqa: ANN401 -- obstore's store
-    """Give this process's client for a bucket; one serves all roots in it."""
-    global _owner
-    # Before the lock, which a fork may have left closed.
-    if _owner not in (None, os.getpid()):
-        raise StorageError(
-            "object storage was used before this process was forked, and cannot be used after",
-            where=root.url,
-            hint="start worker processes by 'spawn' or 'forkserver'",
-        )
-    with _lock:
-        _owner = os.getpid()
-        address = parse_url(root.url)
-        families = ("AWS_", "AZURE_", "GOOGLE_")
-        environment = tuple(sorted((k, v) for k, v in os.environ.items() if k.startswith(families)))
-        return _make_store(address.scheme, address.bucket, root.deadline_s, root.stall_s, retries, environment)
-
-
-@functools.lru_cache(maxsize=32)
-def _make_store(
-    scheme: str, bucket: str, deadline_s: float, stall_s: float, retries: bool, environment: tuple[tuple[str, str], ...]
-) -> Any:  # noqa: ANN401 -- obstore's store
-    from obstore.store import AzureStore, GCSStore, HTTPStore, S3Store
-
-    values = dict(environment)
-    endpoint = values.get("AWS_ENDPOINT_URL_S3") or values.get("AWS_ENDPOINT_URL") or values.get("AWS_ENDPOINT") or ""
-    trusted = values.get("AWS_ALLOW_HTTP", "").lower() in ("1", "true", "yes") or is_loopback(endpoint)
-    client = {
-        "connect_timeout": timedelta(seconds=min(CONNECT_S, stall_s)),
-        "read_timeout": timedelta(seconds=stall_s),
-        "timeout": timedelta(seconds=deadline_s),
-        "allow_http": trusted if scheme == "s3" else scheme == "http",
-    }
-    # One place decides about repetition: `_persist`. Only the parts of one upload are repeated below it.
-    retry = {
-        "max_retries": 8 if retries else 0,
-        "retry_timeout": timedelta(seconds=deadline_s),
-        "backoff": {
-            "init_backoff": timedelta(seconds=FIRST_PAUSE_S),
-            "max_backoff": timedelta(seconds=LONGEST_PAUSE_S),
-            "base": 2,
-        },
-    }
-    options: Any = {"client_options": client, "retry_config": retry}
-    if scheme == "s3":
-        return S3Store(bucket, **options)
-    if scheme == "gs":
-        return GCSStore(bucket, **options)
-    if scheme == "az":
-        return AzureStore(bucket, **options)
-    return HTTPStore.from_url(f"{scheme}://{bucket}", **options)
-
-
 def _pause_s(answer: Answer, attempt: int) -> float:
     """Exponential, with full jitter above a half: many clients must not come back at once."""
     first = FIRST_BUSY_PAUSE_S if answer.kind == "busy" else FIRST_PAUSE_S
     return float(min(LONGEST_PAUSE_S, first * 2 ** min(attempt, 16)) * random.uniform(0.5, 1.0))
-
-
-def _asked(store: Any, name: str, span: Any, etag: str | None) -> Any:  # noqa: ANN401 -- obstore's types
-    import obstore
-
-    options: Any = {"range": span} if span is not None else {}
-    if etag is not None:
-        options["if_match"] = etag
-    answer = obstore.get(store, name, options=options)
-    # Some servers do not know If-Match.
-    if etag is not None and _strong(answer.meta["e_tag"]) not in (None, etag):
-        raise ChangedAnswer
-    return answer
-
-
-def _strong(etag: str | None) -> str | None:
-    """Drop a weak ETag: it names no bytes, and matches no condition."""
-    return None if etag is None or etag.startswith("W/") else etag
-
-
-def _fetched(store: Any, name: str, span: Any, etag: str | None) -> bytes:  # noqa: ANN401 -- obstore's types
-    answer = _asked(store, name, span, etag)
-    data = bytes(answer.bytes())
-    first, last = answer.range
-    if len(data) != last - first:
-        raise ConnectionResetError
-    return data
-
-
-def _put(data: bytes, mode: Any, store: Any, name: str) -> None:  # noqa: ANN401 -- obstore's types
-    import obstore
-
-    obstore.put(store, name, data, mode=mode, use_multipart=False)
-
-
-def _put_parts(path: Path, store: Any, name: str) -> None:  # noqa: ANN401 -- obstore's store
-    import obstore
-
-    obstore.put(store, name, path, use_multipart=True, chunk_size=PART_BYTES, max_concurrency=4)

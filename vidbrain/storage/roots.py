@@ -30,6 +30,19 @@ def locate(place: str | Path | Root) -> Path | Root:
     return open_root(place) if is_url(place) else Path(place)
 
 
+def read_bytes(place: Path | Root) -> bytes:
+    """Read one file, or the object that a URL names.
+
+    Raises
+    ------
+    ObjectMissingError
+        If there is none.
+    StorageError
+        If it cannot be read.
+    """
+    return open_root(place.parent).get(place.name)
+
+
 def safe_name(name: str) -> str:
     """Check that a name can be one path component and a WebDataset key.
 

@@ -12,8 +12,9 @@ from pathlib import Path
 
 from vidbrain.errors import StorageError
 from vidbrain.storage.atomic import as_storage_error, replacing
+from vidbrain.storage.clients import PART_BYTES
 from vidbrain.storage.files import Found, NoRangesError, ObjectChangedError
-from vidbrain.storage.objects import PART_BYTES, Root
+from vidbrain.storage.objects import Root
 
 N_CHANGES = 3
 """How often a download begins again because its object was replaced."""

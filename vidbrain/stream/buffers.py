@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
-import threading
 import weakref
 
 import numpy as np
@@ -25,24 +25,28 @@ class Buffers:
     def __init__(self, shape: tuple[int, ...]) -> None:
         self._shape, self._item_bytes = shape, int(np.prod(shape))
         self._free: list[NDArray[np.uint8]] = []
-        self._lock = threading.Lock()
 
     def take(self, n: int) -> NDArray[np.uint8]:
         """Return an array (n, *shape) uint8 of anything."""
         n_bytes = n * self._item_bytes
-        with self._lock:
-            fitting = [i for i, held in enumerate(self._free) if n_bytes <= held.nbytes <= 2 * n_bytes]
-            memory = self._free.pop(fitting[-1]) if fitting else None
-        if memory is None:
+        memory = np.empty(0, np.uint8)
+        while memory.nbytes < n_bytes and self._free:
+            # One step of the interpreter each, here and below: threads, and finalizers inside them, need no lock.
+            with contextlib.suppress(IndexError):
+                memory = self._free.pop()
+        if memory.nbytes < n_bytes:
             memory = np.empty(n_bytes, np.uint8)
         if not n_bytes:
-            return memory.reshape(n, *self._shape)
+            return np.empty((0, *self._shape), np.uint8)
         # Arrays and their slices, and tensors made of them, keep this object alive; its end is the memory's return.
-        owner = (ctypes.c_ubyte * n_bytes).from_buffer(memory)
+        owner = (ctypes.c_ubyte * n_bytes).from_buffer(memory.data)
         weakref.finalize(owner, self._give_back, memory).atexit = False
-        return np.frombuffer(owner, np.uint8).reshape(n, *self._shape)
+        return np.frombuffer(memoryview(owner), np.uint8).reshape(n, *self._shape)
 
     def _give_back(self, memory: NDArray[np.uint8]) -> None:
-        # Called wherever the last reference goes, perhaps inside `take`: it must not wait for the lock.
         if len(self._free) < KEPT:
             self._free.append(memory)
+
+    def __reduce__(self) -> tuple[type[Buffers], tuple[tuple[int, ...]]]:
+        # Memory stays in its process.
+        return Buffers, (self._shape,)

@@ -76,7 +76,7 @@ def load_codes(root: str | Path, *, split: Literal["train", "val"] | None = None
         raise ShardError("the index does not hold the clips that its specification gives", where=root)
     blocks = []
     for shard, members in rows.groupby("shard", sort=False):
-        path = shard_path(root, int(shard))
+        path = shard_path(manifest.folder, int(shard))
         try:
             with path.open("rb") as handle:
                 n_held = path.stat().st_size

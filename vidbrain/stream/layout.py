@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -29,6 +29,7 @@ class Layout:
 
     Attributes
     ----------
+    key : (n_segments,) str
     shard, start_frame, n_stored : (n_segments,) int64
         As in the index.
     first_part : (n_segments + 1,) int64
@@ -41,6 +42,7 @@ class Layout:
         The segment that each part belongs to.
     """
 
+    key: NDArray[Any]
     shard: NDArray[np.int64]
     start_frame: NDArray[np.int64]
     n_stored: NDArray[np.int64]
@@ -96,6 +98,7 @@ def layout_of(segments: pd.DataFrame) -> Layout:
     known = segments["part_crc32"].tolist()
     sums = [np.full(n, UNKNOWN) if found is None else found for n, found in zip(counts.tolist(), known, strict=True)]
     return Layout(
+        key=segments["key"].to_numpy(),
         shard=segments["shard"].to_numpy(np.int64),
         start_frame=segments["start_frame"].to_numpy(np.int64),
         n_stored=segments["n_stored"].to_numpy(np.int64),
@@ -145,7 +148,8 @@ def plan_reads(
         at_fault = int(segments[lacking.argmax()])
         n_parts = int(layout.first_part[at_fault + 1] - layout.first_part[at_fault])
         raise ShardError(
-            f"segment {at_fault} stores {layout.n_stored[at_fault]} frames in {n_parts} parts of {PART_FRAMES}",
+            f"the segment stores {layout.n_stored[at_fault]} frames in {n_parts} parts of {PART_FRAMES}",
+            where=layout.key[at_fault],
             hint="run `vidbrain verify` on the data set",
         )
     part = number + layout.first_part[segments][:, None]
@@ -173,7 +177,7 @@ def plan_reads(
     offset = span_begin[span]
     columns = (parts, span % SPANS_AT_ONCE, begin - offset, end - offset, layout.crc32[parts], n_frames)
     reads = [
-        PartRead(*place, uses[bounds[i] : bounds[i + 1]])
+        PartRead._make((*place, uses[bounds[i] : bounds[i + 1]]))
         for i, place in enumerate(zip(*(column.tolist() for column in columns), strict=True))
     ]
     spans = list(zip(shard[opens].tolist(), span_begin.tolist(), span_end.tolist(), strict=True))

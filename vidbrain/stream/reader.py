@@ -38,7 +38,6 @@ class SegmentReader:
     def __init__(self, manifest: Manifest, shards: Shards | None = None) -> None:
         self._codec = get_codec(str(manifest.info["codec"]))
         self._size = (manifest.height, manifest.width, 3)
-        self._keys = manifest.segments["key"].to_numpy()
         self._layout = layout_of(manifest.segments)
         self._shards = shards or open_shards(manifest)
 
@@ -135,7 +134,7 @@ class SegmentReader:
         except ShardError as last:
             raise ShardError(
                 last.message,
-                where=f"{self._shards.where(span[0])} {self._keys[self._layout.segment[read.part]]}",
+                where=f"{self._shards.where(span[0])} {self._layout.key[self._layout.segment[read.part]]}",
                 hint="run `vidbrain verify` on the data set",
             ) from last
 

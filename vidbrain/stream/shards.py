@@ -15,7 +15,10 @@ from numpy.typing import NDArray
 from vidbrain.errors import ShardError
 from vidbrain.sharding.manifest import Manifest, shard_path
 from vidbrain.storage.atomic import as_storage_error
+from vidbrain.storage.cache import CACHE, CACHE_BYTES, Cache
+from vidbrain.storage.objects import Root
 from vidbrain.stream.layout import Span
+from vidbrain.stream.remote import RemoteShards
 
 OPEN_SHARDS = 128
 
@@ -50,9 +53,16 @@ class LocalShards:
 
     def __init__(self, root: Path) -> None:
         self._root = root
+        self._start()
+
+    def _start(self) -> None:
+        self._pid = os.getpid()
         self._lock = threading.Lock()
         self._files: OrderedDict[int, OpenFile] = OrderedDict()
         self._n_bytes = 0
+
+    def __reduce__(self) -> tuple[type[LocalShards], tuple[Path]]:
+        return LocalShards, (self._root,)
 
     def begin(self, shards: NDArray[np.int64]) -> None:
         """Nothing is fetched ahead from a disk."""
@@ -67,6 +77,8 @@ class LocalShards:
         ShardError
             If one ends too early.
         """
+        if os.getpid() != self._pid:  # a lock of the parent may be closed for ever in its child
+            self._start()
         found, at = [], -1
         for shard, begin, end in spans:
             if shard != at:
@@ -147,6 +159,25 @@ class OpenFile:
             os.close(self.handle)
 
 
-def open_shards(manifest: Manifest) -> Shards:
-    """Give access to a manifest's shards."""
-    return LocalShards(manifest.root)
+def open_shards(
+    manifest: Manifest,
+    positions: NDArray[np.int64] | None = None,
+    *,
+    cache: str | Path = CACHE,
+    cache_bytes: int | str = CACHE_BYTES,
+) -> Shards:
+    """Give access to a manifest's shards.
+
+    Parameters
+    ----------
+    manifest
+        In a folder or at a URL.
+    positions : (n,) int64
+        The segments that may be wanted; by default all. It decides what is fetched of each shard.
+    cache, cache_bytes
+        Folder and limit of what is kept of shards at a URL; see `vidbrain.storage.cache`.
+    """
+    if not isinstance(manifest.root, Root):
+        return LocalShards(manifest.root)
+    positions = np.arange(len(manifest.segments)) if positions is None else positions
+    return RemoteShards(manifest, positions, Cache(cache, cache_bytes))

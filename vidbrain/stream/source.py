@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 
 from vidbrain.records import ClipSpec
 from vidbrain.sharding.manifest import open_manifest
+from vidbrain.storage.cache import CACHE, CACHE_BYTES
+from vidbrain.storage.objects import Root
 from vidbrain.stream.buffers import Buffers
 from vidbrain.stream.clips import ClipTable, clip_table
 from vidbrain.stream.reader import SegmentReader
@@ -61,9 +63,36 @@ class ClipBatch:
 
 
 class ClipSource:
-    """Clips of frames from a data set of shards. Any number of threads may read; each decodes its own batch."""
+    """Clips of frames from a data set of shards. Any number of threads may read; each decodes its own batch.
 
-    def __init__(self, root: str | Path, clip: ClipSpec, split: str | None) -> None:
+    Parameters
+    ----------
+    root
+        Folder or URL of the data set, or of a subset; a `Root` may carry its own deadline.
+    clip
+        The clip specification.
+    split
+        ``"train"``, ``"val"`` or None for all recordings.
+    cache, cache_bytes
+        Folder and limit of what is kept of shards at a URL; see `vidbrain.storage.cache`.
+
+    Raises
+    ------
+    StorageError, ShardError
+        If the data set is unfinished or damaged, or cannot give such clips.
+    ConfigError
+        If the limit is no number of bytes.
+    """
+
+    def __init__(
+        self,
+        root: str | Path | Root,
+        clip: ClipSpec,
+        split: str | None,
+        *,
+        cache: str | Path = CACHE,
+        cache_bytes: int | str = CACHE_BYTES,
+    ) -> None:
         manifest = open_manifest(root)
         self.clip = clip
         # The order is a function of the split too, so a state must not pass from one to another.
@@ -72,7 +101,7 @@ class ClipSource:
         self._shard = manifest.segments["shard"].to_numpy(np.int64)
         self.clips_per_shard = np.bincount(self._shard[self.table.segments], weights=self.table.counts).astype(np.int64)
         self.shape = (clip.n_frames, manifest.height, manifest.width, 3)
-        self._shards = open_shards(manifest)
+        self._shards = open_shards(manifest, self.table.segments, cache=cache, cache_bytes=cache_bytes)
         self._reader, self._buffers = SegmentReader(manifest, self._shards), Buffers(self.shape)
 
     def begin(self, clips: NDArray[np.int64]) -> None:
