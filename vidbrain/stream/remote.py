@@ -206,6 +206,9 @@ class RemoteShards:
                     break
                 self._change.wait(min(left, PAUSE_S))
         lease = self._cache.open(content)
+        if lease is None and not _is_whole(content):
+            facts = self._manifest.shard_facts(shard)
+            lease = self._cache.open(Content(facts.sha256, facts.n_bytes))
         if lease is not None:
             self._keep(shard, lease)
         return lease
@@ -287,7 +290,7 @@ class RemoteShards:
         """Get a shard, or what is wanted of it, into the cache; False if there is no room now."""
         content, facts = self._content(shard), self._manifest.shard_facts(shard)
         place = shard_path(self._root, shard)
-        whole = "." not in content.digest
+        whole = _is_whole(content)
 
         def fetch(path: Path) -> None:
             if not whole:
@@ -359,6 +362,10 @@ class RemoteShards:
             if use is None or use.last < self._now:
                 return math.inf
             return float(max(use.first, self._now))
+
+
+def _is_whole(content: Content) -> bool:
+    return "." not in content.digest
 
 
 def _cut(span: Span, blocks: dict[Span, bytes]) -> bytes:
