@@ -5,7 +5,7 @@ wants it, and the name alone says what it costs. Locks are those of the system (
 
 * ``NAME.lease``, shared by all who use an entry or are about to. Who evicts it must have it alone.
 * ``NAME.lock``, of the one who downloads it; taken with a lease in hand.
-* ``.lock``, of the one who counts bytes, evicts, and reserves room by creating the unfinished file.
+* ``.lock``, of the one who counts bytes, evicts, reserves room by creating the unfinished file, or names what is done.
 
 A process waits for no lock while it holds ``.lock``, and for one ``NAME.lock`` at a time: no two wait for each other.
 """
@@ -33,6 +33,8 @@ CACHE_BYTES = "20G"
 N_FETCHES = 3
 """How often content is fetched that arrives damaged."""
 POLL_S = 0.02
+COUNT_S = 10.0
+"""Longest wait for others who count."""
 _ENTRY = re.compile(r"((?:[0-9a-f]{64})(?:\.[0-9a-f]{16})?-(\d+))(?:\.part-.*)?")
 _NO_LOCKS = {errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK, errno.EINVAL}
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
@@ -172,7 +174,9 @@ class Cache:
 
     def held(self) -> dict[str, int]:
         """Room that is taken, by entry, unfinished ones included."""
-        with self._errors():
+        if not self.folder.is_dir():
+            return {}
+        with self._errors(), self._locked(".lock", COUNT_S):
             return {name: n_bytes for name, n_bytes, _ in self._entries()}
 
     def _download(
@@ -202,11 +206,14 @@ class Cache:
                     hint="run `vidbrain verify` on the data set, and push it again",
                 )
             flush(part)
-            part.replace(self.folder / content.name)
+            # Whoever counts while a name changes may see neither the old one nor the new one.
+            with self._locked(".lock", wait_s) as mine:
+                if mine:
+                    part.replace(self.folder / content.name)
+                return mine
         finally:
             for left in self.folder.glob(f"{part.name}*"):
                 remove(left)
-        return True
 
     def _make_room(self, content: Content, next_use: NextUse) -> bool:
         """Evict until there is room; with the lock of counting in hand."""
