@@ -43,6 +43,10 @@ NextUse = Callable[[str], float | None]
 """When this process next needs an entry, by its name: any rising number, infinity for never, None where not known."""
 
 
+class DamagedContentError(StorageError):
+    """What a store gives is not what its index says, however often it is asked."""
+
+
 @dataclass(frozen=True)
 class Content:
     """What an entry holds.
@@ -145,8 +149,10 @@ class Cache:
 
         Raises
         ------
+        DamagedContentError
+            If it arrives damaged `N_FETCHES` times.
         StorageError
-            If it cannot be fetched or written, or arrives damaged `N_FETCHES` times.
+            If it cannot be fetched or written.
         """
         with self._errors():
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -200,7 +206,7 @@ class Cache:
                 if check(part):
                     break
             else:
-                raise StorageError(
+                raise DamagedContentError(
                     f"what arrives is damaged, {N_FETCHES} times: its checksum differs from what its index says",
                     where=content.digest,
                     hint="run `vidbrain verify` on the data set, and push it again",

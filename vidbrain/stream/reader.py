@@ -16,6 +16,9 @@ from vidbrain.sharding.parts import PART_FRAMES
 from vidbrain.stream.layout import UNKNOWN, PartRead, Span, layout_of, plan_reads
 from vidbrain.stream.shards import Shards, open_shards
 
+N_TRIES = 3
+"""How often a part that was found damaged is read again from its store."""
+
 _mine = threading.local()  # a part that several clips share is unpacked once, here
 
 
@@ -125,18 +128,23 @@ class SegmentReader:
             raise ShardError(f"part {number} of the segment holds {n_frames} frames, the index says {read.n_frames}")
 
     def _decode_again(self, span: Span, read: PartRead, out: NDArray[np.uint8], error: ShardError) -> None:
-        """Try the origin, where the damage may be that of a copy."""
-        data = self._shards.read_again((span[0], span[1] + read.begin, span[1] + read.past))
-        try:
+        """Try the origin, where the damage may be that of a copy, or of its way here."""
+        wanted = (span[0], span[1] + read.begin, span[1] + read.past)
+        for _ in range(N_TRIES):
+            data = self._shards.read_again(wanted)
             if data is None:
-                raise error
-            self._decode(memoryview(data), read, out)
-        except ShardError as last:
-            raise ShardError(
-                last.message,
-                where=f"{self._shards.where(span[0])} {self._layout.key[self._layout.segment[read.part]]}",
-                hint="run `vidbrain verify` on the data set",
-            ) from last
+                break
+            try:
+                self._decode(memoryview(data), read, out)
+            except ShardError as last:
+                error = last
+            else:
+                return
+        raise ShardError(
+            error.message,
+            where=f"{self._shards.where(span[0])} {self._layout.key[self._layout.segment[read.part]]}",
+            hint="run `vidbrain verify` on the data set",
+        ) from error
 
     def _scratch(self) -> NDArray[np.uint8]:
         found: NDArray[np.uint8] | None = getattr(_mine, "frames", None)

@@ -23,9 +23,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vidbrain.errors import VidbrainError
+from vidbrain.errors import StorageError
 from vidbrain.sharding.manifest import Manifest, shard_path
-from vidbrain.storage.cache import Cache, Content, Lease, is_sha256
+from vidbrain.storage.cache import Cache, Content, DamagedContentError, Lease, is_sha256
 from vidbrain.storage.clients import PART_BYTES
 from vidbrain.storage.meter import Meter
 from vidbrain.storage.objects import N_THREADS, Root, coalesce
@@ -44,19 +44,15 @@ PATIENCE_S = 0.2
 """How long a batch waits for a shard that is on its way, before it reads ranges."""
 PAUSE_S = 0.5
 """Rest before room is looked for again."""
-N_TRIES = 3
-"""How often a span that arrives damaged is read again."""
 BLOCK = 4096
 
 
-@dataclass
+@dataclass(frozen=True)
 class Use:
-    """What this process knows of a shard: when it is needed first and last, in clips, and what became of it."""
+    """When this process needs a shard first and last, in clips from the start of its plan."""
 
     first: int
     last: int
-    done: bool = False
-    error: VidbrainError | None = None
 
 
 class RemoteShards:
@@ -83,6 +79,7 @@ class RemoteShards:
         order = np.argsort(shard, kind="stable")
         self._members = [rows[name].to_numpy(np.int64)[order] for name in ("offset", "n_bytes", "crc32")]
         self._member_bounds = np.searchsorted(shard[order], np.arange(shard.max() + 2))
+        self._parts_are_checked = not rows["part_crc32"].isna().any()
         self._contents: dict[int, Content] = {}
         self._shard_of: dict[str, int] = {}
         self._start()
@@ -96,6 +93,7 @@ class RemoteShards:
         self._waiting: list[int] = []
         self._on_the_way: set[int] = set()
         self._ahead: dict[int, int] = {}
+        self._errors: dict[int, StorageError] = {}
         self._now, self._plan, self._n_bytes, self._n_hits = 0, 0, 0, 0
         self._pool: ThreadPoolExecutor | None = None
 
@@ -118,6 +116,7 @@ class RemoteShards:
             self._waiting = due[np.argsort(first[due])].tolist()
             self._now, self._plan = 0, self._plan + 1
             self._ahead.clear()
+            self._errors.clear()
             self._change.notify_all()
             plan = self._plan
         for number in range(min(N_DOWNLOADS, len(due))):
@@ -129,7 +128,7 @@ class RemoteShards:
         Raises
         ------
         StorageError
-            If the store does not answer within its root's deadline, or a shard that was fetched arrived damaged.
+            If the store does not answer within its root's deadline.
         """
         self._check_process()
         found: dict[Span, bytes] = {}
@@ -195,9 +194,8 @@ class RemoteShards:
         content = self._content(shard)
         with self._change:
             while True:
-                use = self._uses.get(shard)
-                if use is not None and use.error is not None:
-                    raise use.error
+                if shard in self._errors:
+                    raise self._errors[shard]
                 if shard in self._leases:
                     self._leases.move_to_end(shard)
                     return self._leases[shard]
@@ -261,20 +259,23 @@ class RemoteShards:
                     self._change.wait(PAUSE_S)
                     shard = self._next(plan)
                 self._on_the_way.add(shard)
-            there, error = False, None
+            settled, error = True, None
             try:
-                there = self._fill(shard)
-            except VidbrainError as caught:
+                settled = self._fill(shard)
+            except DamagedContentError as caught:
+                # Its parts have checksums of their own: those that are sound are read by ranges.
+                if not self._parts_are_checked:
+                    error = StorageError(caught.message, where=self.where(shard), hint=caught.hint)
+            except StorageError as caught:
                 error = caught
             with self._change:
                 self._on_the_way.discard(shard)
-                use = self._uses.get(shard)
-                if use is not None and plan == self._plan:
-                    use.done, use.error = there or error is not None, error
-                    if not use.done:
+                if plan == self._plan:
+                    self._errors |= {} if error is None else {shard: error}
+                    if not settled:
                         self._waiting.insert(0, shard)
                 self._change.notify_all()
-                if not there and error is None and plan == self._plan:
+                if not settled and plan == self._plan:
                     self._change.wait(PAUSE_S)
 
     def _next(self, plan: int) -> int | None:
