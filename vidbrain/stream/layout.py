@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -138,20 +139,9 @@ def plan_reads(
     ShardError
         If a segment has fewer parts than its frames need.
     """
-    first = starts - layout.start_frame[segments]
-    if (first < 0).any() or (first + spec.span > layout.n_stored[segments]).any():
-        raise ValueError("some frames are not stored in the segments that are asked for them")
+    first = check_stored(layout, segments, starts, spec)
     frames = first[:, None] + np.arange(spec.n_frames) * spec.step
     number = frames // PART_FRAMES
-    lacking = number[:, -1] >= np.diff(layout.first_part)[segments]
-    if lacking.any():
-        at_fault = int(segments[lacking.argmax()])
-        n_parts = int(layout.first_part[at_fault + 1] - layout.first_part[at_fault])
-        raise ShardError(
-            f"the segment stores {layout.n_stored[at_fault]} frames in {n_parts} parts of {PART_FRAMES}",
-            where=layout.key[at_fault],
-            hint="run `vidbrain verify` on the data set",
-        )
     part = number + layout.first_part[segments][:, None]
     begins = np.ones(part.shape, np.bool_)
     begins[:, 1:] = part[:, 1:] != part[:, :-1]
@@ -165,23 +155,66 @@ def plan_reads(
         for c, f, p, k in zip(*(column[order].tolist() for column in (clip, at, past, inside)), strict=True)
     ]
     parts, first_use = np.unique(wanted[order], return_index=True)
-    shard, begin = layout.shard[layout.segment[parts]], layout.begin[parts]
-    end = begin + layout.n_bytes[parts]
+    bounds = [*first_use.tolist(), len(uses)]
+    yield from reads_of(layout, parts, [uses[low:high] for low, high in pairwise(bounds)])
+
+
+def check_stored(
+    layout: Layout, segments: NDArray[np.int64], starts: NDArray[np.int64], spec: ClipSpec
+) -> NDArray[np.int64]:
+    """Give the first frame of each clip in its segment, if all of its frames are stored there: (B,) int64.
+
+    Raises
+    ------
+    ValueError, ShardError
+        As `plan_reads`.
+    """
+    first = starts - layout.start_frame[segments]
+    if (first < 0).any() or (first + spec.span > layout.n_stored[segments]).any():
+        raise ValueError("some frames are not stored in the segments that are asked for them")
+    n_parts = layout.first_part[segments + 1] - layout.first_part[segments]
+    lacking = (first + spec.span - 1) // PART_FRAMES >= n_parts
+    if lacking.any():
+        at = int(lacking.argmax())
+        raise ShardError(
+            f"the segment stores {layout.n_stored[segments[at]]} frames in {n_parts[at]} parts of {PART_FRAMES}",
+            where=layout.key[segments[at]],
+            hint="run `vidbrain verify` on the data set",
+        )
+    return first
+
+
+def reads_of(layout: Layout, parts: NDArray[np.int64], uses: Sequence[list[Use]]) -> Iterator[Reads]:
+    """Join parts that lie side by side into spans, and spans into reads.
+
+    Parameters
+    ----------
+    layout
+        Of the manifest.
+    parts : (n,) int64
+        Ascending, each once.
+    uses
+        Of each part.
+
+    Yields
+    ------
+    Reads
+        At most `SPANS_AT_ONCE` spans together.
+    """
+    segment, begin = layout.segment[parts], layout.begin[parts]
+    shard, end = layout.shard[segment], begin + layout.n_bytes[parts]
     opens = np.ones(len(parts), np.bool_)
     opens[1:] = (begin[1:] != end[:-1]) | (shard[1:] != shard[:-1])
+    first = np.flatnonzero(opens)
+    span_begin, span_end = begin[first], end[np.append(first[1:], len(parts)) - 1]
     span = np.cumsum(opens) - 1
-    span_begin, span_end = begin[opens], end[np.append(np.flatnonzero(opens)[1:], len(parts)) - 1]
-    bounds = [*first_use.tolist(), len(uses)]
-    segment = layout.segment[parts]
     n_frames = np.minimum(PART_FRAMES, layout.n_stored[segment] - PART_FRAMES * (parts - layout.first_part[segment]))
     offset = span_begin[span]
     columns = (parts, span % SPANS_AT_ONCE, begin - offset, end - offset, layout.crc32[parts], n_frames)
-    reads = [
-        PartRead._make((*place, uses[bounds[i] : bounds[i + 1]]))
-        for i, place in enumerate(zip(*(column.tolist() for column in columns), strict=True))
-    ]
-    spans = list(zip(shard[opens].tolist(), span_begin.tolist(), span_end.tolist(), strict=True))
-    firsts = [*np.flatnonzero(opens).tolist(), len(reads)]
+    places = zip(*(column.tolist() for column in columns), strict=True)
+    reads = [PartRead._make((*place, used)) for place, used in zip(places, uses, strict=True)]
+    spans = list(zip(shard[first].tolist(), span_begin.tolist(), span_end.tolist(), strict=True))
+    firsts = [*first.tolist(), len(reads)]
     for low in range(0, len(spans), SPANS_AT_ONCE):
         high = min(low + SPANS_AT_ONCE, len(spans))
         yield Reads(spans[low:high], reads[firsts[low] : firsts[high]])

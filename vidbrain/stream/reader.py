@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import zlib
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,8 +14,22 @@ from vidbrain.records import ClipSpec
 from vidbrain.sharding.codecs import get_codec
 from vidbrain.sharding.manifest import Manifest
 from vidbrain.sharding.parts import PART_FRAMES
-from vidbrain.stream.layout import UNKNOWN, PartRead, Span, layout_of, plan_reads
+from vidbrain.stream.kept import KeptFrames
+from vidbrain.stream.layout import (
+    UNKNOWN,
+    PartRead,
+    Reads,
+    Span,
+    Use,
+    check_stored,
+    layout_of,
+    plan_reads,
+    reads_of,
+)
 from vidbrain.stream.shards import Shards, open_shards
+
+Batch = NDArray[np.uint8] | Sequence[NDArray[np.uint8]]
+"""Of equal shapes in one array, or one by one."""
 
 N_TRIES = 3
 """How often a part that was found damaged is read again from its store."""
@@ -31,6 +46,8 @@ class SegmentReader:
         Of frames.
     shards
         Where the bytes come from; by default the manifest's root.
+    kept_bytes
+        Memory for decoded frames that are needed again; see `vidbrain.stream.kept`.
 
     Raises
     ------
@@ -38,11 +55,12 @@ class SegmentReader:
         If this version does not know the codec.
     """
 
-    def __init__(self, manifest: Manifest, shards: Shards | None = None) -> None:
+    def __init__(self, manifest: Manifest, shards: Shards | None = None, kept_bytes: int = 0) -> None:
         self._codec = get_codec(str(manifest.info["codec"]))
         self._size = (manifest.height, manifest.width, 3)
         self._layout = layout_of(manifest.segments)
         self._shards = shards or open_shards(manifest)
+        self.kept = KeptFrames(self._layout, self._size, kept_bytes) if kept_bytes else None
 
     @property
     def n_bytes(self) -> int:
@@ -83,7 +101,13 @@ class SegmentReader:
         StorageError
             If they cannot be read.
         """
-        for reads in plan_reads(self._layout, segments, starts, spec):
+        if self.kept is not None and self.kept.is_on and spec.step <= PART_FRAMES:
+            self._read_kept(self.kept, segments, starts, spec, out, n_clips)
+        else:
+            self._read(plan_reads(self._layout, segments, starts, spec), out, n_clips)
+
+    def _read(self, planned: Iterable[Reads], out: Batch, n_clips: int) -> None:
+        for reads in planned:
             blocks = self._shards.read(reads.spans, n_clips)
             n_clips = 0
             for read in reads.parts:
@@ -92,6 +116,38 @@ class SegmentReader:
                     self._decode(part, read, out)
                 except ShardError as error:
                     self._decode_again(reads.spans[read.span], read, out, error)
+
+    def _read_kept(
+        self,
+        kept: KeptFrames,
+        segments: NDArray[np.int64],
+        starts: NDArray[np.int64],
+        spec: ClipSpec,
+        out: NDArray[np.uint8],
+        n_clips: int,
+    ) -> None:
+        """Decode what is not there yet to where it is kept, and copy the clips from there."""
+        first = check_stored(self._layout, segments, starts, spec).tolist()
+        held = [kept.segment(segment) for segment in segments.tolist()]
+        missing: dict[int, Use] = {}
+        for i, (clip, segment) in enumerate(zip(first, held, strict=True)):
+            low, high = clip // PART_FRAMES, (clip + spec.span - 1) // PART_FRAMES + 1
+            if 0 in segment.is_decoded[low:high]:
+                before = int(self._layout.first_part[segments[i]])
+                for number in range(low, high):
+                    if not segment.is_decoded[number]:
+                        at = number * PART_FRAMES
+                        past = min(at + PART_FRAMES, len(segment.frames))
+                        missing[before + number] = Use(i, at, past, range(past - at))
+        parts = sorted(missing)
+        reads = reads_of(self._layout, np.array(parts, np.int64), [[missing[part]] for part in parts])
+        # Also where nothing is missing: it counts the clips.
+        self._read(reads if parts else [Reads([], [])], [segment.frames for segment in held], n_clips)
+        for part, use in missing.items():
+            held[use.clip].is_decoded[self._layout.number(part)] = 1
+        for i, (clip, segment) in enumerate(zip(first, held, strict=True)):
+            out[i] = segment.frames[clip : clip + spec.span : spec.step]
+        kept.count(n_clips)
 
     def frames(self, segment: int, first: int, past: int) -> NDArray[np.uint8]:
         """Return frames ``[first, past)`` of the recording, all stored in this segment: uint8 (n, H, W, 3).
@@ -109,25 +165,25 @@ class SegmentReader:
         self.read_clips(np.array([segment]), np.array([start]), spec, out)
         return out[0]
 
-    def _decode(self, data: memoryview, read: PartRead, out: NDArray[np.uint8]) -> None:
+    def _decode(self, data: memoryview, read: PartRead, out: Batch) -> None:
         """Check a part before any decoder sees it, and write its frames to all who use it."""
         if read.crc32 not in (UNKNOWN, zlib.crc32(data)):
             number = self._layout.number(read.part)
             raise ShardError(f"part {number} of the segment is damaged: its checksum differs from the index's")
         if len(read.uses) == 1:
             clip, first, past, keep = read.uses[0]
-            n_frames = self._codec.decode_into(data, out[clip, first:past], keep)
+            n_frames = self._codec.decode_into(data, out[clip][first:past], keep)
         else:
             frames = self._scratch()
             wanted = range(max(use.keep[-1] for use in read.uses) + 1)
             n_frames = self._codec.decode_into(data, frames[: len(wanted)], wanted)
             for clip, first, past, keep in read.uses:
-                out[clip, first:past] = frames[keep.start : keep.stop : keep.step]
+                out[clip][first:past] = frames[keep.start : keep.stop : keep.step]
         if n_frames != read.n_frames:
             number = self._layout.number(read.part)
             raise ShardError(f"part {number} of the segment holds {n_frames} frames, the index says {read.n_frames}")
 
-    def _decode_again(self, span: Span, read: PartRead, out: NDArray[np.uint8], error: ShardError) -> None:
+    def _decode_again(self, span: Span, read: PartRead, out: Batch, error: ShardError) -> None:
         """Try the origin, where the damage may be that of a copy, or of its way here."""
         wanted = (span[0], span[1] + read.begin, span[1] + read.past)
         for _ in range(N_TRIES):

@@ -18,6 +18,9 @@ from vidbrain.stream.clips import ClipTable, clip_table
 from vidbrain.stream.reader import SegmentReader
 from vidbrain.stream.shards import open_shards
 
+KEPT_BYTES = 2 << 30
+"""Default memory for decoded frames that are needed again."""
+
 Batch_co = TypeVar("Batch_co", covariant=True)
 
 
@@ -75,6 +78,8 @@ class ClipSource:
         ``"train"``, ``"val"`` or None for all recordings.
     cache, cache_bytes
         Folder and limit of what is kept of shards at a URL; see `vidbrain.storage.cache`.
+    kept_bytes
+        Memory for decoded frames that are needed again, 0 for none; see `vidbrain.stream.kept`.
 
     Raises
     ------
@@ -92,6 +97,7 @@ class ClipSource:
         *,
         cache: str | Path = CACHE,
         cache_bytes: int | str = CACHE_BYTES,
+        kept_bytes: int = KEPT_BYTES,
     ) -> None:
         manifest = open_manifest(root)
         self.clip = clip
@@ -102,11 +108,14 @@ class ClipSource:
         self.clips_per_shard = np.bincount(self._shard[self.table.segments], weights=self.table.counts).astype(np.int64)
         self.shape = (clip.n_frames, manifest.height, manifest.width, 3)
         self._shards = open_shards(manifest, self.table.segments, cache=cache, cache_bytes=cache_bytes)
-        self._reader, self._buffers = SegmentReader(manifest, self._shards), Buffers(self.shape)
+        self._reader, self._buffers = SegmentReader(manifest, self._shards, kept_bytes), Buffers(self.shape)
 
     def begin(self, clips: NDArray[np.int64]) -> None:
-        """Hear what will be read: from a store it is fetched ahead, in this order."""
-        self._shards.begin(self._shard[self.table.locate(clips)[0]])
+        """Hear what will be read: it is fetched ahead from a store, and kept while it is needed again."""
+        segments, _ = self.table.locate(clips)
+        if self._reader.kept is not None:
+            self._reader.kept.begin(segments, self.clip)
+        self._shards.begin(self._shard[segments])
 
     def read(self, clips: NDArray[np.int64]) -> ClipBatch:
         """Read a batch. Its memory is used again when nobody holds it any more."""
