@@ -160,7 +160,7 @@ class World:
             raise ConfigError(f"rank {self.rank} is not in a world of {self.size}")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class StreamState:
     """Where a stream stands, counted where the trainer receives the batch.
 
@@ -170,12 +170,14 @@ class StreamState:
         Fingerprint of the data set.
     clip
         The clip specification that the order was made for.
-    seed, epoch, batch_size
-        What the order is a function of.
+    seed, epoch, batch_size, streams, shuffle, tail
+        What the order is a function of; `streams` is the number of canonical streams.
     batches
         Batches of this epoch that the trainer has received.
-    version
-        Of this record and of the order algorithm.
+    quarantine
+        Clips that could not be read and were passed over, ascending.
+    order_version
+        Of the order's algorithm and of this record.
     """
 
     dataset: str
@@ -183,5 +185,9 @@ class StreamState:
     seed: int
     epoch: int
     batch_size: int
+    streams: int
+    shuffle: bool
+    tail: str
     batches: int
-    version: int = 1
+    quarantine: tuple[int, ...]
+    order_version: int

@@ -16,6 +16,7 @@ from vidbrain.sharding.manifest import open_manifest
 from vidbrain.sharding.subset import write_subset
 from vidbrain.sharding.verify import verify
 from vidbrain.sharding.writer import write_shards
+from vidbrain.stream.batch import ClipBatch
 from vidbrain.stream.codes import load_codes
 from vidbrain.stream.loader import stream
 from vidbrain.stream.sequential import frames_of
@@ -45,10 +46,10 @@ def data(listed, config, tmp_path, monkeypatch):
 
 
 def clips_of(root, **settings):
-    loader = stream(root, clip=CLIP, batch_size=5, tail="keep", **settings)
+    loader = stream(root, clip=CLIP, batch_size=5, tail="mask", **settings)
     rows = open_manifest(root).segments
     found = {}
-    for batch in loader:
+    for batch in map(ClipBatch.unmasked, loader):
         for video, segment, start in zip(batch.video, batch.segment, batch.start_frame, strict=True):
             found[rows["recording"].iloc[segment], int(start)] = video
     return found

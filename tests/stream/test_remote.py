@@ -21,7 +21,6 @@ from vidbrain.storage.cache import Cache
 from vidbrain.storage.trees import upload_tree
 from vidbrain.stream.clips import clip_table
 from vidbrain.stream.codes import load_codes
-from vidbrain.stream.order import epoch_order
 from vidbrain.stream.reader import SegmentReader
 from vidbrain.stream.sequential import clips_of, frames_of
 from vidbrain.stream.shards import open_shards
@@ -48,9 +47,17 @@ def data(tmp_path_factory):
     return root / "data"
 
 
+def source_of(root, clip=CLIP, split=None, **settings):
+    return ClipSource(open_manifest(root), clip, split, kept_bytes=0, **settings)
+
+
+def shuffled(source, seed=0):
+    return np.random.default_rng(seed).permutation(int(source.clips_per_shard.sum()))
+
+
 def batches_of(source, seed=0, size=16, first=0):
     """An epoch, read in its order from a batch on."""
-    order = epoch_order(source.clips_per_shard, seed=seed, epoch=0)[first * size :]
+    order = shuffled(source, seed)[first * size :]
     source.begin(order)
     return [source.read(order[at : at + size]) for at in range(0, len(order), size)]
 
@@ -77,10 +84,10 @@ def wait_for(condition, seconds=20.0):
 def test_whole_shards_come_once_and_a_second_reader_finds_them(remote, data, tmp_path):
     upload_tree(data, remote.root)
     remote.proxy.clear()
-    local = ClipSource(data, CLIP, None)
+    local = source_of(data, CLIP, None)
     n_shards, n_bytes = len(local.clips_per_shard), sum(p.stat().st_size for p in data.glob("shards/*.tar"))
     expected = batches_of(local)
-    source = ClipSource(remote.root, CLIP, None, cache=tmp_path / "cache")
+    source = source_of(remote.root, CLIP, None, cache=tmp_path / "cache")
     same(batches_of(source), expected)
     cache = Cache(tmp_path / "cache")
     wait_for(lambda: len(cache.held()) == n_shards and not any(cache.folder.glob("*.part-*")))
@@ -90,7 +97,7 @@ def test_whole_shards_come_once_and_a_second_reader_finds_them(remote, data, tmp
     remote.proxy.clear()
     same(batches_of(source, seed=1), batches_of(local, seed=1))
     source.close()
-    again = ClipSource(remote.root, CLIP, None, cache=tmp_path / "cache")
+    again = source_of(remote.root, CLIP, None, cache=tmp_path / "cache")
     same(batches_of(again, first=3), expected[3:])
     assert shard_requests(remote) == []
     stats = again.stats()
@@ -106,11 +113,11 @@ def test_of_a_shard_of_which_little_is_wanted_little_is_fetched(honest, data, tm
     monkeypatch.setattr("vidbrain.storage.objects.coalesce.__defaults__", (0,))
     monkeypatch.setattr("vidbrain.stream.remote.DENSE", 0.6)
     upload_tree(data, honest.root)
-    expected = batches_of(ClipSource(data, CLIP, "val"))
+    expected = batches_of(source_of(data, CLIP, "val"))
     manifest = open_manifest(data)
     rows = manifest.segments[manifest.segments["split"] == "val"]
     honest.proxy.clear()
-    source = ClipSource(honest.root, CLIP, "val", cache=tmp_path / "cache")
+    source = source_of(honest.root, CLIP, "val", cache=tmp_path / "cache")
     same(batches_of(source), expected)
     cache, n_shards = Cache(tmp_path / "cache"), rows["shard"].nunique()
     wait_for(lambda: len(cache.held()) == n_shards and not any(cache.folder.glob("*.part-*")))
@@ -125,8 +132,8 @@ def test_of_a_shard_of_which_little_is_wanted_little_is_fetched(honest, data, tm
 
 def test_a_cache_without_room_costs_requests_and_nothing_else(honest, data, tmp_path):
     upload_tree(data, honest.root)
-    expected = batches_of(ClipSource(data, CLIP, "train"))
-    source = ClipSource(honest.root, CLIP, "train", cache=tmp_path / "cache", cache_bytes=1000)
+    expected = batches_of(source_of(data, CLIP, "train"))
+    source = source_of(honest.root, CLIP, "train", cache=tmp_path / "cache", cache_bytes=1000)
     same(batches_of(source), expected)
     assert Cache(tmp_path / "cache").held() == {}
     assert source.stats()["cache_hits"] == 0
@@ -137,9 +144,9 @@ def test_a_limit_below_the_data_set_is_held(honest, data, tmp_path):
     upload_tree(data, honest.root)
     sizes = sorted(path.stat().st_size for path in data.glob("shards/*.tar"))
     limit = sizes[-1] + sizes[-2]
-    expected = batches_of(ClipSource(data, CLIP, None))
-    source = ClipSource(honest.root, CLIP, None, cache=tmp_path / "cache", cache_bytes=limit)
-    order = epoch_order(source.clips_per_shard, seed=0, epoch=0)
+    expected = batches_of(source_of(data, CLIP, None))
+    source = source_of(honest.root, CLIP, None, cache=tmp_path / "cache", cache_bytes=limit)
+    order = shuffled(source)
     source.begin(order)
     for at, wanted in zip(range(0, len(order), 16), expected, strict=True):
         same([source.read(order[at : at + 16])], [wanted])
@@ -163,9 +170,9 @@ KINDS = [
 @pytest.mark.parametrize("limit", ["1G", "1000"], ids=["cached", "by ranges"])
 def test_batches_are_the_same_while_answers_of_every_kind_are_spoilt(honest, data, tmp_path, limit):
     upload_tree(data, honest.root)
-    expected = batches_of(ClipSource(data, CLIP, None))
-    source = ClipSource(honest.patient_for(20.0, 0.4), CLIP, None, cache=tmp_path / "cache", cache_bytes=limit)
-    order = epoch_order(source.clips_per_shard, seed=0, epoch=0)
+    expected = batches_of(source_of(data, CLIP, None))
+    source = source_of(honest.patient_for(20.0, 0.4), CLIP, None, cache=tmp_path / "cache", cache_bytes=limit)
+    order = shuffled(source)
     honest.proxy.clear()
     for i, at in enumerate(range(0, len(order), 16)):
         honest.proxy.inject(replace(KINDS[i % len(KINDS)], times=1))
@@ -187,7 +194,7 @@ def test_batches_are_the_same_while_answers_of_every_kind_are_spoilt(honest, dat
 )
 def test_a_store_that_never_answers_is_an_error_within_the_deadline(honest, data, tmp_path, fault, said):
     upload_tree(data, honest.root)
-    source = ClipSource(honest.patient_for(1.5, 0.4), CLIP, None, cache=tmp_path / "cache")
+    source = source_of(honest.patient_for(1.5, 0.4), CLIP, None, cache=tmp_path / "cache")
     honest.proxy.inject(fault)
     with pytest.raises(StorageError, match=said) as caught:
         batches_of(source)
@@ -201,8 +208,8 @@ def test_what_is_damaged_in_the_store_is_an_error_that_names_it_and_the_rest_is_
     row = manifest.segments.query("shard == 1 and n_stored == 46").iloc[0]
     bad[row["offset"] + 10] ^= 1
     honest.root.put("shards/000001.tar", bytes(bad))
-    local, source = (ClipSource(root, CLIP, None, cache=tmp_path / "cache") for root in (data, honest.root))
-    order = epoch_order(source.clips_per_shard, seed=0, epoch=0)
+    local, source = (source_of(root, CLIP, None, cache=tmp_path / "cache") for root in (data, honest.root))
+    order = shuffled(source)
     source.begin(order)
     hit = []
     for clip in order:
@@ -239,8 +246,8 @@ def test_what_is_damaged_in_the_store_is_an_error_where_parts_have_no_checksums(
 
 def test_a_copy_that_went_bad_on_disk_is_replaced(honest, data, tmp_path):
     upload_tree(data, honest.root)
-    expected = batches_of(ClipSource(data, CLIP, None))
-    source = ClipSource(honest.root, CLIP, None, cache=tmp_path / "cache")
+    expected = batches_of(source_of(data, CLIP, None))
+    source = source_of(honest.root, CLIP, None, cache=tmp_path / "cache")
     same(batches_of(source), expected)
     cache = Cache(tmp_path / "cache")
     wait_for(lambda: len(cache.held()) == len(source.clips_per_shard) and not any(cache.folder.glob("*.part-*")))
@@ -249,7 +256,7 @@ def test_a_copy_that_went_bad_on_disk_is_replaced(honest, data, tmp_path):
         bad = bytearray((cache.folder / name).read_bytes())
         bad[len(bad) // 2 : len(bad) // 2 + 400] = bytes(400)
         (cache.folder / name).write_bytes(bad)
-    again = ClipSource(honest.root, CLIP, None, cache=tmp_path / "cache")
+    again = source_of(honest.root, CLIP, None, cache=tmp_path / "cache")
     same(batches_of(again), expected)
     assert again.stats()["n_requests"] > 0
     again.close()
@@ -300,16 +307,17 @@ WORKER = textwrap.dedent("""
     import sys
     import numpy as np
     from vidbrain.records import ClipSpec
-    from vidbrain.stream.order import epoch_order
+    from vidbrain.sharding.manifest import open_manifest
     from vidbrain.stream.source import ClipSource
 
     url, folder, cache, limit, seed = sys.argv[1:]
     clip = ClipSpec(8, 2, 3)
-    there = ClipSource(url, clip, None, cache=cache, cache_bytes=limit)
-    here = ClipSource(folder, clip, None)
+    there = ClipSource(open_manifest(url), clip, None, cache=cache, cache_bytes=limit, kept_bytes=0)
+    here = ClipSource(open_manifest(folder), clip, None)
     print("ready", flush=True)
     for epoch in range(3):
-        order = epoch_order(here.clips_per_shard, seed=int(seed), epoch=epoch, window=60)
+        rng, n = np.random.default_rng([int(seed), epoch]), int(here.clips_per_shard.sum())
+        order = np.argsort(np.arange(n) + rng.uniform(0, 60, n))
         there.begin(order)
         for at in range(0, len(order), 8):
             clips = order[at : at + 8]

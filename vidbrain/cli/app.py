@@ -72,6 +72,12 @@ _COMMANDS = {
             "vidbrain subset shards/demo/data --size 5k --out shards/demo/small",
         ),
         (
+            "stream",
+            "vidbrain.cli.stream:stream",
+            "Measure how fast clips stream, or say what an epoch would cost.",
+            "vidbrain stream shards/demo/data --simulate",
+        ),
+        (
             "shards",
             "vidbrain.cli.shards:app",
             "Describe data sets of shards, and remove what nothing reads.",

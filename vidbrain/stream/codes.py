@@ -18,8 +18,10 @@ from vidbrain.records import ClipSpec, World
 from vidbrain.sharding.manifest import Manifest, open_manifest
 from vidbrain.storage.cache import CACHE, CACHE_BYTES
 from vidbrain.storage.objects import Root
+from vidbrain.stream.batch import CodesBatch
 from vidbrain.stream.clips import clip_table
-from vidbrain.stream.loader import Loader, Tail
+from vidbrain.stream.loader import Loader
+from vidbrain.stream.order import Tail
 from vidbrain.stream.shards import Shards, open_shards
 
 
@@ -53,14 +55,6 @@ class CodesTable:
 
     def __len__(self) -> int:
         return len(self.codes)
-
-
-@dataclass(frozen=True)
-class CodesBatch:
-    """A batch of codes (B, t, h, w) uint16 and their clip numbers (B,)."""
-
-    codes: NDArray[np.uint16]
-    index: NDArray[np.int64]
 
 
 def load_codes(
@@ -170,16 +164,19 @@ def _damage(what: str, where: str, key: str) -> ShardError:
 class CodesSource:
     """Clips of codes from memory."""
 
+    fetches_ahead = False
+
     def __init__(self, table: CodesTable) -> None:
         self.table, self.clip, self.dataset = table, table.clip, table.fingerprint
         self.clips_per_shard = table.clips_per_shard
+        self.held_bytes, self.clip_bytes = table.codes.nbytes, table.codes[:1].nbytes
 
-    def begin(self, clips: NDArray[np.int64]) -> None:
+    def begin(self, clips: NDArray[np.integer[Any]]) -> None:
         """Everything is in memory already."""
 
     def read(self, clips: NDArray[np.int64]) -> CodesBatch:
         """Gather a batch."""
-        return CodesBatch(self.table.codes[clips], clips)
+        return CodesBatch(codes=self.table.codes[clips], index=clips)
 
     def stats(self) -> dict[str, float]:
         """Nothing is read any more."""

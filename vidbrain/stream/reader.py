@@ -46,8 +46,8 @@ class SegmentReader:
         Of frames.
     shards
         Where the bytes come from; by default the manifest's root.
-    kept_bytes
-        Memory for decoded frames that are needed again; see `vidbrain.stream.kept`.
+    kept
+        Where decoded frames are kept that are needed again.
 
     Raises
     ------
@@ -55,12 +55,12 @@ class SegmentReader:
         If this version does not know the codec.
     """
 
-    def __init__(self, manifest: Manifest, shards: Shards | None = None, kept_bytes: int = 0) -> None:
+    def __init__(self, manifest: Manifest, shards: Shards | None = None, kept: KeptFrames | None = None) -> None:
         self._codec = get_codec(str(manifest.info["codec"]))
         self._size = (manifest.height, manifest.width, 3)
         self._layout = layout_of(manifest.segments)
         self._shards = shards or open_shards(manifest)
-        self.kept = KeptFrames(self._layout, self._size, kept_bytes) if kept_bytes else None
+        self._kept = kept
 
     @property
     def n_bytes(self) -> int:
@@ -101,8 +101,8 @@ class SegmentReader:
         StorageError
             If they cannot be read.
         """
-        if self.kept is not None and self.kept.is_on and spec.step <= PART_FRAMES:
-            self._read_kept(self.kept, segments, starts, spec, out, n_clips)
+        if self._kept is not None:
+            self._read_kept(self._kept, segments, starts, spec, out, n_clips)
         else:
             self._read(plan_reads(self._layout, segments, starts, spec), out, n_clips)
 
@@ -147,7 +147,6 @@ class SegmentReader:
             held[use.clip].is_decoded[self._layout.number(part)] = 1
         for i, (clip, segment) in enumerate(zip(first, held, strict=True)):
             out[i] = segment.frames[clip : clip + spec.span : spec.step]
-        kept.count(n_clips)
 
     def frames(self, segment: int, first: int, past: int) -> NDArray[np.uint8]:
         """Return frames ``[first, past)`` of the recording, all stored in this segment: uint8 (n, H, W, 3).

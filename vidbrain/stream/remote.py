@@ -36,6 +36,8 @@ DENSE = 0.2
 """Share of a shard from which on it is fetched whole."""
 N_DOWNLOADS = 2
 """Shards on their way at once; each takes up to 32 MiB of memory."""
+FETCH_BYTES = (2 * 4 + N_THREADS) * PART_BYTES
+"""Most memory of what is on its way: four ranges of each download, and ranges for batches."""
 AHEAD = 0.25
 """Share of the cache that may be filled ahead of what is read."""
 LEASED = 0.125

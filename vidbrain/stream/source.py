@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vidbrain.records import ClipSpec
-from vidbrain.sharding.manifest import open_manifest
+from vidbrain.sharding.manifest import Manifest
+from vidbrain.sharding.parts import PART_FRAMES
 from vidbrain.storage.cache import CACHE, CACHE_BYTES
 from vidbrain.storage.objects import Root
+from vidbrain.stream.batch import ClipBatch, clip_columns, clip_meta
 from vidbrain.stream.buffers import Buffers
 from vidbrain.stream.clips import ClipTable, clip_table
+from vidbrain.stream.kept import KeptFrames
 from vidbrain.stream.reader import SegmentReader
+from vidbrain.stream.remote import FETCH_BYTES
 from vidbrain.stream.shards import open_shards
+
+Batch_co = TypeVar("Batch_co", covariant=True)
+
 
 KEPT_BYTES = 2 << 30
 """Default memory for decoded frames that are needed again."""
-
-Batch_co = TypeVar("Batch_co", covariant=True)
 
 
 class Source(Protocol[Batch_co]):
@@ -30,39 +35,24 @@ class Source(Protocol[Batch_co]):
     clips_per_shard: NDArray[np.int64]
     dataset: str
     clip: ClipSpec
+    clip_bytes: int
+    """Of one clip in a batch."""
+    held_bytes: int
+    """Most that the source keeps in memory beside the batches that it returned."""
+    fetches_ahead: bool
+    """Whether `begin` is of use: where it is not, the order of a whole epoch is never made."""
 
-    def begin(self, clips: NDArray[np.int64]) -> None:
+    def begin(self, clips: NDArray[np.integer[Any]]) -> None:
         """Hear which clips this process will read next, in order: what is known can be fetched ahead."""
 
     def read(self, clips: NDArray[np.int64]) -> Batch_co:
         """Return the batch of these clips. Several threads may ask at once."""
 
     def stats(self) -> dict[str, float]:
-        """Counts so far: stored bytes read (n_bytes), requests to a store (n_requests), cache_hits, retries."""
+        """Counts since the source was made: at least n_bytes (stored), n_requests, cache_hits, retries."""
 
     def close(self) -> None:
         """Let go of files and threads."""
-
-
-@dataclass(frozen=True)
-class ClipBatch:
-    """A batch of video clips.
-
-    Attributes
-    ----------
-    video : (B, T, H, W, 3) uint8
-    index : (B,) int64
-        Clip numbers; they key whatever randomness a user adds.
-    segment : (B,) int64
-        Position of each clip's segment in the manifest.
-    start_frame : (B,) int64
-        First frame of each clip in its recording.
-    """
-
-    video: NDArray[np.uint8]
-    index: NDArray[np.int64]
-    segment: NDArray[np.int64]
-    start_frame: NDArray[np.int64]
 
 
 class ClipSource:
@@ -70,28 +60,29 @@ class ClipSource:
 
     Parameters
     ----------
-    root
-        Folder or URL of the data set, or of a subset; a `Root` may carry its own deadline.
+    manifest
+        Of frames.
     clip
         The clip specification.
     split
         ``"train"``, ``"val"`` or None for all recordings.
     cache, cache_bytes
-        Folder and limit of what is kept of shards at a URL; see `vidbrain.storage.cache`.
+        Folder and limit of what is kept of shards at a URL; see `vidbrain.storage.cache`. Those on a disk are read
+        where they are.
     kept_bytes
         Memory for decoded frames that are needed again, 0 for none; see `vidbrain.stream.kept`.
 
     Raises
     ------
-    StorageError, ShardError
-        If the data set is unfinished or damaged, or cannot give such clips.
+    ShardError
+        If the data set cannot give such clips.
     ConfigError
         If the limit is no number of bytes.
     """
 
     def __init__(
         self,
-        root: str | Path | Root,
+        manifest: Manifest,
         clip: ClipSpec,
         split: str | None,
         *,
@@ -99,7 +90,6 @@ class ClipSource:
         cache_bytes: int | str = CACHE_BYTES,
         kept_bytes: int = KEPT_BYTES,
     ) -> None:
-        manifest = open_manifest(root)
         self.clip = clip
         # The order is a function of the split too, so a state must not pass from one to another.
         self.dataset = f"{manifest.fingerprint}/{split or 'all'}"
@@ -107,25 +97,30 @@ class ClipSource:
         self._shard = manifest.segments["shard"].to_numpy(np.int64)
         self.clips_per_shard = np.bincount(self._shard[self.table.segments], weights=self.table.counts).astype(np.int64)
         self.shape = (clip.n_frames, manifest.height, manifest.width, 3)
+        self.clip_bytes = math.prod(self.shape)
+        self._columns = clip_columns(manifest.segments)
         self._shards = open_shards(manifest, self.table.segments, cache=cache, cache_bytes=cache_bytes)
-        self._reader, self._buffers = SegmentReader(manifest, self._shards, kept_bytes), Buffers(self.shape)
+        self.fetches_ahead = isinstance(manifest.root, Root)
+        kept = KeptFrames.of(self.table, manifest, kept_bytes)
+        self._reader, self._buffers = SegmentReader(manifest, self._shards, kept), Buffers(self.shape)
+        # A part, packed and unpacked, for each of many threads; what is on its way; and the frames that are kept.
+        self.held_bytes = 2 * 32 * PART_FRAMES * math.prod(self.shape[1:])
+        self.held_bytes += (kept.n_bytes if kept else 0) + (FETCH_BYTES if self.fetches_ahead else 0)
 
-    def begin(self, clips: NDArray[np.int64]) -> None:
-        """Hear what will be read: it is fetched ahead from a store, and kept while it is needed again."""
-        segments, _ = self.table.locate(clips)
-        if self._reader.kept is not None:
-            self._reader.kept.begin(segments, self.clip)
-        self._shards.begin(self._shard[segments])
+    def begin(self, clips: NDArray[np.integer[Any]]) -> None:
+        """Hear what will be read: from a store it is fetched ahead, in this order."""
+        self._shards.begin(self._shard[self.table.locate(clips.astype(np.int64, copy=False))[0]])
 
     def read(self, clips: NDArray[np.int64]) -> ClipBatch:
         """Read a batch. Its memory is used again when nobody holds it any more."""
         segments, starts = self.table.locate(clips)
         video = self._buffers.take(len(clips))
         self._reader.read_clips(segments, starts, self.clip, video, len(clips))
-        return ClipBatch(video, clips, segments, starts)
+        meta = clip_meta(self._columns, segments, starts)
+        return ClipBatch(video=video, index=clips, segment=segments, start_frame=starts, meta=meta)
 
     def stats(self) -> dict[str, float]:
-        """Counts since the start: n_bytes, n_requests, cache_hits, retries."""
+        """See `Source`."""
         return self._shards.stats()
 
     def close(self) -> None:

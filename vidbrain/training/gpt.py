@@ -16,7 +16,8 @@ from vidbrain.models.gpt import GPT, GPTConfig
 from vidbrain.progress import SILENT, Progress
 from vidbrain.records import World
 from vidbrain.sharding.manifest import open_manifest
-from vidbrain.stream.codes import CodesBatch, codes_stream, load_codes
+from vidbrain.stream.batch import CodesBatch
+from vidbrain.stream.codes import codes_stream, load_codes
 from vidbrain.stream.loader import Loader
 from vidbrain.training.loop import LoopConfig, train
 from vidbrain.training.precision import PrecisionName  # noqa: F401 -- named by an inherited setting

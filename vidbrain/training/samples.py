@@ -14,7 +14,7 @@ from vidbrain.errors import ConfigError, ModelError
 from vidbrain.models.pretrained import load_gpt, load_vqvae
 from vidbrain.models.vqvae import to_uint8
 from vidbrain.progress import SILENT, Progress
-from vidbrain.records import ClipSpec
+from vidbrain.records import ClipSpec, World
 from vidbrain.sharding.manifest import open_manifest
 from vidbrain.storage.atomic import check_writable, replacing
 from vidbrain.storage.info import is_done, read_info, write_info
@@ -94,9 +94,10 @@ def write_samples(
         batch_size=config.n_clips,
         seed=config.seed,
         split=split,
-        tail="keep",
+        tail="mask",
+        world=World(),
     )
-    batch = next(iter(batches))
+    batch = next(iter(batches)).unmasked()
     arrays: dict[str, Any] = {"original": batch.video, "start_frame": batch.start_frame}
     with torch.no_grad():
         pixels, codes = model.reconstruct(torch.from_numpy(batch.video).to(place))

@@ -15,8 +15,8 @@ from vidbrain.models.vqvae import VQVAE, VQVAEConfig
 from vidbrain.progress import SILENT, Progress
 from vidbrain.records import ClipSpec, World
 from vidbrain.sharding.manifest import open_manifest
+from vidbrain.stream.batch import ClipBatch
 from vidbrain.stream.loader import Loader, stream
-from vidbrain.stream.source import ClipBatch
 from vidbrain.training.loop import LoopConfig, train
 from vidbrain.training.precision import PrecisionName  # noqa: F401 -- named by an inherited setting
 
@@ -87,7 +87,13 @@ class VQVAETask:
         self._held_out = bool((manifest.segments["split"] == "val").any())
         self.model = VQVAE(config.model)
         self.loader: Loader[ClipBatch] = stream(
-            data_root, clip=config.clip, batch_size=config.batch_size, seed=config.seed, split="train", world=world
+            data_root,
+            clip=config.clip,
+            batch_size=config.batch_size,
+            seed=config.seed,
+            split="train",
+            world=world,
+            device=device,
         )
         self._grid = config.model.latent_grid(config.clip.n_frames, manifest.height, manifest.width)
 
@@ -112,12 +118,18 @@ class VQVAETask:
         config = self._config
         clip = replace(config.clip, stride=config.clip.n_frames * config.clip.step)
         batches = stream(
-            self._root, clip=clip, batch_size=config.batch_size, seed=config.seed, split="val", tail="keep"
+            self._root,
+            clip=clip,
+            batch_size=config.batch_size,
+            seed=config.seed,
+            split="val",
+            tail="mask",
+            world=World(),  # one process judges
         )
         usage = torch.zeros(config.model.n_codes, dtype=torch.int64)
         squared, squared_of_mean, loss, pixels, clips = 0.0, 0.0, 0.0, 0, 0
         for batch in batches:
-            video = self._to_device(batch)
+            video = self._to_device(batch.unmasked())
             output = self.model(video)
             reconstruction, codes = self.model.reconstruct(video)
             target = video.float() / 255 - 0.5
@@ -145,8 +157,8 @@ class VQVAETask:
         return {"grid": list(self._grid), "tokens_per_clip": math.prod(self._grid), "n_codes": n_codes}
 
     def _to_device(self, batch: ClipBatch) -> Tensor:
-        # uint8 over the bus, float on the device.
-        return torch.from_numpy(batch.video).to(self._device, non_blocking=True)
+        # uint8 over the bus, float on the device; what the loader put there already stays.
+        return torch.as_tensor(batch.video, device=self._device)
 
 
 def _psnr(mse: float) -> float:
