@@ -108,7 +108,8 @@ def test_a_clip_is_a_cut_of_the_segment_wherever_it_begins(data, step):
             n = min(3, (stored - 1 - first) // step + 1)
             keep = range(start + first, start + first + (n - 1) * step + 1, step)
             batch = np.full((3, n, 32, 32, 3), 99, np.uint8)
-            reader.read_into(position, keep, batch[1])
+            starts = np.array([keep.start])
+            reader.read_clips(np.array([position]), starts, ClipSpec(n, step), batch[1:2])
             np.testing.assert_array_equal(batch[1], whole[first : first + (n - 1) * step + 1 : step])
             assert (batch[[0, 2]] == 99).all()
         with pytest.raises(ValueError, match="not stored"):

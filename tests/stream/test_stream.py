@@ -127,8 +127,9 @@ def test_a_listener_hears_the_numbers_that_diagnose(data):
 
 def test_memory_stays_below_what_was_stated(videos, config, tmp_path):
     write_shards(videos, tmp_path / "data", replace(config, frame_size=96))
-    loader = stream(tmp_path / "data", clip=replace(CLIP, stride=1), batch_size=16, workers=4)
-    list(loader)  # what is imported and kept for good
+    settings = {"clip": replace(CLIP, stride=1), "batch_size": 16, "workers": 4}
+    list(stream(tmp_path / "data", **settings))  # what is imported and kept for good
+    loader = stream(tmp_path / "data", **settings)
     tracemalloc.start()
     for _ in loader:
         pass

@@ -10,12 +10,13 @@ from cyclopts import Parameter
 from vidbrain.cli.console import Console, Flag
 from vidbrain.errors import ConfigError
 from vidbrain.records import ClipSpec, World
+from vidbrain.storage.cache import CACHE, CACHE_BYTES
 from vidbrain.storage.roots import data_root
 from vidbrain.stream.loader import Loader
 from vidbrain.stream.measure import measure
 from vidbrain.stream.opening import open_part
 from vidbrain.stream.simulate import simulate as walk
-from vidbrain.stream.source import CACHE, CACHE_BYTES, ClipSource
+from vidbrain.stream.source import ClipSource
 
 DECODE_S = 2.0
 """How long --simulate reads, to say how fast that is."""

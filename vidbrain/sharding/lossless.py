@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 
 import numpy as np
@@ -50,22 +51,38 @@ class Zstd(Codec):
         return check_count(n_bytes // (height * width * 3))
 
     def decode_into(self, data: bytes | memoryview, out: Frames, keep: range) -> int:
-        """Unpack the part and copy the frames that are wanted."""
-        height, width = out.shape[1:3]
-        n_frames = self.count_frames(data, height, width)
+        """Unpack the part: straight to where it is wanted if all of it is, else aside, and copy what is wanted."""
+        mine = _mine_for(out.shape[1:])
+        n_frames = self.count_frames(data, out.shape[1], out.shape[2])
+        if keep[-1] >= n_frames:
+            raise ShardError(f"a part holds {n_frames} frames, frame {keep[-1]} is wanted")
+        # Bounded by what was just checked: a part does not unpack to more than it says.
+        n_bytes = n_frames * mine.frame_bytes
+        whole = keep == range(n_frames) and out.flags.c_contiguous
+        target = out.data.cast("B") if whole else mine.memory[:n_bytes]
         try:
-            # Bounded by what was just checked: a part does not unpack to more than it says.
-            raw = _decompressor().decompress(data)
+            n_unpacked = mine.decompressor.stream_reader(data).readinto(target)
         except zstandard.ZstdError as error:
             raise ShardError(f"a part is damaged: {error}") from error
-        if len(raw) != n_frames * height * width * 3 or keep[-1] >= n_frames:
-            raise ShardError(f"a part unpacks to {len(raw)} bytes, it says {n_frames} frames")
-        out[:] = np.frombuffer(raw, np.uint8).reshape(-1, height, width, 3)[keep.start : keep.stop : keep.step]
+        if n_unpacked != n_bytes:
+            raise ShardError(f"a part is damaged: it ends after {n_unpacked} of {n_bytes} bytes")
+        if not whole:
+            out[:] = mine.frames[keep.start : keep.stop : keep.step]
         return n_frames
 
 
-def _decompressor() -> zstandard.ZstdDecompressor:
-    if not hasattr(_mine, "decompressor"):
-        _mine.decompressor = zstandard.ZstdDecompressor()
-    found: zstandard.ZstdDecompressor = _mine.decompressor
+class _Mine:
+    """What a thread keeps for frames of one size: fresh memory would cost as much as the decoding."""
+
+    def __init__(self, size: tuple[int, ...]) -> None:
+        self.size, self.frame_bytes = size, math.prod(size)
+        self.decompressor = zstandard.ZstdDecompressor()
+        self.frames = np.empty((PART_FRAMES, *size), np.uint8)
+        self.memory = self.frames.data.cast("B")
+
+
+def _mine_for(size: tuple[int, ...]) -> _Mine:
+    found: _Mine | None = getattr(_mine, "held", None)
+    if found is None or found.size != size:
+        found = _mine.held = _Mine(size)
     return found

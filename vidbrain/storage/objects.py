@@ -1,6 +1,6 @@
 """Roots that are URLs, and roots that are paths, by one small handle.
 
-A `Root` holds a URL and two patience settings, nothing else: it pickles, and a worker process makes its own client when
+A `Root` holds a URL and two patience settings: it pickles, and a worker process makes its own client when
 it first reads. Every request is repeated after what passes (a busy server, a broken connection, a body cut short), with
 growing, random pauses, until a deadline; what does not pass is one clear error. Credentials come from the environment
 and appear in no message: of a server's answer only the status and the error code are shown.
@@ -14,7 +14,7 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
@@ -40,6 +40,7 @@ from vidbrain.storage.files import (
     ObjectExistsError,
     ObjectMissingError,
 )
+from vidbrain.storage.meter import Meter
 from vidbrain.storage.urls import READ_ONLY, check_key, is_url, parse_url
 
 Result = TypeVar("Result")
@@ -67,11 +68,14 @@ class Root:
         No request is begun again later than this after it was first made.
     stall_s
         A server that sends nothing for this long is given up, and asked again.
+    meter
+        Counts the requests, if there is one.
     """
 
     url: str
     deadline_s: float = 120.0
     stall_s: float = 30.0
+    meter: Meter | None = field(default=None, compare=False, repr=False)
 
     def __str__(self) -> str:
         return self.url
@@ -304,6 +308,8 @@ class Root:
         begun, n_unreachable = time.monotonic(), 0
         for attempt in itertools.count():
             try:
+                if self.meter is not None:
+                    self.meter.count(again=attempt > 0)
                 return call(client_of(self.url, self.deadline_s, self.stall_s, retries=patient), name)
             except StorageError:
                 raise

@@ -17,13 +17,14 @@ from vidbrain.config import fingerprint, from_mapping, to_mapping
 from vidbrain.errors import ConfigError, ResumeError, ShardError
 from vidbrain.progress import SILENT, Progress
 from vidbrain.records import ClipSpec, StreamState, World
+from vidbrain.storage.cache import CACHE, CACHE_BYTES
 from vidbrain.stream.batch import LISTENERS, Batch, ClipBatch
 from vidbrain.stream.meter import Meter
 from vidbrain.stream.opening import open_part
 from vidbrain.stream.order import ORDER_VERSION, WINDOW, EpochOrder, Tail, check_world
 from vidbrain.stream.prefetch import SPARE, Prefetch, ThreadCount
 from vidbrain.stream.quarantine import Quarantine
-from vidbrain.stream.source import CACHE, CACHE_BYTES, ClipSource, Source
+from vidbrain.stream.source import ClipSource, Source
 
 AnyBatch = TypeVar("AnyBatch", bound=Batch)
 OnBad = Literal["error", "substitute"]

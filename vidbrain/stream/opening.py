@@ -34,7 +34,7 @@ def open_part(root: str | Path, subset: str | Path | None = None) -> Manifest:
     if subset is None:
         return manifest
     if Path(subset).is_file():
-        named = read_subset(subset)
+        named = read_subset(Path(subset))
         rows = select_rows(manifest.segments, named.only, named.n_frames, subset)
         if content_of(rows) != named.content:
             raise ShardError(

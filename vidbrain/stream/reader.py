@@ -1,12 +1,10 @@
-"""Clip numbers -> frames: reads only the parts of a segment that a clip touches."""
+"""Clips -> frames: reads only the parts that they touch, decodes each once, straight to where it is wanted."""
 
 from __future__ import annotations
 
-import os
+import threading
 import zlib
-from collections import OrderedDict
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,145 +12,207 @@ from numpy.typing import NDArray
 from vidbrain.errors import ShardError
 from vidbrain.records import ClipSpec
 from vidbrain.sharding.codecs import get_codec
-from vidbrain.sharding.manifest import Manifest, shard_path
-from vidbrain.sharding.parts import PART_FRAMES, cut
-from vidbrain.storage.atomic import as_storage_error
+from vidbrain.sharding.manifest import Manifest
+from vidbrain.sharding.parts import PART_FRAMES
+from vidbrain.stream.kept import KeptFrames
+from vidbrain.stream.layout import (
+    UNKNOWN,
+    PartRead,
+    Reads,
+    Span,
+    Use,
+    check_stored,
+    layout_of,
+    plan_reads,
+    reads_of,
+)
+from vidbrain.stream.shards import Shards, open_shards
 
-OPEN_SHARDS = 64
+Batch = NDArray[np.uint8] | Sequence[NDArray[np.uint8]]
+"""Of equal shapes in one array, or one by one."""
+
+N_TRIES = 3
+"""How often a part that was found damaged is read again from its store."""
+
+_mine = threading.local()  # a part that several clips share is unpacked once, here
 
 
 class SegmentReader:
-    """Reads frames of segments by position in the manifest.
-
-    Files are opened when first needed and stay open, at most `OPEN_SHARDS` of them; the object may be used by one
-    thread at a time and is safe to create in the process that uses it.
+    """Reads frames of segments by position in the manifest; any number of threads may read at once.
 
     Parameters
     ----------
     manifest
         Of frames.
+    shards
+        Where the bytes come from; by default the manifest's root.
+    kept
+        Where decoded frames are kept that are needed again.
+
+    Raises
+    ------
+    ShardError
+        If this version does not know the codec.
     """
 
-    def __init__(self, manifest: Manifest) -> None:
-        table = manifest.segments
-        self._root, self._codec = manifest.folder, get_codec(str(manifest.info["codec"]))
-        self._height, self._width = manifest.height, manifest.width
-        self._keys = table["key"].to_numpy()
-        self._start = table["start_frame"].to_numpy(np.int64)
-        self._stored = table["n_stored"].to_numpy(np.int64)
-        self._shard = table["shard"].to_numpy(np.int64)
-        self._offset = table["offset"].to_numpy(np.int64)
-        self._parts: Sequence[NDArray[np.int64]] = table["parts"].tolist()
-        self._checksums: Sequence[NDArray[np.int64] | None] = table["part_crc32"].tolist()
-        self._files: OrderedDict[int, int] = OrderedDict()
-        self.n_bytes = 0
+    def __init__(self, manifest: Manifest, shards: Shards | None = None, kept: KeptFrames | None = None) -> None:
+        self._codec = get_codec(str(manifest.info["codec"]))
+        self._size = (manifest.height, manifest.width, 3)
+        self._layout = layout_of(manifest.segments)
+        self._shards = shards or open_shards(manifest)
+        self._kept = kept
 
-    def read_into(self, segment: int, keep: range, out: NDArray[np.uint8]) -> None:
-        """Decode frames straight to where they are wanted, from the parts that hold them.
+    @property
+    def n_bytes(self) -> int:
+        """Stored bytes read so far."""
+        return int(self._shards.stats()["n_bytes"])
+
+    def read_clips(
+        self,
+        segments: NDArray[np.int64],
+        starts: NDArray[np.int64],
+        spec: ClipSpec,
+        out: NDArray[np.uint8],
+        n_clips: int = 0,
+    ) -> None:
+        """Decode clips into a batch.
+
+        A part that several of them touch is decoded once.
 
         Parameters
         ----------
-        segment
-            Position in the manifest.
-        keep
-            Numbers of frames in the recording, ascending, all stored in this segment.
-        out : (len(keep), H, W, 3) uint8
-            Frame ``keep[i]`` is written at i.
+        segments : (B,) int64
+            Position of each clip's segment in the manifest.
+        starts : (B,) int64
+            First frame of each clip in its recording.
+        spec
+            Frames and step of the clips.
+        out : (B, T, H, W, 3) uint8
+            Where they are written.
+        n_clips
+            How many of the clips that were announced to `shards` these are.
 
         Raises
         ------
+        ValueError
+            If a frame is not stored in its segment.
         ShardError
-            If the bytes are damaged; names shard and key.
+            If bytes are damaged, at their origin too; names shard and key.
+        StorageError
+            If they cannot be read.
         """
-        start = int(self._start[segment])
-        inside = range(keep.start - start, keep.stop - start, keep.step)
-        if not inside or inside[0] < 0 or inside[-1] >= self._stored[segment]:
-            raise ValueError(f"frames {keep} are not stored in {self._keys[segment]}")
-        low, high = inside[0] // PART_FRAMES, inside[-1] // PART_FRAMES + 1
-        sizes = np.asarray(self._parts[segment], np.int64)
-        at = int(self._offset[segment] + sizes[:low].sum())
-        data = memoryview(self._pread(int(self._shard[segment]), at, int(sizes[low:high].sum())))
-        try:
-            self._decode(segment, low, data, inside, out)
-        except ShardError as error:
-            raise ShardError(
-                error.message,
-                where=f"{shard_path(self._root, int(self._shard[segment]))} {self._keys[segment]}",
-                hint="run `vidbrain verify` on the data set",
-            ) from error
+        if self._kept is not None:
+            self._read_kept(self._kept, segments, starts, spec, out, n_clips)
+        else:
+            self._read(plan_reads(self._layout, segments, starts, spec), out, n_clips)
 
-    def _decode(self, segment: int, low: int, data: memoryview, inside: range, out: NDArray[np.uint8]) -> None:
-        """Decode the frames `inside` the segment from the bytes of its parts `low` and following."""
-        stored, sizes, checksums = int(self._stored[segment]), self._parts[segment], self._checksums[segment]
-        bounds = np.concatenate([[0], np.cumsum(sizes[low:])])
-        written = 0
-        for number, wanted in cut(inside):
-            if number >= len(sizes):
-                raise ShardError(f"it stores {stored} frames in {len(sizes)} parts of {PART_FRAMES}")
-            part = data[bounds[number - low] : bounds[number - low + 1]]
-            # Before any decoder sees the bytes.
-            if checksums is not None and zlib.crc32(part) != checksums[number]:
-                raise ShardError(f"part {number} of the segment is damaged: its checksum differs from the index's")
-            n_frames = self._codec.decode_into(part, out[written : written + len(wanted)], wanted)
-            written += len(wanted)
-            expected = min(PART_FRAMES, stored - number * PART_FRAMES)
-            if n_frames != expected:
-                raise ShardError(f"part {number} of the segment holds {n_frames} frames, the index says {expected}")
+    def _read(self, planned: Iterable[Reads], out: Batch, n_clips: int) -> None:
+        for reads in planned:
+            blocks = self._shards.read(reads.spans, n_clips)
+            n_clips = 0
+            for read in reads.parts:
+                part = memoryview(blocks[read.span])[read.begin : read.past]
+                try:
+                    self._decode(part, read, out)
+                except ShardError as error:
+                    self._decode_again(reads.spans[read.span], read, out, error)
+
+    def _read_kept(
+        self,
+        kept: KeptFrames,
+        segments: NDArray[np.int64],
+        starts: NDArray[np.int64],
+        spec: ClipSpec,
+        out: NDArray[np.uint8],
+        n_clips: int,
+    ) -> None:
+        """Decode what is not there yet to where it is kept, and copy the clips from there."""
+        first = check_stored(self._layout, segments, starts, spec).tolist()
+        held = [kept.segment(segment) for segment in segments.tolist()]
+        missing: dict[int, Use] = {}
+        for i, (clip, segment) in enumerate(zip(first, held, strict=True)):
+            low, high = clip // PART_FRAMES, (clip + spec.span - 1) // PART_FRAMES + 1
+            if 0 in segment.is_decoded[low:high]:
+                before = int(self._layout.first_part[segments[i]])
+                for number in range(low, high):
+                    if not segment.is_decoded[number]:
+                        at = number * PART_FRAMES
+                        past = min(at + PART_FRAMES, len(segment.frames))
+                        missing[before + number] = Use(i, at, past, range(past - at))
+        parts = sorted(missing)
+        reads = reads_of(self._layout, np.array(parts, np.int64), [[missing[part]] for part in parts])
+        # Also where nothing is missing: it counts the clips.
+        self._read(reads if parts else [Reads([], [])], [segment.frames for segment in held], n_clips)
+        for part, use in missing.items():
+            held[use.clip].is_decoded[self._layout.number(part)] = 1
+        for i, (clip, segment) in enumerate(zip(first, held, strict=True)):
+            out[i] = segment.frames[clip : clip + spec.span : spec.step]
 
     def frames(self, segment: int, first: int, past: int) -> NDArray[np.uint8]:
         """Return frames ``[first, past)`` of the recording, all stored in this segment: uint8 (n, H, W, 3).
 
         Raises
         ------
-        ShardError
-            If the bytes are damaged; names shard and key.
+        ValueError, ShardError, StorageError
+            As `read_clips`.
         """
-        return self._read(segment, range(first, past))
+        return self.clip(segment, first, ClipSpec(past - first, 1, 1))
 
     def clip(self, segment: int, start: int, spec: ClipSpec) -> NDArray[np.uint8]:
         """Return a clip that begins at frame `start` of the recording: uint8 (T, H, W, 3)."""
-        return self._read(segment, range(start, start + spec.span, spec.step))
+        out = np.empty((1, spec.n_frames, *self._size), np.uint8)
+        self.read_clips(np.array([segment]), np.array([start]), spec, out)
+        return out[0]
 
-    def _read(self, segment: int, keep: range) -> NDArray[np.uint8]:
-        out = np.empty((len(keep), self._height, self._width, 3), np.uint8)
-        self.read_into(segment, keep, out)
-        return out
+    def _decode(self, data: memoryview, read: PartRead, out: Batch) -> None:
+        """Check a part before any decoder sees it, and write its frames to all who use it."""
+        if read.crc32 not in (UNKNOWN, zlib.crc32(data)):
+            number = self._layout.number(read.part)
+            raise ShardError(f"part {number} of the segment is damaged: its checksum differs from the index's")
+        if len(read.uses) == 1:
+            clip, first, past, keep = read.uses[0]
+            n_frames = self._codec.decode_into(data, out[clip][first:past], keep)
+        else:
+            frames = self._scratch()
+            wanted = range(max(use.keep[-1] for use in read.uses) + 1)
+            n_frames = self._codec.decode_into(data, frames[: len(wanted)], wanted)
+            for clip, first, past, keep in read.uses:
+                out[clip][first:past] = frames[keep.start : keep.stop : keep.step]
+        if n_frames != read.n_frames:
+            number = self._layout.number(read.part)
+            raise ShardError(f"part {number} of the segment holds {n_frames} frames, the index says {read.n_frames}")
 
-    def _pread(self, shard: int, offset: int, n_bytes: int) -> bytes:
-        if shard not in self._files:
-            path = shard_path(self._root, shard)
+    def _decode_again(self, span: Span, read: PartRead, out: Batch, error: ShardError) -> None:
+        """Try the origin, where the damage may be that of a copy, or of its way here."""
+        wanted = (span[0], span[1] + read.begin, span[1] + read.past)
+        for _ in range(N_TRIES):
+            data = self._shards.read_again(wanted)
+            if data is None:
+                break
             try:
-                self._files[shard] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-            except OSError as error:
-                raise as_storage_error(error, path) from error
-            if len(self._files) > OPEN_SHARDS:
-                os.close(self._files.popitem(last=False)[1])
-        self._files.move_to_end(shard)
-        # Asked before reading: an absurd length in an index must not be allocated.
-        lacking = offset + n_bytes - os.fstat(self._files[shard]).st_size
-        data = b"" if lacking > 0 else os.pread(self._files[shard], n_bytes, offset)
-        if len(data) != n_bytes:
-            raise ShardError(
-                f"the shard ends {max(lacking, n_bytes - len(data))} bytes too early",
-                where=shard_path(self._root, shard),
-                hint="run `vidbrain verify` on the data set",
-            )
-        self.n_bytes += n_bytes
-        return data
+                self._decode(memoryview(data), read, out)
+            except ShardError as last:
+                error = last
+            else:
+                return
+        raise ShardError(
+            error.message,
+            where=f"{self._shards.where(span[0])} {self._layout.key[self._layout.segment[read.part]]}",
+            hint="run `vidbrain verify` on the data set",
+        ) from error
+
+    def _scratch(self) -> NDArray[np.uint8]:
+        found: NDArray[np.uint8] | None = getattr(_mine, "frames", None)
+        if found is None or found.shape[1:] != self._size:
+            found = _mine.frames = np.empty((PART_FRAMES, *self._size), np.uint8)
+        return found
 
     def close(self) -> None:
         """Close the files."""
-        while self._files:
-            os.close(self._files.popitem()[1])
+        self._shards.close()
 
     def __enter__(self) -> SegmentReader:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def manifest_root(root: str | Path) -> Path:
-    """Accept a data set's folder, or its ``dataset.json``."""
-    path = Path(root)
-    return path.parent if path.name == "dataset.json" else path

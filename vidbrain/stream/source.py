@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -14,15 +12,21 @@ from numpy.typing import NDArray
 from vidbrain.records import ClipSpec
 from vidbrain.sharding.manifest import Manifest
 from vidbrain.sharding.parts import PART_FRAMES
+from vidbrain.storage.cache import CACHE, CACHE_BYTES
+from vidbrain.storage.objects import Root
 from vidbrain.stream.batch import ClipBatch, clip_columns, clip_meta
+from vidbrain.stream.buffers import Buffers
 from vidbrain.stream.clips import ClipTable, clip_table
+from vidbrain.stream.kept import KeptFrames
 from vidbrain.stream.reader import SegmentReader
+from vidbrain.stream.remote import FETCH_BYTES
+from vidbrain.stream.shards import open_shards
 
 Batch_co = TypeVar("Batch_co", covariant=True)
 
 
-CACHE = "~/.cache/vidbrain"
-CACHE_BYTES = "20G"
+KEPT_BYTES = 2 << 30
+"""Default memory for decoded frames that are needed again."""
 
 
 class Source(Protocol[Batch_co]):
@@ -52,7 +56,7 @@ class Source(Protocol[Batch_co]):
 
 
 class ClipSource:
-    """Clips of frames from a data set of shards.
+    """Clips of frames from a data set of shards. Any number of threads may read; each decodes its own batch.
 
     Parameters
     ----------
@@ -63,10 +67,18 @@ class ClipSource:
     split
         ``"train"``, ``"val"`` or None for all recordings.
     cache, cache_bytes
-        Folder and limit of what is kept of shards at a URL. Those on a disk are read where they are.
-    """
+        Folder and limit of what is kept of shards at a URL; see `vidbrain.storage.cache`. Those on a disk are read
+        where they are.
+    kept_bytes
+        Memory for decoded frames that are needed again, 0 for none; see `vidbrain.stream.kept`.
 
-    fetches_ahead = False
+    Raises
+    ------
+    ShardError
+        If the data set cannot give such clips.
+    ConfigError
+        If the limit is no number of bytes.
+    """
 
     def __init__(
         self,
@@ -76,74 +88,41 @@ class ClipSource:
         *,
         cache: str | Path = CACHE,
         cache_bytes: int | str = CACHE_BYTES,
+        kept_bytes: int = KEPT_BYTES,
     ) -> None:
-        self._manifest, self.clip = manifest, clip
+        self.clip = clip
         # The order is a function of the split too, so a state must not pass from one to another.
         self.dataset = f"{manifest.fingerprint}/{split or 'all'}"
         self.table: ClipTable = clip_table(manifest.segments, manifest.select(split), clip, manifest.margin)
-        shards = manifest.segments["shard"].to_numpy()[self.table.segments]
-        self.clips_per_shard = np.bincount(shards, weights=self.table.counts).astype(np.int64)
+        self._shard = manifest.segments["shard"].to_numpy(np.int64)
+        self.clips_per_shard = np.bincount(self._shard[self.table.segments], weights=self.table.counts).astype(np.int64)
         self.shape = (clip.n_frames, manifest.height, manifest.width, 3)
         self.clip_bytes = math.prod(self.shape)
-        # A part, packed and unpacked, for each of many threads.
-        self.held_bytes = 2 * 32 * PART_FRAMES * math.prod(self.shape[1:])
         self._columns = clip_columns(manifest.segments)
-        self._readers = _Readers(manifest)
+        self._shards = open_shards(manifest, self.table.segments, cache=cache, cache_bytes=cache_bytes)
+        self.fetches_ahead = isinstance(manifest.root, Root)
+        kept = KeptFrames.of(self.table, manifest, kept_bytes)
+        self._reader, self._buffers = SegmentReader(manifest, self._shards, kept), Buffers(self.shape)
+        # A part, packed and unpacked, for each of many threads; what is on its way; and the frames that are kept.
+        self.held_bytes = 2 * 32 * PART_FRAMES * math.prod(self.shape[1:])
+        self.held_bytes += (kept.n_bytes if kept else 0) + (FETCH_BYTES if self.fetches_ahead else 0)
 
     def begin(self, clips: NDArray[np.integer[Any]]) -> None:
-        """Nothing is fetched ahead from a disk."""
+        """Hear what will be read: from a store it is fetched ahead, in this order."""
+        self._shards.begin(self._shard[self.table.locate(clips.astype(np.int64, copy=False))[0]])
 
     def read(self, clips: NDArray[np.int64]) -> ClipBatch:
-        """Read a batch; clips of one segment are read together, in order."""
+        """Read a batch. Its memory is used again when nobody holds it any more."""
         segments, starts = self.table.locate(clips)
-        video = np.empty((len(clips), *self.shape), np.uint8)
-        with self._readers.one() as reader:
-            for i in np.lexsort((starts, segments)):
-                wanted = range(int(starts[i]), int(starts[i]) + self.clip.span, self.clip.step)
-                reader.read_into(int(segments[i]), wanted, video[i])
+        video = self._buffers.take(len(clips))
+        self._reader.read_clips(segments, starts, self.clip, video, len(clips))
         meta = clip_meta(self._columns, segments, starts)
         return ClipBatch(video=video, index=clips, segment=segments, start_frame=starts, meta=meta)
 
     def stats(self) -> dict[str, float]:
         """See `Source`."""
-        return {"n_bytes": self._readers.n_bytes(), "n_requests": 0, "cache_hits": 0, "retries": 0}
+        return self._shards.stats()
 
     def close(self) -> None:
-        """Close the files."""
-        self._readers.close()
-
-    def __getstate__(self) -> dict[str, Any]:
-        # Files belong to the process that opened them.
-        return {**self.__dict__, "_readers": None}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__ = {**state, "_readers": _Readers(state["_manifest"])}
-
-
-class _Readers:
-    """Readers that threads take in turn: as many as there ever were threads at once."""
-
-    def __init__(self, manifest: Manifest) -> None:
-        self._manifest = manifest
-        # One now: what cannot be read at all is refused before work starts.
-        self._all = [SegmentReader(manifest)]
-        self._free = list(self._all)
-
-    @contextlib.contextmanager
-    def one(self) -> Iterator[SegmentReader]:
-        try:
-            reader = self._free.pop()
-        except IndexError:
-            reader = SegmentReader(self._manifest)
-            self._all.append(reader)
-        try:
-            yield reader
-        finally:
-            self._free.append(reader)
-
-    def n_bytes(self) -> int:
-        return sum(reader.n_bytes for reader in self._all)
-
-    def close(self) -> None:
-        for reader in self._all:
-            reader.close()
+        """Let go of files and threads."""
+        self._shards.close()

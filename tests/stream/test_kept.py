@@ -1,0 +1,84 @@
+"""Frames that are kept are those that would be decoded, within their memory, whichever threads read."""
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from vidbrain.records import ClipSpec
+from vidbrain.sharding.codecs import CODECS
+from vidbrain.sharding.manifest import open_manifest
+from vidbrain.sharding.plan import ShardConfig
+from vidbrain.sharding.writer import write_shards
+from vidbrain.stream.buffers import Buffers
+from vidbrain.stream.clips import clip_table
+from vidbrain.stream.kept import KeptFrames
+from vidbrain.stream.source import ClipSource
+
+CLIP = ClipSpec(8, 2, 1)
+
+
+@pytest.fixture(scope="module", params=sorted(CODECS))
+def data(request, videos, tmp_path_factory):
+    root = tmp_path_factory.mktemp("kept") / request.param
+    config = ShardConfig(frame_size=32, segment_frames=32, shard_frames=128, clip_frames=8, clip_step=2)
+    write_shards(videos, root, replace(config, codec=request.param))
+    return root
+
+
+def read_all(source, order, size=16, n_threads=1):
+    with ThreadPoolExecutor(n_threads) as pool:
+        return list(pool.map(source.read, [order[at : at + size] for at in range(0, len(order), size)]))
+
+
+def source_of(root, clip, kept_bytes):
+    return ClipSource(open_manifest(root), clip, None, kept_bytes=kept_bytes)
+
+
+@pytest.mark.parametrize("n_threads", [1, 4])
+def test_batches_are_the_same_with_and_without_frames_that_are_kept(data, n_threads):
+    without, source = (source_of(data, CLIP, n_bytes) for n_bytes in (0, 1 << 30))
+    n_clips = int(source.clips_per_shard.sum())
+    for epoch in range(2):
+        order = np.random.default_rng(epoch).permutation(n_clips)
+        pairs = zip(read_all(without, order), read_all(source, order, n_threads=n_threads), strict=True)
+        for one, other in pairs:
+            np.testing.assert_array_equal(one.video, other.video)
+            np.testing.assert_array_equal(one.index, other.index)
+    # Each part was read once or, by threads at a time, a few times; without, once for each batch that touches it.
+    assert source.stats()["n_bytes"] < without.stats()["n_bytes"] / 4
+
+
+def test_frames_are_kept_where_all_of_them_fit_and_are_used_again(data):
+    manifest = open_manifest(data)
+    table = clip_table(manifest.segments, manifest.select(None), CLIP, manifest.margin)
+    stored = zip(manifest.segments["n_stored"], table.counts, strict=True)
+    n_bytes = sum(n_frames for n_frames, n_clips in stored if n_clips) * 32 * 32 * 3
+    assert KeptFrames.of(table, manifest, n_bytes).n_bytes == n_bytes
+    assert KeptFrames.of(table, manifest, n_bytes - 1) is None
+    disjoint = clip_table(manifest.segments, manifest.select(None), ClipSpec(8, 2, 16), manifest.margin)
+    assert KeptFrames.of(disjoint, manifest, 1 << 40) is None
+    one, other = source_of(data, CLIP, n_bytes), source_of(data, CLIP, 0)
+    assert one.held_bytes - other.held_bytes == n_bytes
+
+
+def test_memory_returns_when_nobody_holds_a_batch_or_a_piece_of_it():
+    buffers = Buffers((4, 3))
+    batch = buffers.take(5)
+    address, piece = batch.ctypes.data, torch.from_numpy(batch[2:3, 1:])
+    del batch
+    other = buffers.take(5)
+    assert other.ctypes.data != address
+    piece += 1
+    del piece
+    again = buffers.take(5)
+    assert again.ctypes.data == address
+    assert again.shape == (5, 4, 3)
+    assert again.flags.writeable
+    # A smaller batch fits, a larger one does not.
+    del again
+    assert buffers.take(3).ctypes.data == address
+    assert buffers.take(6).shape == (6, 4, 3)
+    assert buffers.take(0).shape == (0, 4, 3)

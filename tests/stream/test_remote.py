@@ -1,0 +1,351 @@
+"""Streams from a store: the batches of the disk, whatever the cache holds and the network does."""
+
+import hashlib
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from vidbrain.errors import ShardError, StorageError
+from vidbrain.records import ClipSpec
+from vidbrain.sharding.codes import write_codes
+from vidbrain.sharding.manifest import open_manifest, shard_path
+from vidbrain.sharding.plan import ShardConfig
+from vidbrain.sharding.writer import write_shards
+from vidbrain.storage.cache import Cache
+from vidbrain.storage.trees import upload_tree
+from vidbrain.stream.clips import clip_table
+from vidbrain.stream.codes import load_codes
+from vidbrain.stream.reader import SegmentReader
+from vidbrain.stream.sequential import clips_of, frames_of
+from vidbrain.stream.shards import open_shards
+from vidbrain.stream.source import ClipSource
+from vidbrain.testing.servers import Fault
+from vidbrain.testing.videos import toy_frames, write_video
+
+CLIP = ClipSpec(8, 2, 3)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Seven shards of noise over game play, so that a part is worth a range."""
+    root = tmp_path_factory.mktemp("remote")
+    rng = np.random.default_rng(0)
+    for i, n in enumerate((200, 140, 231, 90, 170)):
+        frames = toy_frames(n, seed=i)
+        noise = rng.integers(0, 60, frames.shape, np.uint8)
+        write_video(root / "videos" / f"play-{i}.mp4", np.minimum(frames, 190) + noise)
+    config = ShardConfig(
+        frame_size=48, segment_frames=32, shard_frames=128, clip_frames=8, clip_step=2, codec="zstd", val_share=0.2
+    )
+    write_shards(root / "videos", root / "data", config)
+    return root / "data"
+
+
+def source_of(root, clip=CLIP, split=None, **settings):
+    return ClipSource(open_manifest(root), clip, split, kept_bytes=0, **settings)
+
+
+def shuffled(source, seed=0):
+    return np.random.default_rng(seed).permutation(int(source.clips_per_shard.sum()))
+
+
+def batches_of(source, seed=0, size=16, first=0):
+    """An epoch, read in its order from a batch on."""
+    order = shuffled(source, seed)[first * size :]
+    source.begin(order)
+    return [source.read(order[at : at + size]) for at in range(0, len(order), size)]
+
+
+def same(found, expected):
+    assert len(found) == len(expected)
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(one.index, other.index)
+        np.testing.assert_array_equal(one.video, other.video)
+        np.testing.assert_array_equal(one.start_frame, other.start_frame)
+
+
+def shard_requests(remote):
+    return [seen for seen in remote.proxy.seen if seen.path.split("?")[0].endswith(".tar")]
+
+
+def wait_for(condition, seconds=20.0):
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until, "it never came true"
+        time.sleep(0.01)
+
+
+def test_whole_shards_come_once_and_a_second_reader_finds_them(remote, data, tmp_path):
+    upload_tree(data, remote.root)
+    remote.proxy.clear()
+    local = source_of(data, CLIP, None)
+    n_shards, n_bytes = len(local.clips_per_shard), sum(p.stat().st_size for p in data.glob("shards/*.tar"))
+    expected = batches_of(local)
+    source = source_of(remote.root, CLIP, None, cache=tmp_path / "cache")
+    same(batches_of(source), expected)
+    cache = Cache(tmp_path / "cache")
+    wait_for(lambda: len(cache.held()) == n_shards and not any(cache.folder.glob("*.part-*")))
+    assert sum(cache.held().values()) == n_bytes
+    sums = {hashlib.sha256(path.read_bytes()).hexdigest() for path in data.glob("shards/*.tar")}
+    assert {name.partition("-")[0] for name in cache.held()} == sums
+    remote.proxy.clear()
+    same(batches_of(source, seed=1), batches_of(local, seed=1))
+    source.close()
+    again = source_of(remote.root, CLIP, None, cache=tmp_path / "cache")
+    same(batches_of(again, first=3), expected[3:])
+    assert shard_requests(remote) == []
+    stats = again.stats()
+    assert stats["cache_hits"] > 0
+    assert stats["n_requests"] == 0
+    assert stats["n_bytes"] > 0
+    again.close()
+
+
+def test_of_a_shard_of_which_little_is_wanted_little_is_fetched(honest, data, tmp_path, monkeypatch):
+    """Held-out recordings lie in all shards."""
+    monkeypatch.setattr("vidbrain.storage.objects.GAP_BYTES", 0)
+    monkeypatch.setattr("vidbrain.storage.objects.coalesce.__defaults__", (0,))
+    monkeypatch.setattr("vidbrain.stream.remote.DENSE", 0.6)
+    upload_tree(data, honest.root)
+    expected = batches_of(source_of(data, CLIP, "val"))
+    manifest = open_manifest(data)
+    rows = manifest.segments[manifest.segments["split"] == "val"]
+    honest.proxy.clear()
+    source = source_of(honest.root, CLIP, "val", cache=tmp_path / "cache")
+    same(batches_of(source), expected)
+    cache, n_shards = Cache(tmp_path / "cache"), rows["shard"].nunique()
+    wait_for(lambda: len(cache.held()) == n_shards and not any(cache.folder.glob("*.part-*")))
+    assert any("." in name for name in cache.held()), "every shard was fetched whole"
+    whole = sum(path.stat().st_size for path in data.glob("shards/*.tar"))
+    assert sum(cache.held().values()) < 0.6 * whole
+    honest.proxy.clear()
+    same(batches_of(source), expected)
+    assert shard_requests(honest) == []
+    source.close()
+
+
+def test_a_cache_without_room_costs_requests_and_nothing_else(honest, data, tmp_path):
+    upload_tree(data, honest.root)
+    expected = batches_of(source_of(data, CLIP, "train"))
+    source = source_of(honest.root, CLIP, "train", cache=tmp_path / "cache", cache_bytes=1000)
+    same(batches_of(source), expected)
+    assert Cache(tmp_path / "cache").held() == {}
+    assert source.stats()["cache_hits"] == 0
+    source.close()
+
+
+def test_a_limit_below_the_data_set_is_held(honest, data, tmp_path):
+    upload_tree(data, honest.root)
+    sizes = sorted(path.stat().st_size for path in data.glob("shards/*.tar"))
+    limit = sizes[-1] + sizes[-2]
+    expected = batches_of(source_of(data, CLIP, None))
+    source = source_of(honest.root, CLIP, None, cache=tmp_path / "cache", cache_bytes=limit)
+    order = shuffled(source)
+    source.begin(order)
+    for at, wanted in zip(range(0, len(order), 16), expected, strict=True):
+        same([source.read(order[at : at + 16])], [wanted])
+        assert sum(Cache(tmp_path / "cache").held().values()) <= limit
+    source.close()
+
+
+KINDS = [
+    Fault("status", "GET", ".tar", status=503, code="SlowDown"),
+    Fault("status", "GET", ".tar", status=500, code="InternalError"),
+    Fault("drop", "GET", ".tar"),
+    Fault("reset", "GET", ".tar", after_bytes=2000),
+    Fault("truncate", "GET", ".tar", after_bytes=2000),
+    Fault("stale-etag", "GET", ".tar"),
+    Fault("latency", "GET", ".tar", delay_s=0.05),
+    Fault("flip", "GET", ".tar"),
+    Fault("stall", "GET", ".tar", after_bytes=100),
+]
+
+
+@pytest.mark.parametrize("limit", ["1G", "1000"], ids=["cached", "by ranges"])
+def test_batches_are_the_same_while_answers_of_every_kind_are_spoilt(honest, data, tmp_path, limit):
+    upload_tree(data, honest.root)
+    expected = batches_of(source_of(data, CLIP, None))
+    source = source_of(honest.patient_for(20.0, 0.4), CLIP, None, cache=tmp_path / "cache", cache_bytes=limit)
+    order = shuffled(source)
+    honest.proxy.clear()
+    for i, at in enumerate(range(0, len(order), 16)):
+        honest.proxy.inject(replace(KINDS[i % len(KINDS)], times=1))
+        if i == 0:
+            source.begin(order)
+        same([source.read(order[at : at + 16])], [expected[i]])
+    assert source.stats()["retries"] > 0
+    source.close()
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        (Fault("status", "GET", ".tar", times=None), "too busy"),
+        (Fault("stall", "GET", ".tar", times=None), "does not answer"),
+        (Fault("reset", "GET", ".tar", times=None), "connection breaks"),
+    ],
+    ids=["busy", "stalled", "broken"],
+)
+def test_a_store_that_never_answers_is_an_error_within_the_deadline(honest, data, tmp_path, fault, said):
+    upload_tree(data, honest.root)
+    source = source_of(honest.patient_for(1.5, 0.4), CLIP, None, cache=tmp_path / "cache")
+    honest.proxy.inject(fault)
+    with pytest.raises(StorageError, match=said) as caught:
+        batches_of(source)
+    assert ".tar" in str(caught.value)
+    source.close()
+
+
+def test_what_is_damaged_in_the_store_is_an_error_that_names_it_and_the_rest_is_read(honest, data, tmp_path):
+    upload_tree(data, honest.root)
+    manifest, bad = open_manifest(data), bytearray(shard_path(data, 1).read_bytes())
+    row = manifest.segments.query("shard == 1 and n_stored == 46").iloc[0]
+    bad[row["offset"] + 10] ^= 1
+    honest.root.put("shards/000001.tar", bytes(bad))
+    local, source = (source_of(root, CLIP, None, cache=tmp_path / "cache") for root in (data, honest.root))
+    order = shuffled(source)
+    source.begin(order)
+    hit = []
+    for clip in order:
+        wanted = local.read(np.array([clip]))
+        touches = manifest.segments["key"].iloc[wanted.segment[0]] == row["key"]
+        if touches and wanted.start_frame[0] < row["start_frame"] + 16:
+            hit.append(clip)
+            with pytest.raises(ShardError, match="part 0 of the segment is damaged") as caught:
+                source.read(np.array([clip]))
+            assert f"000001.tar {row['key']}" in str(caught.value)
+        else:
+            same([source.read(np.array([clip]))], [wanted])
+    assert hit
+    source.close()
+
+
+def test_what_is_damaged_in_the_store_is_an_error_where_parts_have_no_checksums(honest, data, tmp_path):
+    """As earlier versions wrote them: the shard's own checksum is all there is."""
+    upload_tree(data, honest.root)
+    bad = bytearray(shard_path(data, 1).read_bytes())
+    bad[len(bad) // 2] ^= 1
+    honest.root.put("shards/000001.tar", bytes(bad))
+    manifest = open_manifest(honest.root)
+    old = replace(manifest, segments=manifest.segments.assign(part_crc32=None))
+    shards = open_shards(old, cache=tmp_path / "cache")
+    shards.begin(old.segments["shard"].to_numpy(np.int64))
+    position = int(np.flatnonzero(old.segments["shard"] == 1)[0])
+    with SegmentReader(old, shards) as reader, pytest.raises(StorageError, match="damaged, 3 times") as caught:
+        reader.frames(
+            position, int(old.segments["start_frame"][position]), int(old.segments["start_frame"][position]) + 46
+        )
+    assert "000001.tar" in str(caught.value)
+
+
+def test_a_copy_that_went_bad_on_disk_is_replaced(honest, data, tmp_path):
+    upload_tree(data, honest.root)
+    expected = batches_of(source_of(data, CLIP, None))
+    source = source_of(honest.root, CLIP, None, cache=tmp_path / "cache")
+    same(batches_of(source), expected)
+    cache = Cache(tmp_path / "cache")
+    wait_for(lambda: len(cache.held()) == len(source.clips_per_shard) and not any(cache.folder.glob("*.part-*")))
+    source.close()
+    for name in cache.held():
+        bad = bytearray((cache.folder / name).read_bytes())
+        bad[len(bad) // 2 : len(bad) // 2 + 400] = bytes(400)
+        (cache.folder / name).write_bytes(bad)
+    again = source_of(honest.root, CLIP, None, cache=tmp_path / "cache")
+    same(batches_of(again), expected)
+    assert again.stats()["n_requests"] > 0
+    again.close()
+
+
+def test_recordings_come_in_time_order_by_ranges_or_from_the_cache(honest, data, tmp_path):
+    upload_tree(data, honest.root)
+    here, there = open_manifest(data), open_manifest(honest.root)
+    recording = here.recordings.index[0]
+    honest.proxy.clear()
+    found = np.concatenate([frames for _, frames in frames_of(there, recording)])
+    np.testing.assert_array_equal(found, np.concatenate([frames for _, frames in frames_of(here, recording)]))
+    rows = here.segments[here.segments["recording"] == recording]
+    assert sum(seen.n_bytes for seen in shard_requests(honest)) <= rows["n_bytes"].sum()
+    clip = ClipSpec(8, 2, 10)
+    for one, other in zip(clips_of(there, recording, clip), clips_of(here, recording, clip), strict=True):
+        np.testing.assert_array_equal(one[0], other[0])
+        np.testing.assert_array_equal(one[1], other[1])
+
+
+def test_codes_by_url_are_those_of_the_disk(remote, data, tmp_path):
+    manifest, clip = open_manifest(data), ClipSpec(8, 2, 16)
+    rng = np.random.default_rng(0)
+
+    def encode(positions):
+        table = clip_table(manifest.segments, np.asarray(positions), clip, manifest.margin)
+        for position, n in zip(positions, table.counts, strict=True):
+            yield position, rng.integers(0, 500, (n, 4, 8, 8)).astype(np.uint16)
+
+    settings = {"clip": {"n_frames": 8, "step": 2, "stride": 16}}
+    facts = {"n_codes": 512, "grid": [4, 8, 8]}
+    made_from = {"shards": manifest.fingerprint}
+    write_codes(tmp_path / "codes", manifest, encode, config=settings, made_from=made_from, facts=facts)
+    upload_tree(tmp_path / "codes", remote.root)
+    here = load_codes(tmp_path / "codes", split="train")
+    remote.proxy.inject(Fault("flip", "GET", ".tar"))
+    for _ in range(2):
+        there = load_codes(remote.root, split="train", cache=tmp_path / "cache")
+        np.testing.assert_array_equal(there.codes, here.codes)
+        np.testing.assert_array_equal(there.start_frame, here.start_frame)
+        assert there.recording.tolist() == here.recording.tolist()
+        assert there.fingerprint == here.fingerprint
+        remote.proxy.clear()
+    assert shard_requests(remote) == []
+
+
+WORKER = textwrap.dedent("""
+    import sys
+    import numpy as np
+    from vidbrain.records import ClipSpec
+    from vidbrain.sharding.manifest import open_manifest
+    from vidbrain.stream.source import ClipSource
+
+    url, folder, cache, limit, seed = sys.argv[1:]
+    clip = ClipSpec(8, 2, 3)
+    there = ClipSource(open_manifest(url), clip, None, cache=cache, cache_bytes=limit, kept_bytes=0)
+    here = ClipSource(open_manifest(folder), clip, None)
+    print("ready", flush=True)
+    for epoch in range(3):
+        rng, n = np.random.default_rng([int(seed), epoch]), int(here.clips_per_shard.sum())
+        order = np.argsort(np.arange(n) + rng.uniform(0, 60, n))
+        there.begin(order)
+        for at in range(0, len(order), 8):
+            clips = order[at : at + 8]
+            assert np.array_equal(there.read(clips).video, here.read(clips).video), "corrupt"
+    there.close()
+    print("done", int(there.stats()["cache_hits"]), flush=True)
+""")
+
+
+def test_four_readers_share_a_cache_smaller_than_their_data_set(honest, data, tmp_path):
+    """Each in a process of its own; one is killed. The others read every clip right."""
+    upload_tree(data, honest.root)
+    sizes = [path.stat().st_size for path in data.glob("shards/*.tar")]
+    limit, cache = sum(sizes) // 2, Cache(tmp_path)
+    command = [sys.executable, "-c", WORKER, honest.url, str(data), str(tmp_path), str(limit)]
+    workers = [subprocess.Popen([*command, str(seed)], stdout=subprocess.PIPE, text=True) for seed in range(4)]
+    for process in workers:
+        assert process.stdout.readline() == "ready\n"
+    wait_for(lambda: len(cache.held()) > 1)
+    workers[0].send_signal(signal.SIGKILL)
+    most = 0
+    while any(process.poll() is None for process in workers[1:]):
+        most = max(most, sum(cache.held().values()))
+        time.sleep(0.01)
+    said = [process.communicate(timeout=10)[0] for process in workers][1:]
+    assert [process.returncode for process in workers[1:]] == [0, 0, 0]
+    assert all(int(text.split()[1]) > 0 for text in said)
+    assert max(sizes) <= most <= limit
+    for name in cache.held():
+        path = cache.folder / name
+        assert not path.exists() or hashlib.sha256(path.read_bytes()).hexdigest() == name.partition("-")[0]

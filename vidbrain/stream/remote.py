@@ -1,0 +1,381 @@
+"""Shards in a store: fetched ahead into the shared cache in the order of their use, read by ranges until they are here.
+
+A shard of which enough is wanted is fetched whole; of one of which little is wanted, only that. Either lies in the
+cache under the checksum of the shard. What is not here when a batch needs it is read by ranges, so that no batch waits
+for a whole shard, and a cache that is too small costs requests and nothing else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import threading
+import time
+import zlib
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vidbrain.errors import StorageError
+from vidbrain.sharding.manifest import Manifest, shard_path
+from vidbrain.storage.cache import Cache, Content, DamagedContentError, Lease, is_sha256
+from vidbrain.storage.clients import PART_BYTES
+from vidbrain.storage.meter import Meter
+from vidbrain.storage.objects import N_THREADS, Root, coalesce
+from vidbrain.storage.transfers import download
+from vidbrain.stream.layout import Span
+
+DENSE = 0.2
+"""Share of a shard from which on it is fetched whole."""
+N_DOWNLOADS = 2
+"""Shards on their way at once; each takes up to 32 MiB of memory."""
+FETCH_BYTES = (2 * 4 + N_THREADS) * PART_BYTES
+"""Most memory of what is on its way: four ranges of each download, and ranges for batches."""
+AHEAD = 0.25
+"""Share of the cache that may be filled ahead of what is read."""
+LEASED = 0.125
+"""Share of the cache on which one process keeps leases between two reads."""
+PATIENCE_S = 0.2
+"""How long a batch waits for a shard that is on its way, before it reads ranges."""
+PAUSE_S = 0.5
+"""Rest before room is looked for again."""
+BLOCK = 4096
+
+
+@dataclass(frozen=True)
+class Use:
+    """When this process needs a shard first and last, in clips from the start of its plan."""
+
+    first: int
+    last: int
+
+
+class RemoteShards:
+    """Shards at a URL; any number of threads may read.
+
+    Parameters
+    ----------
+    manifest
+        At a URL.
+    positions : (n,) int64
+        The segments that may be wanted.
+    cache
+        Where what is fetched is kept.
+    """
+
+    def __init__(self, manifest: Manifest, positions: NDArray[np.int64], cache: Cache) -> None:
+        assert isinstance(manifest.root, Root)
+        self._made_of = (manifest, positions, cache)
+        self._meter = Meter()
+        self._root = replace(manifest.root, meter=self._meter)
+        self._manifest, self._cache = replace(manifest, root=self._root), cache
+        rows = manifest.segments.iloc[positions]
+        shard = rows["shard"].to_numpy(np.int64)
+        order = np.argsort(shard, kind="stable")
+        self._members = [rows[name].to_numpy(np.int64)[order] for name in ("offset", "n_bytes", "crc32")]
+        self._member_bounds = np.searchsorted(shard[order], np.arange(shard.max() + 2))
+        self._parts_are_checked = not rows["part_crc32"].isna().any()
+        self._contents: dict[int, Content] = {}
+        self._shard_of: dict[str, int] = {}
+        self._start()
+
+    def _start(self) -> None:
+        """Begin anew in this process."""
+        self._pid = os.getpid()
+        self._change = threading.Condition()
+        self._leases: OrderedDict[int, Lease] = OrderedDict()
+        self._uses: dict[int, Use] = {}
+        self._waiting: list[int] = []
+        self._on_the_way: set[int] = set()
+        self._ahead: dict[int, int] = {}
+        self._errors: dict[int, StorageError] = {}
+        self._now, self._plan, self._n_bytes, self._n_hits = 0, 0, 0, 0
+        self._pool: ThreadPoolExecutor | None = None
+
+    def __reduce__(self) -> tuple[type[RemoteShards], tuple[Any, ...]]:
+        return RemoteShards, self._made_of
+
+    # -- what a reader asks --------------------------------------------------------------------------------------------
+
+    def begin(self, shards: NDArray[np.int64]) -> None:
+        """Hear the shard of every clip that will be read next, in order; fetch them ahead in the order of first use."""
+        self._check_process()
+        place = np.arange(len(shards))
+        first = np.full(len(self._member_bounds), -1, np.int64)
+        last = first.copy()
+        first[shards[::-1]] = place[::-1]
+        last[shards] = place
+        due = np.flatnonzero(first >= 0)
+        with self._change:
+            self._uses = {int(s): Use(int(first[s]), int(last[s])) for s in due}
+            self._waiting = due[np.argsort(first[due])].tolist()
+            self._now, self._plan = 0, self._plan + 1
+            self._ahead.clear()
+            self._errors.clear()
+            self._change.notify_all()
+            plan = self._plan
+        for number in range(min(N_DOWNLOADS, len(due))):
+            threading.Thread(target=self._work, args=(plan,), name=f"vidbrain-fetch-{number}", daemon=True).start()
+
+    def read(self, spans: Sequence[Span], n_clips: int = 0) -> list[bytes]:
+        """Read spans of shards, from the cache where they are there, by ranges side by side where not.
+
+        Raises
+        ------
+        StorageError
+            If the store does not answer within its root's deadline.
+        """
+        self._check_process()
+        found: dict[Span, bytes] = {}
+        by_shard: dict[int, list[Span]] = {}
+        for span in spans:
+            by_shard.setdefault(span[0], []).append(span)
+        until = time.monotonic() + PATIENCE_S
+        for shard, wanted in by_shard.items():
+            lease = self._lease(shard, sum(end - begin for _, begin, end in wanted), until)
+            if lease is not None:
+                held = {span: lease.read(span[1], span[2]) for span in wanted}
+                found |= {span: data for span, data in held.items() if len(data) == span[2] - span[1]}
+        n_hits = len(found)
+        missing = [span for span in spans if span not in found]
+        found |= self._read_ranges(missing)
+        with self._change:
+            self._now += n_clips
+            self._n_hits += n_hits
+            self._n_bytes += sum(map(len, found.values()))
+            for shard in by_shard:
+                self._ahead.pop(shard, None)
+            self._change.notify_all()
+        return [found[span] for span in spans]
+
+    def read_again(self, span: Span) -> bytes | None:
+        """Read a span that was found damaged from the store, and forget the copy that it came from."""
+        self._check_process()
+        with self._change:
+            self._leases.pop(span[0], None)
+        self._cache.drop(self._content(span[0]))
+        return self._read_ranges([span])[span]
+
+    def where(self, shard: int) -> str:
+        """URL of the tar."""
+        return str(shard_path(self._root, shard))
+
+    def stats(self) -> dict[str, float]:
+        """Count bytes and spans read, requests and those that were repeated."""
+        return {
+            "n_bytes": self._n_bytes,
+            "n_requests": self._meter.n_requests,
+            "cache_hits": self._n_hits,
+            "retries": self._meter.n_retries,
+        }
+
+    def close(self) -> None:
+        """Fetch no more, and end the leases. What is on its way to the cache arrives there."""
+        with self._change:
+            self._plan += 1
+            self._leases.clear()
+            pool, self._pool = self._pool, None
+            self._change.notify_all()
+        if pool is not None:
+            pool.shutdown(wait=False)
+
+    def _check_process(self) -> None:
+        # Threads, locks and leases of the parent are not those of its child.
+        if os.getpid() != self._pid:
+            self._start()
+
+    def _lease(self, shard: int, n_wanted: int, until: float) -> Lease | None:
+        """Give a lease on a shard that is here, or is so in a moment; on one of which much is wanted, wait for it."""
+        content = self._content(shard)
+        with self._change:
+            while True:
+                if shard in self._errors:
+                    raise self._errors[shard]
+                if shard in self._leases:
+                    self._leases.move_to_end(shard)
+                    return self._leases[shard]
+                left = math.inf if n_wanted > DENSE * content.n_bytes else until - time.monotonic()
+                if shard not in self._on_the_way or left <= 0:
+                    break
+                self._change.wait(min(left, PAUSE_S))
+        lease = self._cache.open(content)
+        if lease is None and not _is_whole(content):
+            facts = self._manifest.shard_facts(shard)
+            lease = self._cache.open(Content(facts.sha256, facts.n_bytes))
+        if lease is not None:
+            self._keep(shard, lease)
+        return lease
+
+    def _keep(self, shard: int, lease: Lease) -> None:
+        """Hold some leases for the next reads; others end when the read does that uses them."""
+        with self._change:
+            self._leases[shard] = lease
+            room = LEASED * self._cache.n_bytes
+            while self._leases and sum(held.content.n_bytes for held in self._leases.values()) > room:
+                self._leases.popitem(last=False)
+
+    def _read_ranges(self, spans: Sequence[Span]) -> dict[Span, bytes]:
+        """Read spans from the store; neighbours in one request, requests side by side."""
+        by_shard: dict[int, list[tuple[int, int]]] = {}
+        for shard, begin, end in spans:
+            by_shard.setdefault(shard, []).append((begin, end))
+        jobs = [
+            (shard, begin, min(last, begin + PART_BYTES))
+            for shard, wanted in by_shard.items()
+            for first, last in coalesce(wanted)
+            for begin in range(first, last, PART_BYTES)
+        ]
+        blocks = dict(zip(jobs, self._side_by_side(jobs), strict=True))
+        return {span: _cut(span, blocks) for span in spans}
+
+    def _side_by_side(self, jobs: Sequence[Span]) -> Iterable[bytes]:
+        if len(jobs) < 2:
+            return [self._range(job) for job in jobs]
+        with self._change:
+            if self._pool is None:
+                self._pool = ThreadPoolExecutor(N_THREADS, "vidbrain-range")
+            pool = self._pool
+        return pool.map(self._range, jobs)
+
+    def _range(self, span: Span) -> bytes:
+        place = shard_path(self._root, span[0])
+        return place.parent.get_range(place.name, span[1], span[2])
+
+    # -- fetching ahead ------------------------------------------------------------------------------------------------
+
+    def _work(self, plan: int) -> None:
+        """Fetch shard after shard, until there is none left or another plan is made."""
+        while True:
+            with self._change:
+                shard = self._next(plan)
+                while shard is None:
+                    if plan != self._plan or not self._waiting:
+                        return
+                    self._change.wait(PAUSE_S)
+                    shard = self._next(plan)
+                self._on_the_way.add(shard)
+            settled, error = True, None
+            try:
+                settled = self._fill(shard)
+            except DamagedContentError as caught:
+                # Its parts have checksums of their own: those that are sound are read by ranges.
+                if not self._parts_are_checked:
+                    error = StorageError(caught.message, where=self.where(shard), hint=caught.hint)
+            except StorageError as caught:
+                error = caught
+            with self._change:
+                self._on_the_way.discard(shard)
+                if plan == self._plan:
+                    self._errors |= {} if error is None else {shard: error}
+                    if not settled:
+                        self._waiting.insert(0, shard)
+                self._change.notify_all()
+                if not settled and plan == self._plan:
+                    self._change.wait(PAUSE_S)
+
+    def _next(self, plan: int) -> int | None:
+        """Take the next shard to fetch, if there is one and it is not too early; with the lock in hand."""
+        if plan != self._plan:
+            return None
+        self._waiting = [shard for shard in self._waiting if self._uses[shard].last >= self._now]
+        if not self._waiting or sum(self._ahead.values()) > AHEAD * self._cache.n_bytes:
+            return None
+        return self._waiting.pop(0)
+
+    def _fill(self, shard: int) -> bool:
+        """Get a shard, or what is wanted of it, into the cache; False if there is no room now."""
+        content, facts = self._content(shard), self._manifest.shard_facts(shard)
+        place = shard_path(self._root, shard)
+        whole = _is_whole(content)
+
+        def fetch(path: Path) -> None:
+            if not whole:
+                self._fetch_members(shard, facts.n_bytes, path)
+            elif facts.n_bytes <= PART_BYTES:
+                path.write_bytes(place.parent.get(place.name))
+            else:
+                download(place.parent, place.name, path, n_bytes=facts.n_bytes)
+
+        def check(path: Path) -> bool:
+            return is_sha256(path, facts.n_bytes, facts.sha256) if whole else self._check_members(shard, path)
+
+        lease = self._cache.fill(content, fetch, check, next_use=self._next_use, wait_s=self._root.deadline_s)
+        if lease is None:
+            return False
+        self._keep(shard, lease)
+        with self._change:
+            if shard in self._uses and self._uses[shard].first > self._now:
+                self._ahead[shard] = content.n_bytes
+        return True
+
+    def _fetch_members(self, shard: int, n_bytes: int, path: Path) -> None:
+        """Write the segments that are wanted to their places in a file that is empty elsewhere."""
+        spans = self._wanted(shard)
+        blocks = self._read_ranges([(shard, begin, end) for begin, end in spans])
+        with path.open("r+b") as handle:
+            handle.truncate(n_bytes)
+            for (_, begin, _), data in blocks.items():
+                handle.seek(begin)
+                handle.write(data)
+
+    def _check_members(self, shard: int, path: Path) -> bool:
+        offset, n_bytes, crc32 = (column[self._slice(shard)].tolist() for column in self._members)
+        with path.open("rb") as handle:
+            for at, length, expected in zip(offset, n_bytes, crc32, strict=True):
+                handle.seek(at)
+                if zlib.crc32(handle.read(length)) != expected:
+                    return False
+        return True
+
+    def _slice(self, shard: int) -> slice:
+        return slice(self._member_bounds[shard], self._member_bounds[shard + 1])
+
+    def _wanted(self, shard: int) -> list[tuple[int, int]]:
+        offset, n_bytes, _ = (column[self._slice(shard)] for column in self._members)
+        return coalesce(list(zip(offset.tolist(), (offset + n_bytes).tolist(), strict=True)))
+
+    def _content(self, shard: int) -> Content:
+        """Say what of a shard is kept: all of it, or the segments that may be wanted."""
+        known = self._contents.get(shard)
+        if known is None:
+            facts, spans = self._manifest.shard_facts(shard), self._wanted(shard)
+            known = Content(facts.sha256, facts.n_bytes)
+            if sum(end - begin for begin, end in spans) < DENSE * facts.n_bytes:
+                digest = hashlib.sha256(repr(spans).encode()).hexdigest()[:16]
+                room = sum(-(-end // BLOCK) - begin // BLOCK for begin, end in spans) * BLOCK
+                known = Content(f"{facts.sha256}.{digest}", room)
+            self._shard_of[known.name] = shard
+            self._contents[shard] = known
+        return known
+
+    def _next_use(self, name: str) -> float | None:
+        """When this process next needs an entry of the cache, in clips from the start of its plan."""
+        with self._change:
+            shard = self._shard_of.get(name)
+            if shard is None:
+                return None
+            use = self._uses.get(shard)
+            if use is None or use.last < self._now:
+                return math.inf
+            return float(max(use.first, self._now))
+
+
+def _is_whole(content: Content) -> bool:
+    return "." not in content.digest
+
+
+def _cut(span: Span, blocks: dict[Span, bytes]) -> bytes:
+    """Find a span in the blocks that hold it."""
+    shard, begin, end = span
+    pieces = []
+    for (of, first, past), data in blocks.items():
+        if of == shard and first < end and begin < past:
+            pieces.append(data[max(begin, first) - first : min(end, past) - first])
+    return b"".join(pieces)
