@@ -57,6 +57,9 @@ BY_VOXEL = (
     "dead",
 )
 SHARED = ("maxima", "block_n_trs", "block_part")
+WHERE = ("structure", "vertex", "parcel", "network")
+LAYOUT = ("layout", "shape", "affine", "structures", "n_vertices")
+"""Coordinates and attributes of the BOLD by which columns are placed; `i`, `j` and `k` come besides."""
 
 
 @dataclass(frozen=True)
@@ -317,8 +320,9 @@ def assemble(
     dataset = make_dataset(arrays, q, plan.alphas, ijk).assign_attrs(
         runs=list(plan.runs), parts=list(plan.parts), bands=list(plan.bands)
     )
-    # Voxels keep the names of their parcels, so that any result can be grouped by region.
-    dataset = dataset.assign_coords({name: data[name].variable for name in ("parcel", "network") if name in data})
+    # Voxels keep their places and the names of their parcels, so that any result can be shown, and grouped by region.
+    dataset = dataset.assign_coords({name: data[name].variable for name in WHERE if name in data})
+    dataset = dataset.assign_attrs({name: data.attrs[name] for name in LAYOUT if name in data.attrs})
     summary = summarise(dataset, plan.alphas)
     # Those who resample read a block of voxels at a time.
     moments = dataset.get("moments")

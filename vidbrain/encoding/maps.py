@@ -1,16 +1,21 @@
-"""Results as NIfTI maps with names and sidecars of BIDS derivatives."""
+"""Results as maps with names and sidecars of BIDS derivatives: NIfTI, GIFTI, CIFTI, or a table."""
 
 from __future__ import annotations
 
 import gzip
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import nibabel
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
+from vidbrain.bold.cifti import brain_models, cifti_image
+from vidbrain.bold.gifti import CORTEX, gifti_bytes
+from vidbrain.bold.layout import Layout
 from vidbrain.encoding.result import LEVEL, EncodingResult
 from vidbrain.errors import ConfigError
 from vidbrain.records import RunKey
@@ -33,7 +38,10 @@ def write_maps(
     statistics: Sequence[str] = ("r", "r2", "q", "alpha"),
     to_volume: Callable[[NDArray[Any]], NDArray[Any]] | None = None,
 ) -> list[Path]:
-    """Write one map a statistic, float32, NaN outside the mask; equal results give equal bytes.
+    """Write one map a statistic, float32, NaN where there is no voxel; equal results give equal bytes.
+
+    Volumes become ``.nii.gz``, surfaces a ``.shape.gii`` a hemisphere, grayordinates ``.dscalar.nii``; parcels and
+    other columns, which have no place of their own, rows of one ``.tsv``.
 
     Parameters
     ----------
@@ -52,7 +60,7 @@ def write_maps(
     Returns
     -------
     list of Path
-        The ``.nii.gz`` files; each has a ``.json`` beside it.
+        What was written; each has a ``.json`` beside it.
 
     Raises
     ------
@@ -66,19 +74,61 @@ def write_maps(
             f"no letter or digit in {desc!r}" if not label else f"unknown statistic {unknown[0]!r}",
             hint=f"statistics: {', '.join(STATISTICS)}",
         )
-    written = []
+    layout = Layout.from_dataset(result.dataset)
+    kind = "volume" if to_volume is not None else layout.kind
+    if kind in ("parcels", "columns"):
+        path = Path(out) / f"{stem(result, label)}_statmap.tsv"
+        write_bytes(path, table_bytes(result, layout, statistics))
+        columns = {name: {"Description": STATISTICS[name][1]} for name in statistics}
+        write_json(path.with_suffix(".json"), sidecar(result, desc, "Encoding model of each column") | columns)
+        return [path]
     to_volume = to_volume or result.to_volume
+    written = []
     for name in statistics:
         variable, description = STATISTICS[name]
-        path = Path(out) / f"{stem(result, label)}_stat-{name}_statmap.nii.gz"
-        write_bytes(path, nifti_bytes(to_volume(result.dataset[variable].values), result.affine))
-        write_json(path.with_name(path.name.removesuffix(".nii.gz") + ".json"), sidecar(result, desc, description))
-        written.append(path)
+        values = result.dataset[variable].values
+        if kind == "surface":
+            images = {
+                f"{stem(result, label, hemisphere)}_stat-{name}_statmap.shape.gii": gifti_bytes(mesh[None], structure)
+                for hemisphere, structure, mesh in meshes(layout, values)
+            }
+        elif kind == "grayordinates":
+            image = cifti_image(values[None], brain_models(layout), names=(name,))
+            images = {f"{stem(result, label)}_stat-{name}_statmap.dscalar.nii": image.to_bytes()}
+        else:
+            volume = nifti_bytes(to_volume(values), result.affine)
+            images = {f"{stem(result, label)}_stat-{name}_statmap.nii.gz": volume}
+        for file, data in images.items():
+            path = Path(out) / file
+            write_bytes(path, data)
+            write_json(path.with_name(file.split(".")[0] + ".json"), sidecar(result, desc, description))
+            written.append(path)
     return written
 
 
-def stem(result: EncodingResult, label: str) -> str:
-    """File name up to the statistic: the entities that all runs share, space and feature set."""
+def meshes(layout: Layout, values: NDArray[Any]) -> Iterator[tuple[str, str, NDArray[np.float32]]]:
+    """Yield the hemisphere, the structure and one value a vertex of the whole mesh, (n_vertices,) float32."""
+    assert layout.structure is not None
+    assert layout.vertex is not None
+    letters = {structure: letter for letter, structure in CORTEX.items()}
+    for code, (structure, n_vertices) in enumerate(zip(layout.structures, layout.n_vertices, strict=True)):
+        mine = layout.structure == code
+        mesh = np.full(n_vertices, np.nan, np.float32)
+        mesh[layout.vertex[mine]] = values[mine]
+        yield letters.get(structure, structure), structure, mesh
+
+
+def table_bytes(result: EncodingResult, layout: Layout, statistics: Sequence[str]) -> bytes:
+    """Write a row a column of the BOLD: its number from 1, its name where it has one, and the statistics."""
+    names = layout.parcels or tuple(str(number) for number in range(1, len(layout) + 1))
+    table = pd.DataFrame({"index": np.arange(1, len(layout) + 1), "name": names})
+    for name in statistics:
+        table[name] = result.dataset[STATISTICS[name][0]].values
+    return table.to_csv(sep="\t", index=False, na_rep="n/a").encode()
+
+
+def stem(result: EncodingResult, label: str, hemisphere: str = "") -> str:
+    """File name up to the statistic: the entities that all runs share, hemisphere, space and feature set."""
     keys = [RunKey.parse(run) for run in result.runs]
     parts = []
     for entity, values in (
@@ -89,8 +139,13 @@ def stem(result: EncodingResult, label: str) -> str:
         value = values.pop()
         if not values and value is not None:
             parts.append(f"{entity}-{value}")
-    if result.info["space"]:
-        parts.append(f"space-{result.info['space']}")
+    if hemisphere:
+        parts.append(f"hemi-{hemisphere}")
+    space, *resolution = str(result.info["space"] or "").split(":")
+    # A store may say more in words; entities are letters and digits. Native space has no name in BIDS.
+    parts += [f"space-{space}"] * (space not in ("", "func")) + [
+        item for item in resolution if re.fullmatch(r"(den|res)-\w+", item)
+    ]
     return "_".join([*parts, f"desc-{label}"])
 
 
