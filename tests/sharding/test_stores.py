@@ -244,6 +244,7 @@ def test_another_plan_is_refused_while_work_goes_on_and_after(honest, videos, co
     write_shards(videos, honest.url, small)
     with pytest.raises(ResumeError, match="frame_size was 32, is 16"):
         write_shards(videos, honest.url, replace(config, frame_size=16))
+    assert not target_of(honest.url).work.exists()
 
 
 def test_a_plan_that_was_changed_under_a_running_command_ends_it(honest, videos, config, monkeypatch):
@@ -360,6 +361,15 @@ def test_a_store_that_does_not_answer_is_no_damage(honest, videos, config, monke
             repair(honest.url, videos)
         honest.proxy.clear()
         assert objects(honest.url) == before
+    # Nor is a marker that cannot be read one that is not there.
+    honest.root.delete("dataset.json")
+    honest.proxy.inject(Fault("status", method="GET", path="000001.json", status=403, code="AccessDenied"))
+    with pytest.raises(StorageError, match="no permission"):
+        write_shards(videos, honest.url, config)
+    honest.proxy.clear()
+    write_shards(videos, honest.url, config)
+    assert not [seen for seen in honest.proxy.seen if seen.method == "PUT" and "/shards/" in seen.path]
+    assert objects(honest.url) == before
 
 
 def test_gc_removes_what_no_shard_of_the_record_is(remote, videos, config, expected, cache):

@@ -144,6 +144,8 @@ def test_codes_open_by_url(honest, data, tmp_path):
             yield p, np.full((p % 3 + 1, 1, 2, 2), p, np.uint16)
 
     made_from = {"shards": manifest.fingerprint}
+    with pytest.raises(StorageError, match="codes are written to a folder"):
+        write_codes(honest.url, manifest, encode, config={}, made_from=made_from, facts={})
     record = write_codes(tmp_path / "codes", manifest, encode, config={}, made_from=made_from, facts={})
     assert record["n_clips"] == sum(p % 3 + 1 for p in range(len(manifest.segments)))
     upload_tree(tmp_path / "codes", honest.root)

@@ -12,7 +12,7 @@ import pandas as pd
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from vidbrain.errors import ResumeError
+from vidbrain.errors import ResumeError, StorageError
 from vidbrain.progress import SILENT, Progress
 from vidbrain.sharding.claims import PLAN
 from vidbrain.sharding.index import COLUMNS, PLACES, index_rows, write_index
@@ -28,6 +28,7 @@ from vidbrain.sharding.manifest import (
 from vidbrain.sharding.tars import Sample, write_shard
 from vidbrain.storage.atomic import check_writable, read_json, sweep, write_json
 from vidbrain.storage.info import difference, is_done, read_info, write_info
+from vidbrain.storage.urls import is_url
 
 EXTENSION = "codes.npy"
 
@@ -62,7 +63,16 @@ def write_codes(
     -------
     dict
         The root record.
+
+    Raises
+    ------
+    StorageError
+        If the root is a URL, or cannot be written.
+    ResumeError
+        If other codes are there.
     """
+    if is_url(root):
+        raise StorageError("codes are written to a folder", where=root, hint="give a folder, then `vidbrain push` it")
     root = Path(root)
     if is_done(root, "codes", config=config, made_from=made_from, name=DATASET):
         return read_info(root, "codes", name=DATASET)

@@ -55,11 +55,13 @@ class Target:
 
         A work folder that is empty at the end goes.
         """
-        with locked(self.work) as alone:
-            yield alone
-        if self.is_remote:
-            with contextlib.suppress(OSError):  # it is not empty, or another command has begun
-                self.work.rmdir()
+        try:
+            with locked(self.work) as alone:
+                yield alone
+        finally:
+            if self.is_remote:
+                with contextlib.suppress(OSError):  # it is not empty, or another command has begun
+                    self.work.rmdir()
 
     def begin(self, claim: Claim) -> None:
         """Make the folders, and remove what killed work left in them; what was spooled for another plan goes too."""
