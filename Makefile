@@ -5,11 +5,14 @@ BIN := $(VENV)/bin
 SPEC := pyproject.toml constraints.txt
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
 
-.PHONY: demo test check format help clean
+BENCH := .venv-bench
+
+.PHONY: demo test check format help clean bench-env
 
 help:
 	@echo "make demo    run the whole path on real game play; the page is shards/demo/report.html"
 	@echo "make test    lint, types, import contract and tests"
+	@echo "make bench-env  install the peers of tools/bench in an environment of their own: several GB"
 	@echo "make format  rewrite the sources in the project's format"
 	@echo "make clean   remove the virtual environment and the demo's data"
 
@@ -24,6 +27,14 @@ check: test
 format: $(VENV)/.ready-test
 	$(BIN)/ruff check --fix --quiet .
 	$(BIN)/ruff format --quiet .
+
+# The peers pin other versions than the project, so they never share its environment.
+bench-env: $(BENCH)/.ready
+
+$(BENCH)/.ready: tools/bench/peers.txt
+	$(PYTHON) -m venv $(BENCH)
+	$(BENCH)/bin/python -m pip install --quiet --disable-pip-version-check --requirement tools/bench/peers.txt
+	touch $@
 
 clean:
 	rm -rf $(VENV) shards/demo

@@ -4,15 +4,19 @@ Codecs take turns in every repetition, so that a busy machine slows all of them.
 16 frames at step 4, at random places of random segments, cut from the parts that hold it. Below the codecs stand other
 readers of the same H.264 member. One thread.
 
-Run: python tools/bench/codecs.py SOURCE --json docs/benchmarks/codecs.json
+With several sizes of frames, the cost of a codec's frame on the way to a clip (stored frames, four for each that is
+delivered) is fitted as a constant and a cost a pixel: what `--codec auto` reckons with stands beside it.
+
+Run: python tools/bench/codecs.py SOURCE --size 32 64 128 --json docs/benchmarks/codecs-NAME.json
 """
 
 import argparse
+import contextlib
 import io
 import json
+import os
 import platform
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -28,26 +32,25 @@ from vidbrain.sharding.choice import RULE, choose, measure
 from vidbrain.sharding.codecs import CODECS, decode_segment
 from vidbrain.sharding.parts import PART_FRAMES, Codec, Frames, cut
 from vidbrain.sharding.plan import keyed
-from vidbrain.video.decode import read_frames
-from vidbrain.video.probe import probe
+from vidbrain.video.screens import recording_facts, recording_frames
 from vidbrain.video.sources import find_recordings
 
 CLIP = ClipSpec(n_frames=16, step=4)
 
 
 def read_segments(source: Path, size: int, n_segments: int, n_frames: int) -> list[Frames]:
-    """Decode one run of frames from each of a few recordings, chosen by a keyed hash, after their first thousand."""
-    videos = [r for r in find_recordings(source) if r.video is not None]
-    chosen = sorted(videos, key=lambda r: keyed(0, "bench", r.key))[:n_segments]
+    """Take one run of frames from each of a few recordings, chosen by a keyed hash, after their first thousand."""
+    chosen = sorted(find_recordings(source), key=lambda r: keyed(0, "bench", r.key))[:n_segments]
     found = []
     for recording in chosen:
-        first = max(0, min(1000, probe(str(recording.video)).n_frames - n_frames))
+        first = max(0, min(1000, recording_facts(recording).n_frames - n_frames))
         blocks, at = [], 0
-        for block in read_frames(str(recording.video), size=(size, size)):
-            blocks.append(block[max(0, first - at) : max(0, first + n_frames - at)])
-            at += len(block)
-            if at >= first + n_frames:
-                break
+        with contextlib.closing(recording_frames(recording, size=(size, size))) as frames:
+            for block in frames:
+                blocks.append(block[max(0, first - at) : max(0, first + n_frames - at)])
+                at += len(block)
+                if at >= first + n_frames:
+                    break
         found.append(np.concatenate(blocks))
     return found
 
@@ -129,6 +132,7 @@ def compare(segments: list[Frames], repetitions: int) -> tuple[list[dict], str]:
             row[what] = statistics.median(values) if values else None
     lossless = rows[0]
     for row in rows:
+        row["clip_us_per_stored_frame"] = 1e6 / (CLIP.step * row["clip_fps"]) if row["clip_fps"] else None
         for what in ("bytes_per_frame", "encode_fps", "decode_fps", "clip_fps"):
             row[f"{what}_ratio"] = row[what] / lossless[what] if row.get(what) else None
     return rows, choose(measured)
@@ -154,10 +158,32 @@ def print_table(rows: list[dict]) -> None:
         print("".join(f"{text:>{width}}" for text, width in cells))
 
 
+def fit_costs(tables: dict[int, list[dict]]) -> dict[str, dict[str, float]]:
+    """Fit microseconds a stored frame to a constant and a cost a pixel, by least squares over the sizes."""
+    found = {}
+    for name, codec in CODECS.items():
+        measured = {
+            size: row["clip_us_per_stored_frame"]
+            for size, rows in tables.items()
+            for row in rows
+            if row["codec"] == name
+        }
+        pixels = np.array([size**2 for size in measured], np.float64)
+        design = np.stack([np.ones_like(pixels), pixels / 1e3], axis=1)
+        (constant, slope), *_ = np.linalg.lstsq(design, np.array(list(measured.values())), rcond=None)
+        found[name] = {
+            "decode_us": round(float(constant), 2),
+            "decode_ns_per_pixel": round(float(slope), 3),
+            "rule_decode_us": codec.decode_us,
+            "rule_decode_ns_per_pixel": codec.decode_ns_per_pixel,
+        }
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("source", type=Path, help="BIDS tree with replayed game play, a folder of videos, or one video")
-    parser.add_argument("--size", type=int, default=128, help="height and width of the frames, in pixels")
+    parser.add_argument("source", type=Path, help="BIDS tree of game play, a folder of videos, one video, or a list")
+    parser.add_argument("--size", type=int, nargs="+", default=[128], help="height and width of the frames, in pixels")
     parser.add_argument("--segments", type=int, default=4)
     parser.add_argument("--frames", type=int, default=316, help="in a segment; 316 are 256 and the usual margin")
     parser.add_argument("--repetitions", type=int, default=5)
@@ -165,22 +191,33 @@ def main() -> None:
     options = parser.parse_args()
     if options.frames < CLIP.span:
         parser.error(f"--frames must be at least {CLIP.span}, the span of a clip")
-    try:
-        found = read_segments(options.source, options.size, options.segments, options.frames)
-    except VidbrainError as error:
-        parser.exit(1, f"error: {error}\n")
-    segments = [frames for frames in found if len(frames) >= CLIP.span]
-    if not segments:
-        parser.error(f"no recording of {options.source} is as long as a clip of {CLIP.span} frames")
-    rows, choice = compare(segments, options.repetitions)
-
-    print_table(rows)
-    print(f"auto chooses {choice}: {RULE}")
+    tables, choices, lengths = {}, {}, {}
+    for size in options.size:
+        try:
+            found = read_segments(options.source, size, options.segments, options.frames)
+        except VidbrainError as error:
+            parser.exit(1, f"error: {error}\n")
+        segments = [frames for frames in found if len(frames) >= CLIP.span]
+        if not segments:
+            parser.error(f"no recording of {options.source} is as long as a clip of {CLIP.span} frames")
+        lengths[size] = [len(frames) for frames in segments]
+        tables[size], choices[size] = compare(segments, options.repetitions)
+        print(f"\n{size} by {size} pixels, {len(segments)} segments")
+        print_table(tables[size])
+        print(f"auto would choose {choices[size]} for these: {RULE}")
+    costs = fit_costs(tables) if len(tables) > 1 else None
+    for name, cost in (costs or {}).items():
+        print(
+            f"{name:>20}: {cost['decode_us']:.1f} us and {cost['decode_ns_per_pixel']:.2f} ns a pixel; "
+            f"the rule reckons with {cost['rule_decode_us']:g} and {cost['rule_decode_ns_per_pixel']:g}"
+        )
     if options.json:
+        sizes = " ".join(map(str, options.size))
         record = {
             "question": "bytes, PSNR and frames per second of each codec on the same segments, one thread",
-            "command": f"python tools/bench/codecs.py SOURCE {' '.join(sys.argv[2:])}".strip(),
-            "machine": {"processor": platform.processor() or platform.machine(), "platform": platform.platform()},
+            "command": f"python tools/bench/codecs.py SOURCE --size {sizes} --segments {options.segments} "
+            f"--frames {options.frames} --repetitions {options.repetitions} --json {options.json.name}",
+            "machine": {"cores": os.cpu_count(), "platform": platform.platform()},
             "versions": {
                 "python": platform.python_version(),
                 "av": av.__version__,
@@ -188,15 +225,14 @@ def main() -> None:
                 "pillow": PIL.__version__,
                 "zstandard": zstandard.__version__,
             },
-            "sizes": {
-                "pixels": options.size,
-                "segments": [len(frames) for frames in segments],
-                "part_frames": PART_FRAMES,
-                "clip": [CLIP.n_frames, CLIP.step],
-            },
+            "part_frames": PART_FRAMES,
+            "clip": [CLIP.n_frames, CLIP.step],
             "repetitions": options.repetitions,
-            "rows": rows,
-            "auto": choice,
+            "sizes": [
+                {"pixels": size, "segments": lengths[size], "rows": tables[size], "auto": choices[size]}
+                for size in options.size
+            ],
+            "costs": costs,
             "rule": RULE,
         }
         options.json.parent.mkdir(parents=True, exist_ok=True)

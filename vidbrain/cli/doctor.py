@@ -136,8 +136,14 @@ def emulator() -> list[dict[str, Any]]:
 
 def optional() -> list[dict[str, Any]]:
     """Extras that only some users need."""
-    found = importlib.util.find_spec("dask_jobqueue") is not None
-    return [check("dask-jobqueue", "found" if found else "absent; only --scheduler slurm needs it")]
+    needs = {
+        "dask-jobqueue": ("dask_jobqueue", "--scheduler slurm"),
+        "vizdoom": ("vizdoom", "`vidbrain play` of freedoom1 and freedoom2"),
+    }
+    return [
+        check(name, "found" if importlib.util.find_spec(module) else f"absent; only {user} needs it")
+        for name, (module, user) in needs.items()
+    ]
 
 
 def storage(url: str) -> list[dict[str, Any]]:

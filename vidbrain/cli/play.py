@@ -25,7 +25,7 @@ def play(
     dry_run: Flag = False,
     json: Flag = False,
 ) -> None:
-    """Record real game play as .bk2 files in a BIDS tree.
+    """Record real game play in a BIDS tree: a console's as .bk2 files, Doom's as video.
 
     Example: `vidbrain play shards/demo/game --n-runs 2`
 
