@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
+from vidbrain.bold.layout import COORDINATES, FACTS
 from vidbrain.cluster import Client
 from vidbrain.config import fingerprint
 from vidbrain.encoding.choose import Chosen, inner_scores
@@ -317,6 +318,11 @@ def assemble(
     dataset = make_dataset(arrays, q, plan.alphas, ijk).assign_attrs(
         runs=list(plan.runs), parts=list(plan.parts), bands=list(plan.bands)
     )
+    # What the columns are, where they are no voxels of a volume: maps are written accordingly.
+    dataset = dataset.assign_coords(
+        {name: ("voxel", data[name].values, data[name].attrs) for name in COORDINATES if name in data}
+    )
+    dataset = dataset.assign_attrs({name: data.attrs[name] for name in FACTS if name in data.attrs})
     summary = summarise(dataset, plan.alphas)
     # Those who resample read a block of voxels at a time.
     moments = dataset.get("moments")
@@ -328,6 +334,7 @@ def assemble(
         "bands": list(plan.bands),
         "simulated": bool(bold.info.get("simulated", False)),
         "space": bold.info.get("space"),
+        "layout": bold.info.get("layout", "volume"),
         "shape": [int(size) for size in bold.shape],
         "affine": np.asarray(bold.affine, np.float64).tolist(),
         "tr_s": float(bold.tr_s),

@@ -1,4 +1,4 @@
-"""Results as NIfTI maps with names and sidecars of BIDS derivatives."""
+"""Results as NIfTI, GIFTI or CIFTI maps with names and sidecars of BIDS derivatives."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ import nibabel
 import numpy as np
 from numpy.typing import NDArray
 
+from vidbrain.bold.cifti import brain_models, cifti_image
+from vidbrain.bold.export import surface_files
+from vidbrain.bold.layout import Layout
 from vidbrain.encoding.result import LEVEL, EncodingResult
 from vidbrain.errors import ConfigError
 from vidbrain.records import RunKey
@@ -30,6 +33,9 @@ def write_maps(
 ) -> list[Path]:
     """Write one map a statistic, float32, NaN outside the mask; equal results give equal bytes.
 
+    Volumes become ``.nii.gz``, surfaces a ``.func.gii`` a hemisphere, grayordinates ``.dscalar.nii``, parcels and plain
+    columns a table.
+
     Parameters
     ----------
     result
@@ -44,7 +50,7 @@ def write_maps(
     Returns
     -------
     list of Path
-        The ``.nii.gz`` files; each has a ``.json`` beside it.
+        The maps; each has a ``.json`` beside it.
 
     Raises
     ------
@@ -61,15 +67,32 @@ def write_maps(
     written = []
     for name in statistics:
         variable, description = STATISTICS[name]
-        path = Path(out) / f"{stem(result, label)}_stat-{name}_statmap.nii.gz"
-        write_bytes(path, nifti_bytes(result.to_volume(result.dataset[variable].values), result.affine))
-        write_json(path.with_name(path.name.removesuffix(".nii.gz") + ".json"), sidecar(result, desc, description))
-        written.append(path)
+        for (before, end), content in _files(result, name, result.dataset[variable].values).items():
+            path = Path(out) / f"{stem(result, label, before)}_stat-{name}_statmap{end}"
+            write_bytes(path, content)
+            write_json(path.with_name(path.name.removesuffix(end) + ".json"), sidecar(result, desc, description))
+            written.append(path)
     return written
 
 
-def stem(result: EncodingResult, label: str) -> str:
-    """File name up to the statistic: the entities that all runs share, space and feature set."""
+def _files(result: EncodingResult, name: str, values: NDArray[np.floating[Any]]) -> dict[tuple[str, str], bytes]:
+    """Content of a map by (entity before the space, end of the name)."""
+    kind = result.info.get("layout", "volume")
+    if kind == "volume":
+        return {("", ".nii.gz"): nifti_bytes(result.to_volume(values), result.affine)}
+    layout = Layout.from_dataset(result.dataset)
+    if kind == "surface":
+        files = surface_files(values[None], layout, fill=np.nan)
+        return {(f"hemi-{letter}", ".func.gii"): content for letter, content in files.items()}
+    if kind == "grayordinates":
+        return {("", ".dscalar.nii"): cifti_image(values[None], brain_models(layout), names=(name,)).to_bytes()}
+    labels = layout.parcels or tuple(f"column {number}" for number in range(1, len(layout) + 1))
+    lines = [f"{label}\t{value:.9g}" for label, value in zip(labels, values, strict=True)]
+    return {("", ".tsv"): "\n".join([f"parcel\t{name}", *lines, ""]).encode()}
+
+
+def stem(result: EncodingResult, label: str, before: str = "") -> str:
+    """File name up to the statistic: the entities that all runs share, `before`, space and feature set."""
     keys = [RunKey.parse(run) for run in result.runs]
     parts = []
     for entity, values in (
@@ -80,8 +103,10 @@ def stem(result: EncodingResult, label: str) -> str:
         value = values.pop()
         if not values and value is not None:
             parts.append(f"{entity}-{value}")
+    parts += [before] if before else []
     if result.info["space"]:
-        parts.append(f"space-{result.info['space']}")
+        # A space with more entities is written as fMRIPrep's option: fsLR:den-91k.
+        parts.append(f"space-{result.info['space']}".replace(":", "_"))
     return "_".join([*parts, f"desc-{label}"])
 
 
