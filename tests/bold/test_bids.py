@@ -129,3 +129,49 @@ def test_a_packed_file_is_named_by_its_checksum(tmp_path):
         nibabel.Nifti1Image(values, np.eye(4)).to_filename(tmp_path / "s.nii.gz")
         names.append(identity(tmp_path / "s.nii.gz"))
     assert names[0] != names[1]
+
+
+def test_volumes_surfaces_and_grayordinates_lie_side_by_side(tmp_path):
+    put_run(tmp_path, "sub-01_ses-2_task-toy_run-1")
+    folder = tmp_path / "sub-01" / "func"
+    stem = "sub-01_ses-2_task-toy_run-1"
+    for hemisphere in "LR":
+        put(folder / f"{stem}_hemi-{hemisphere}_space-fsaverage5_bold.func.gii")
+        put(folder / f"{stem}_space-fsaverage6_hemi-{hemisphere}.func.gii")  # fMRIPrep before 21.0
+    put(folder / f"{stem}_space-fsLR_den-91k_bold.dtseries.nii")
+    put(folder / f"{stem}_space-fsLR_den-91k_bold.json", b'{"RepetitionTime": 1.49}')
+    put(folder / f"{stem}_bold__dup-01.dtseries.nii")
+    with pytest.raises(BoldError, match="MNI152NLin2009cAsym, fsLR:den-91k, fsaverage5, fsaverage6"):
+        find_runs(tmp_path)
+    for space in ("fsaverage5", "fsaverage6"):
+        (surface,) = find_runs(tmp_path, space=space)
+        assert (surface.form, surface.run) == ("surface", RunKey("01", "2", "toy", 1))
+        assert "hemi-L" in surface.bold.name
+        assert "hemi-R" in surface.right.name
+        assert surface.confounds.name == f"{stem}_desc-confounds_timeseries.tsv"
+        assert surface.mask is None
+        refuse_missing([surface], need_mask=True, need_confounds=True)
+    (dense,) = find_runs(tmp_path, space="fsLR:den-91k")
+    assert (dense.form, dense.sidecar_tr_s) == ("cifti", 1.49)
+    assert dense.confounds == surface.confounds
+
+
+def test_a_raw_tree_is_taken_where_nothing_is_preprocessed(tmp_path):
+    put(tmp_path / "sub-01" / "ses-1" / "func" / "sub-01_ses-1_task-toy_run-01_bold.nii.gz")
+    put(tmp_path / "sub-01" / "ses-1" / "func" / "sub-01_ses-1_task-toy_run-01_sbref.nii.gz")
+    put(tmp_path / "sub-01" / "ses-1" / "func" / "sub-01_ses-1_task-toy_run-01_bold.json", b'{"RepetitionTime": 2}')
+    (files,) = find_runs(tmp_path)
+    assert (files.run, files.space, files.sidecar_tr_s) == (RunKey("01", "1", "toy", 1), "func", 2.0)
+    put_run(tmp_path, "sub-02_task-toy")
+    assert [found.run.subject for found in find_runs(tmp_path)] == ["02"]
+
+
+def test_series_that_aroma_cleaned_are_asked_for_by_name(tmp_path):
+    put_run(tmp_path, "sub-01_task-toy_run-1")
+    with pytest.raises(BoldError, match=r"no \*_desc-smoothAROMAnonaggr_bold"):
+        find_runs(tmp_path, desc="smoothAROMAnonaggr")
+    put(tmp_path / "sub-01" / "func" / f"sub-01_task-toy_run-1_{MNI}_desc-smoothAROMAnonaggr_bold.nii.gz")
+    (files,) = find_runs(tmp_path, desc="smoothAROMAnonaggr")
+    assert files.bold.name.endswith("_desc-smoothAROMAnonaggr_bold.nii.gz")
+    assert files.mask.name == f"sub-01_task-toy_run-1_{MNI}_desc-brain_mask.nii.gz"
+    assert len(find_runs(tmp_path)) == 1

@@ -14,7 +14,7 @@ from vidbrain.bold.store import open_bold
 from vidbrain.encoding.blocks import fit_encoding
 from vidbrain.encoding.maps import write_maps
 from vidbrain.encoding.settings import EncodeConfig
-from vidbrain.errors import ConfigError
+from vidbrain.errors import ConfigError, EncodingError
 from vidbrain.testing.brains import TR_S, toy_world
 
 AS_IT_IS = CleanConfig(confounds="none", high_pass="none", detrend=False, standardize="none")
@@ -99,6 +99,8 @@ def test_surfaces_become_a_mesh_a_hemisphere(tmp_path):
     )
     assert np.array_equal(np.concatenate([left.agg_data(), right.agg_data()]), result.dataset["r_mean"])
     assert np.median(left.agg_data()) > 0.3
+    with pytest.raises(EncodingError, match="no volume"):
+        result.to_volume(result.dataset["r_mean"])
     assert json.loads((tmp_path / "maps" / (paths[0].name.split(".")[0] + ".json")).read_text())["FeatureSet"] == "toy"
 
 

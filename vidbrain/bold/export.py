@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from vidbrain.bold.arrays import save_npy
 from vidbrain.bold.cifti import brain_models, cifti_image, read_axis
 from vidbrain.bold.gifti import CORTEX, gifti_bytes
+from vidbrain.bold.layout import Layout
 from vidbrain.bold.nifti import SeriesWriter
 from vidbrain.bold.store import TEMPLATE, BoldStore, part_voxels
 from vidbrain.bold.voxels import flat_index
@@ -116,21 +117,46 @@ def _write_volumes(path: Path, values: NDArray[np.float32], store: BoldStore) ->
             writer.write(flat.reshape(len(block), *shape[::-1]).transpose(0, 3, 2, 1))
 
 
-def _write_surfaces(out: Path, stem: str, values: NDArray[np.float32], store: BoldStore) -> list[str]:
-    layout = store.layout
+def surface_files(
+    values: NDArray[np.floating[Any]], layout: Layout, *, fill: float = 0.0, tr_s: float | None = None
+) -> dict[str, bytes]:
+    """GIFTI files of values on a surface layout.
+
+    Parameters
+    ----------
+    values : (n, n_columns)
+        Maps, or volumes where `tr_s` is given.
+    layout
+        Of the columns.
+    fill
+        Value of vertices that the layout does not hold.
+    tr_s
+        Repetition time in seconds.
+
+    Returns
+    -------
+    dict of str to bytes
+        By hemisphere: ``L``, ``R``.
+    """
     assert layout.structure is not None
     assert layout.vertex is not None
     letters = {name: letter for letter, name in CORTEX.items()}
-    names = []
+    files = {}
     for code, (structure, n_vertices) in enumerate(zip(layout.structures, layout.n_vertices, strict=True)):
         mine = layout.structure == code
-        mesh = np.zeros((len(values), n_vertices), np.float32)
+        mesh = np.full((len(values), n_vertices), fill, np.float32)
         mesh[:, layout.vertex[mine]] = values[:, mine]
-        label, _, rest = stem.partition("_space-")
-        space = f"_space-{rest}" if rest else ""
-        name = f"{label}_hemi-{letters.get(structure, structure)}{space}_bold.func.gii"
-        write_bytes(out / name, gifti_bytes(mesh, structure, tr_s=store.tr_s))
-        names.append(name)
+        files[letters.get(structure, structure)] = gifti_bytes(mesh, structure, tr_s=tr_s)
+    return files
+
+
+def _write_surfaces(out: Path, stem: str, values: NDArray[np.float32], store: BoldStore) -> list[str]:
+    label, _, rest = stem.partition("_space-")
+    space = f"_space-{rest}" if rest else ""
+    names = []
+    for hemisphere, content in surface_files(values, store.layout, tr_s=store.tr_s).items():
+        names.append(f"{label}_hemi-{hemisphere}{space}_bold.func.gii")
+        write_bytes(out / names[-1], content)
     return names
 
 

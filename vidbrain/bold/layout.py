@@ -17,6 +17,10 @@ from vidbrain.bold.voxels import morton_code
 Kind = Literal["volume", "surface", "grayordinates", "parcels", "columns"]
 NOWHERE = -1
 """Index of a voxel or a vertex where a column is none."""
+COORDINATES = ("structure", "vertex", "parcel")
+"""Variables besides i, j and k that say what a column is."""
+FACTS = ("layout", "shape", "affine", "structures", "n_vertices")
+"""Attributes of a data set that say what its columns are."""
 _IDENTITY = tuple(tuple(float(row == column) for column in range(4)) for row in range(4))
 
 

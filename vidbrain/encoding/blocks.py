@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
+from vidbrain.bold.layout import COORDINATES, FACTS
 from vidbrain.cluster import Client
 from vidbrain.config import fingerprint
 from vidbrain.encoding.choose import Chosen, inner_scores
@@ -57,9 +58,6 @@ BY_VOXEL = (
     "dead",
 )
 SHARED = ("maxima", "block_n_trs", "block_part")
-WHERE = ("structure", "vertex", "parcel", "network")
-LAYOUT = ("layout", "shape", "affine", "structures", "n_vertices")
-"""Coordinates and attributes of the BOLD by which columns are placed; `i`, `j` and `k` come besides."""
 
 
 @dataclass(frozen=True)
@@ -321,8 +319,9 @@ def assemble(
         runs=list(plan.runs), parts=list(plan.parts), bands=list(plan.bands)
     )
     # Voxels keep their places and the names of their parcels, so that any result can be shown, and grouped by region.
-    dataset = dataset.assign_coords({name: data[name].variable for name in WHERE if name in data})
-    dataset = dataset.assign_attrs({name: data.attrs[name] for name in LAYOUT if name in data.attrs})
+    named = [name for name in (*COORDINATES, "network") if name in data]
+    dataset = dataset.assign_coords({name: data[name].variable for name in named})
+    dataset = dataset.assign_attrs({name: data.attrs[name] for name in FACTS if name in data.attrs})
     summary = summarise(dataset, plan.alphas)
     # Those who resample read a block of voxels at a time.
     moments = dataset.get("moments")
@@ -334,6 +333,7 @@ def assemble(
         "bands": list(plan.bands),
         "simulated": bool(bold.info.get("simulated", False)),
         "space": bold.info.get("space"),
+        "layout": bold.info.get("layout", "volume"),
         "shape": [int(size) for size in bold.shape],
         "affine": np.asarray(bold.affine, np.float64).tolist(),
         "tr_s": float(bold.tr_s),

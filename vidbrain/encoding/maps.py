@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gzip
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from vidbrain.bold.cifti import brain_models, cifti_image
-from vidbrain.bold.gifti import CORTEX, gifti_bytes
+from vidbrain.bold.export import surface_files
 from vidbrain.bold.layout import Layout
 from vidbrain.encoding.result import LEVEL, EncodingResult
 from vidbrain.errors import ConfigError
@@ -89,8 +89,8 @@ def write_maps(
         values = result.dataset[variable].values
         if kind == "surface":
             images = {
-                f"{stem(result, label, hemisphere)}_stat-{name}_statmap.shape.gii": gifti_bytes(mesh[None], structure)
-                for hemisphere, structure, mesh in meshes(layout, values)
+                f"{stem(result, label, hemisphere)}_stat-{name}_statmap.shape.gii": content
+                for hemisphere, content in surface_files(values[None], layout, fill=np.nan).items()
             }
         elif kind == "grayordinates":
             image = cifti_image(values[None], brain_models(layout), names=(name,))
@@ -104,18 +104,6 @@ def write_maps(
             write_json(path.with_name(file.split(".")[0] + ".json"), sidecar(result, desc, description))
             written.append(path)
     return written
-
-
-def meshes(layout: Layout, values: NDArray[Any]) -> Iterator[tuple[str, str, NDArray[np.float32]]]:
-    """Yield the hemisphere, the structure and one value a vertex of the whole mesh, (n_vertices,) float32."""
-    assert layout.structure is not None
-    assert layout.vertex is not None
-    letters = {structure: letter for letter, structure in CORTEX.items()}
-    for code, (structure, n_vertices) in enumerate(zip(layout.structures, layout.n_vertices, strict=True)):
-        mine = layout.structure == code
-        mesh = np.full(n_vertices, np.nan, np.float32)
-        mesh[layout.vertex[mine]] = values[mine]
-        yield letters.get(structure, structure), structure, mesh
 
 
 def table_bytes(result: EncodingResult, layout: Layout, statistics: Sequence[str]) -> bytes:

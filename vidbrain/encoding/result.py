@@ -11,6 +11,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 
+from vidbrain.errors import EncodingError
 from vidbrain.storage.info import read_info
 from vidbrain.storage.zarrs import open_dataset
 
@@ -62,7 +63,19 @@ class EncodingResult:
         return np.array(self.info["affine"], np.float64)
 
     def to_volume(self, values: ArrayLike, fill: float = np.nan) -> NDArray[np.float32]:
-        """Put one value a voxel into a float32 volume; `fill` outside the mask."""
+        """Put one value a voxel into a float32 volume; `fill` outside the mask.
+
+        Raises
+        ------
+        EncodingError
+            If the columns of the BOLD store are no voxels of a volume.
+        """
+        if self.info.get("layout", "volume") != "volume":
+            raise EncodingError(
+                f"the BOLD store holds a {self.info['layout']} layout, no volume",
+                where=self.root,
+                hint="see the GIFTI, CIFTI or TSV maps, or the columns of result.zarr",
+            )
         values = np.asarray(values)
         if values.shape != self.dataset["i"].shape:
             raise ValueError(f"expected {self.dataset['i'].shape} values, got {values.shape}")
