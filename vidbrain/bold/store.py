@@ -13,7 +13,7 @@ import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 
 from vidbrain.bold.clean import CleanConfig, Confounds, clean_series
-from vidbrain.bold.parcels import with_parcels
+from vidbrain.bold.parcels import read_sets, with_parcels
 from vidbrain.bold.voxels import to_volume
 from vidbrain.errors import AlignmentError, StorageError
 from vidbrain.records import RunKey
@@ -82,6 +82,12 @@ class BoldStore:
         """Voxels that are constant or not finite in at least one run (there they are 0), (n_voxels,)."""
         return np.logical_or.reduce([self.open(run)["dead"].values for run in self.runs])
 
+    @cached_property
+    def parcels_in_use(self) -> str | None:
+        """Name of the set of parcels that `open` shows; None where none was added."""
+        name: str | None = read_sets(self.root)["in_use"]
+        return name
+
     def label(self, run: str | RunKey) -> str:
         """Find a run by its key or by any spelling of its label (``run-01`` is ``run-1``).
 
@@ -111,7 +117,7 @@ class BoldStore:
             ``confounds`` (tr, confound), what was regressed out. Where the store has parcels, the coordinates
             ``parcel`` and ``network`` (voxel), with names in their attributes.
         """
-        return with_parcels(open_dataset(self.root / f"{self.label(run)}.zarr"), self.root, self.info)
+        return with_parcels(open_dataset(self.root / f"{self.label(run)}.zarr"), self.root, self.parcels_in_use)
 
     def read(self, run: str | RunKey, voxels: slice = slice(None)) -> NDArray[np.float32]:
         """Read a block of neighbouring voxels of one run, (n_trs, n_voxels) float32; only its chunks are read."""
