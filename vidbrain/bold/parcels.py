@@ -20,6 +20,7 @@ from scipy.sparse import csr_array
 from vidbrain.bold.atlases import (
     Label,
     Resample,
+    both_hemispheres,
     is_same_grid,
     labels_at,
     maps_at,
@@ -341,24 +342,6 @@ def _surface(store: BoldStore, path: Path) -> tuple[NDArray[np.int32], dict[int,
         parcel[mine] = np.where(labels[vertex[mine]] > 0, labels[vertex[mine]] + shift, 0)
         table |= {number + shift: one for number, one in names.items()}
     return parcel, table
-
-
-def both_hemispheres(path: Path) -> tuple[Path, Path]:
-    """Find the label files of the left and the right hemisphere by the name of either.
-
-    Raises
-    ------
-    StorageError
-        If the name says neither, or the other file is missing.
-    """
-    for left, right in (("hemi-L", "hemi-R"), ("lh.", "rh."), (".L.", ".R.")):
-        for mine, other, order in ((left, right, 1), (right, left, -1)):
-            if mine in path.name:
-                partner = path.with_name(path.name.replace(mine, other))
-                if not partner.is_file():
-                    raise StorageError("the labels of the other hemisphere are missing", where=partner)
-                return (path, partner) if order == 1 else (partner, path)
-    raise StorageError("the name does not say which hemisphere it is", where=path, hint="hemi-L_… and hemi-R_…")
 
 
 def _dataset(parcels: Parcellation) -> xr.Dataset:
