@@ -22,7 +22,7 @@ from vidbrain.bold.store import open_bold
 from vidbrain.bold.voxels import centres_mm
 from vidbrain.cli.app import run
 from vidbrain.encoding.blocks import fit_encoding
-from vidbrain.encoding.maps import write_maps
+from vidbrain.encoding.parcel_maps import write_parcel_maps
 from vidbrain.encoding.settings import EncodeConfig
 from vidbrain.errors import AlignmentError, BoldError, ConfigError, ResumeError, StorageError
 from vidbrain.storage.trees import upload_tree
@@ -361,9 +361,7 @@ def test_encoding_shares_alphas_by_parcel_and_keeps_the_names(store, tmp_path):
     write_parcel_store(store, tmp_path / "p")
     mine = open_bold(tmp_path / "p")
     parcel_result = fit_encoding(features, mine, FAST, tmp_path / "rp")
-    (path,) = write_maps(
-        parcel_result, tmp_path / "maps", desc="toy", statistics=("r",), to_volume=lambda v: paint(mine, v)
-    )
+    (path,) = write_parcel_maps(parcel_result, mine, tmp_path / "maps", desc="toy", statistics=("r",))
     drawn = nibabel.load(path).get_fdata()[tuple(store.ijk.T)]
     np.testing.assert_allclose(drawn, read_parcels(store).expand(parcel_result.dataset["r_mean"].values), atol=1e-6)
 

@@ -84,7 +84,7 @@ class BoldStore:
 
     @cached_property
     def parcels_in_use(self) -> str | None:
-        """Name of the set of parcels that `open` shows; None where none was added."""
+        """Name of the set that `open` shows as the coordinates ``parcel`` and ``network`` (voxel), or None."""
         name: str | None = read_sets(self.root)["in_use"]
         return name
 
@@ -114,8 +114,7 @@ class BoldStore:
         Dataset
             ``bold`` (tr, voxel) float32; ``i j k`` (voxel) int32; ``time_s`` (tr), middle of each volume; ``kept``
             (tr), False before the steady state, where bold is 0; ``dead`` (voxel), constant or not finite, bold is 0;
-            ``confounds`` (tr, confound), what was regressed out. Where the store has parcels, the coordinates
-            ``parcel`` and ``network`` (voxel), with names in their attributes.
+            ``confounds`` (tr, confound), what was regressed out.
         """
         return with_parcels(open_dataset(self.root / f"{self.label(run)}.zarr"), self.root, self.parcels_in_use)
 

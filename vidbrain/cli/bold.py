@@ -1,4 +1,4 @@
-"""``vidbrain bold``: simulate, ingest, parcellate and list fMRI data."""
+"""``vidbrain bold``: simulate, ingest and list fMRI data."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from vidbrain.cli.console import Console, Flag
 from vidbrain.errors import ConfigError
 from vidbrain.storage.roots import data_root
 
-app = App(name="bold", help="Simulate, ingest, parcellate and list fMRI data.")
+app = App(name="bold", help="Simulate, ingest and list fMRI data.")
 
 
 @app.command

@@ -317,12 +317,12 @@ def assemble(
     dataset = make_dataset(arrays, q, plan.alphas, ijk).assign_attrs(
         runs=list(plan.runs), parts=list(plan.parts), bands=list(plan.bands)
     )
-    # Voxels keep the names of their parcels, so that any result can be grouped by region.
-    dataset = dataset.assign_coords({name: data[name].variable for name in ("parcel", "network") if name in data})
     summary = summarise(dataset, plan.alphas)
     # Those who resample read a block of voxels at a time.
     moments = dataset.get("moments")
     chunks = {} if moments is None else {"moments": (*moments.shape[:2], min(MOMENT_VOXELS, moments.shape[2]))}
+    # Voxels keep the names of their parcels, so that any result can be grouped by region.
+    dataset = dataset.assign_coords({name: data[name].variable for name in ("parcel", "network") if name in data})
     write_dataset(out / STORE, dataset, chunks=chunks)
     facts = {
         "runs": list(plan.runs),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gzip
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +26,7 @@ STATISTICS = {
 
 
 def write_maps(
-    result: EncodingResult,
-    out: str | Path,
-    *,
-    desc: str,
-    statistics: Sequence[str] = ("r", "r2", "q", "alpha"),
-    to_volume: Callable[[NDArray[Any]], NDArray[Any]] | None = None,
+    result: EncodingResult, out: str | Path, *, desc: str, statistics: Sequence[str] = ("r", "r2", "q", "alpha")
 ) -> list[Path]:
     """Write one map a statistic, float32, NaN outside the mask; equal results give equal bytes.
 
@@ -45,9 +40,6 @@ def write_maps(
         Name of the feature set; letters and digits are kept for the ``desc-`` entity.
     statistics
         Keys of `STATISTICS`.
-    to_volume
-        Puts one value a column into a volume; default the result's own, which fills one voxel a column. A result of
-        parcels fills all voxels of each (`vidbrain.bold.parcel_series.paint`).
 
     Returns
     -------
@@ -67,11 +59,10 @@ def write_maps(
             hint=f"statistics: {', '.join(STATISTICS)}",
         )
     written = []
-    to_volume = to_volume or result.to_volume
     for name in statistics:
         variable, description = STATISTICS[name]
         path = Path(out) / f"{stem(result, label)}_stat-{name}_statmap.nii.gz"
-        write_bytes(path, nifti_bytes(to_volume(result.dataset[variable].values), result.affine))
+        write_bytes(path, nifti_bytes(result.to_volume(result.dataset[variable].values), result.affine))
         write_json(path.with_name(path.name.removesuffix(".nii.gz") + ".json"), sidecar(result, desc, description))
         written.append(path)
     return written
