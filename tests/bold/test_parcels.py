@@ -14,17 +14,18 @@ import xarray as xr
 from nilearn.image import resample_to_img
 from nilearn.maskers import NiftiLabelsMasker, NiftiMapsMasker
 
-from vidbrain.bold.atlases import Label, labels_at, read_names, surface_labels
+from vidbrain.bold.atlases import Label, both_hemispheres, labels_at, read_names, surface_labels
 from vidbrain.bold.bisection import bisect_voxels
 from vidbrain.bold.parcel_series import map_series, mean_series, paint, write_parcel_store
-from vidbrain.bold.parcels import add_parcels, both_hemispheres, read_parcels
+from vidbrain.bold.parcels import add_parcels, read_parcels, read_sets
 from vidbrain.bold.store import open_bold
 from vidbrain.bold.voxels import centres_mm
 from vidbrain.cli.app import run
 from vidbrain.encoding.blocks import fit_encoding
-from vidbrain.encoding.maps import write_maps
+from vidbrain.encoding.parcel_maps import write_parcel_maps
 from vidbrain.encoding.settings import EncodeConfig
 from vidbrain.errors import AlignmentError, BoldError, ConfigError, ResumeError, StorageError
+from vidbrain.storage.trees import upload_tree
 from vidbrain.testing.brains import ToyFeatures
 
 FAST = EncodeConfig(delays=(1,), n_alphas=3, n_permutations=0)
@@ -61,9 +62,9 @@ def series_image(store, run):
 @pytest.mark.filterwarnings("ignore:After applying mask:UserWarning")
 def test_series_of_labels_equal_nilearn(store):
     path, values = image_of(store, "atlas-toy_dseg.nii.gz")
-    before = {p: p.read_bytes() for p in store.root.rglob("*") if p.is_file() and p.name != "info.json"}
+    before = {p: p.read_bytes() for p in store.root.rglob("*") if p.is_file()}
     facts = add_parcels(store, path)
-    assert {p: p.read_bytes() for p in before} == before  # the series were not touched
+    assert {p: p.read_bytes() for p in before} == before  # nothing was touched
     store = open_bold(store.root)
     parcels = read_parcels(store)
     bold, mask = series_image(store, store.runs[0])
@@ -148,7 +149,7 @@ def test_files_that_are_no_atlas_are_refused(store, tmp_path):
         add_parcels(store, surface)
     with pytest.raises(ConfigError, match="no parcels"):
         read_parcels(store)
-    assert "parcels_in_use" not in json.loads((store.root / "info.json").read_text())
+    assert store.parcels_in_use is None
 
 
 def test_names_as_atlases_ship_them(tmp_path):
@@ -258,7 +259,8 @@ def test_sets_lie_side_by_side_and_the_last_one_is_in_use(store):
     add_parcels(store, "own", n=20)
     add_parcels(store, image_of(store, "atlas-toy_dseg.nii.gz")[0])
     found = open_bold(store.root)
-    assert list(found.info["parcels"]) == ["bisection-20", "atlas-toy_dseg"]
+    assert list(read_sets(found.root)["sets"]) == ["bisection-20", "atlas-toy_dseg"]
+    assert found.parcels_in_use == "atlas-toy_dseg"
     assert found.open(found.runs[0])["parcel"].values.max() > 20
     assert read_parcels(found, "bisection-20").n_parcels == 20
     with pytest.raises(ConfigError, match="did you mean 'bisection-20'"):
@@ -267,6 +269,16 @@ def test_sets_lie_side_by_side_and_the_last_one_is_in_use(store):
     plain = xr.open_zarr(store.root / "parcels" / "bisection-20.zarr", chunks=None)  # no vidbrain
     assert plain["parcel"].attrs["parcel_names"][0] == "left-001"
     np.testing.assert_array_equal(plain["parcel"], bisect_voxels(centres_mm(store.ijk, store.affine), 20)[0])
+
+
+def test_parcels_travel_with_the_store_also_to_where_it_is_already(store, tmp_path):
+    place = tmp_path / "there"
+    upload_tree(store.root, place)
+    add_parcels(store, "own", n=9)
+    upload_tree(store.root, place)
+    found = open_bold(place)
+    assert found.open(found.runs[0])["parcel"].values.max() == 9
+    assert read_parcels(found).n_parcels == 9
 
 
 def test_a_store_of_parcels_is_a_store_and_stays_linked(store, tmp_path):
@@ -300,6 +312,12 @@ def test_a_store_of_parcels_is_a_store_and_stays_linked(store, tmp_path):
     assert {p: p.stat().st_mtime_ns for p in (tmp_path / "p").rglob("*")} == before
     with pytest.raises(ConfigError, match="folder of its own"):
         write_parcel_store(store, store.root)
+    # Killed before its end, it goes on: what is whole stays, the rest comes out equal.
+    whole = {p: p.read_bytes() for p in (tmp_path / "p").rglob("*") if p.is_file()}
+    (tmp_path / "p" / "info.json").unlink()
+    shutil.rmtree(tmp_path / "p" / f"{mine.runs[1]}.zarr")
+    write_parcel_store(store, tmp_path / "p")
+    assert {p: p.read_bytes() for p in (tmp_path / "p").rglob("*") if p.is_file()} == whole
 
 
 def test_a_dead_voxel_does_not_count_and_a_dead_parcel_says_so(store, monkeypatch):
@@ -343,9 +361,7 @@ def test_encoding_shares_alphas_by_parcel_and_keeps_the_names(store, tmp_path):
     write_parcel_store(store, tmp_path / "p")
     mine = open_bold(tmp_path / "p")
     parcel_result = fit_encoding(features, mine, FAST, tmp_path / "rp")
-    (path,) = write_maps(
-        parcel_result, tmp_path / "maps", desc="toy", statistics=("r",), to_volume=lambda v: paint(mine, v)
-    )
+    (path,) = write_parcel_maps(parcel_result, mine, tmp_path / "maps", desc="toy", statistics=("r",))
     drawn = nibabel.load(path).get_fdata()[tuple(store.ijk.T)]
     np.testing.assert_allclose(drawn, read_parcels(store).expand(parcel_result.dataset["r_mean"].values), atol=1e-6)
 

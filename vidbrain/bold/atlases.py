@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from vidbrain.bold.nifti import read_blocks, read_volume, series_facts
 from vidbrain.bold.voxels import centres_mm, flat_index
-from vidbrain.errors import AlignmentError, BoldError
+from vidbrain.errors import AlignmentError, BoldError, StorageError
 
 Resample = Literal["refuse", "nearest"]
 """An atlas on another grid is refused, or read at the atlas voxel that is nearest to each voxel's centre."""
@@ -203,6 +203,24 @@ def surface_labels(path: Path) -> tuple[NDArray[np.int32], dict[int, Label]]:
     labels = np.asarray(arrays[0].data, np.int32)
     labels = np.where(np.isin(labels, empty) | (labels < 0), np.int32(0), labels)
     return labels, {key: Label(name, network_of(name)) for key, name in table.items() if key not in empty}
+
+
+def both_hemispheres(path: Path) -> tuple[Path, Path]:
+    """Find the label files of the left and the right hemisphere by the name of either.
+
+    Raises
+    ------
+    StorageError
+        If the name says neither, or the other file is missing.
+    """
+    for left, right in (("hemi-L", "hemi-R"), ("lh.", "rh."), (".L.", ".R.")):
+        for mine, other, order in ((left, right, 1), (right, left, -1)):
+            if mine in path.name:
+                partner = path.with_name(path.name.replace(mine, other))
+                if not partner.is_file():
+                    raise StorageError("the labels of the other hemisphere are missing", where=partner)
+                return (path, partner) if order == 1 else (partner, path)
+    raise StorageError("the name does not say which hemisphere it is", where=path, hint="hemi-L_… and hemi-R_…")
 
 
 def read_names(path: Path) -> dict[int, Label]:

@@ -6,6 +6,7 @@ use: `BoldStore.open` shows it as the coordinates ``parcel`` and ``network`` of 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from scipy.sparse import csr_array
 from vidbrain.bold.atlases import (
     Label,
     Resample,
+    both_hemispheres,
     is_same_grid,
     labels_at,
     maps_at,
@@ -35,7 +37,7 @@ from vidbrain.bold.voxels import centres_mm
 from vidbrain.config import did_you_mean, fingerprint
 from vidbrain.errors import AlignmentError, BoldError, ConfigError, StorageError
 from vidbrain.storage.atomic import read_json, write_json
-from vidbrain.storage.info import INFO
+from vidbrain.storage.files import ObjectMissingError
 from vidbrain.storage.objects import Root
 from vidbrain.storage.roots import safe_name
 from vidbrain.storage.zarrs import open_dataset, write_dataset
@@ -44,6 +46,8 @@ if TYPE_CHECKING:
     from vidbrain.bold.store import BoldStore
 
 FOLDER = "parcels"
+SETS = "sets.json"
+"""Names the sets of a store, and the one in use."""
 CORTICES = ("CIFTI_STRUCTURE_CORTEX_LEFT", "CIFTI_STRUCTURE_CORTEX_RIGHT")
 """What a surface store calls the hemispheres."""
 OWN = "own"
@@ -167,12 +171,27 @@ def add_parcels(
             likely="an atlas of another space, or an empty image",
         )
     write_dataset(store.root / FOLDER / f"{found.name}.zarr", _dataset(found))
-    # The record again, as it is now: the set is in use once it is named there, and not before it is whole.
-    path = store.root / INFO
-    record = read_json(path)
-    sets = {**record.get("parcels", {}), found.name: {"fingerprint": found.facts["fingerprint"], "kind": found.kind}}
-    write_json(path, {**record, "parcels": sets, "parcels_in_use": found.name})
+    # A record of its own: that of the store stays as it was committed. A set is in use once it is named, being whole.
+    sets = {
+        **read_sets(store.root)["sets"],
+        found.name: {"fingerprint": found.facts["fingerprint"], "kind": found.kind},
+    }
+    write_json(store.root / FOLDER / SETS, {"in_use": found.name, "sets": sets})
     return summary(found)
+
+
+def read_sets(root: Path | Root) -> dict[str, Any]:
+    """Read which sets of parcels a store has (``sets``), and which one is ``in_use``: None where there is none."""
+    if isinstance(root, Root):
+        try:
+            found = json.loads(root.get(f"{FOLDER}/{SETS}"))
+        except ObjectMissingError:
+            return {"in_use": None, "sets": {}}
+    elif (root / FOLDER / SETS).is_file():
+        found = read_json(root / FOLDER / SETS)
+    else:
+        return {"in_use": None, "sets": {}}
+    return dict(found)
 
 
 def summary(parcels: Parcellation) -> dict[str, Any]:
@@ -325,24 +344,6 @@ def _surface(store: BoldStore, path: Path) -> tuple[NDArray[np.int32], dict[int,
     return parcel, table
 
 
-def both_hemispheres(path: Path) -> tuple[Path, Path]:
-    """Find the label files of the left and the right hemisphere by the name of either.
-
-    Raises
-    ------
-    StorageError
-        If the name says neither, or the other file is missing.
-    """
-    for left, right in (("hemi-L", "hemi-R"), ("lh.", "rh."), (".L.", ".R.")):
-        for mine, other, order in ((left, right, 1), (right, left, -1)):
-            if mine in path.name:
-                partner = path.with_name(path.name.replace(mine, other))
-                if not partner.is_file():
-                    raise StorageError("the labels of the other hemisphere are missing", where=partner)
-                return (path, partner) if order == 1 else (partner, path)
-    raise StorageError("the name does not say which hemisphere it is", where=path, hint="hemi-L_… and hemi-R_…")
-
-
 def _dataset(parcels: Parcellation) -> xr.Dataset:
     network = np.zeros(len(parcels.parcel), np.int32)
     inside = parcels.position >= 0
@@ -391,10 +392,11 @@ def read_parcels(store: BoldStore, name: str | None = None) -> Parcellation:
     ConfigError
         If the store has no such set, or none.
     """
-    sets = list(store.info.get("parcels", {}))
+    known = read_sets(store.root)
+    sets = list(known["sets"])
     if not sets:
         raise ConfigError("the BOLD store has no parcels", where=store.root, hint="vidbrain bold parcels STORE …")
-    name = name or str(store.info["parcels_in_use"])
+    name = name or str(known["in_use"])
     if name not in sets:
         raise ConfigError(f"the BOLD store has no parcels {name!r}{did_you_mean(name, sets)}", where=store.root)
     data = open_dataset(store.root / FOLDER / f"{name}.zarr").load()
@@ -417,9 +419,8 @@ def read_parcels(store: BoldStore, name: str | None = None) -> Parcellation:
     )
 
 
-def with_parcels(data: xr.Dataset, root: Path | Root, info: Mapping[str, Any]) -> xr.Dataset:
-    """Show the parcels in use of a store as coordinates of a run: ``parcel`` and ``network`` (voxel), lazily."""
-    name = info.get("parcels_in_use")
+def with_parcels(data: xr.Dataset, root: Path | Root, name: str | None) -> xr.Dataset:
+    """Show a set of parcels as coordinates of a run: ``parcel`` and ``network`` (voxel), lazily; None shows none."""
     if name is None:
         return data
     found = open_dataset(root / FOLDER / f"{name}.zarr")

@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from vidbrain.bold.clean import CleanConfig, Confounds, clean_series
 from vidbrain.bold.layout import Layout
-from vidbrain.bold.parcels import with_parcels
+from vidbrain.bold.parcels import read_sets, with_parcels
 from vidbrain.bold.voxels import to_volume
 from vidbrain.errors import AlignmentError, BoldError, StorageError
 from vidbrain.records import RunKey
@@ -89,6 +89,12 @@ class BoldStore:
         """Voxels that are constant or not finite in at least one run (there they are 0), (n_voxels,)."""
         return np.logical_or.reduce([self.open(run)["dead"].values for run in self.runs])
 
+    @cached_property
+    def parcels_in_use(self) -> str | None:
+        """Name of the set that `open` shows as the coordinates ``parcel`` and ``network`` (voxel), or None."""
+        name: str | None = read_sets(self.root)["in_use"]
+        return name
+
     def label(self, run: str | RunKey) -> str:
         """Find a run by its key or by any spelling of its label (``run-01`` is ``run-1``).
 
@@ -119,7 +125,7 @@ class BoldStore:
             (voxel) where there are surfaces. Where columns are parcels, ``parcel`` (voxel); where the store has a
             parcellation, ``parcel`` and ``network`` (voxel), with names in their attributes.
         """
-        return with_parcels(open_dataset(self.root / f"{self.label(run)}.zarr"), self.root, self.info)
+        return with_parcels(open_dataset(self.root / f"{self.label(run)}.zarr"), self.root, self.parcels_in_use)
 
     def read(self, run: str | RunKey, voxels: slice = slice(None)) -> NDArray[np.float32]:
         """Read a block of neighbouring voxels of one run, (n_trs, n_voxels) float32; only its chunks are read."""

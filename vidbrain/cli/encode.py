@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,11 +9,11 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from vidbrain import cluster
-from vidbrain.bold.parcel_series import paint
 from vidbrain.bold.store import BoldStore, open_bold
 from vidbrain.cli.console import Console, Flag
 from vidbrain.encoding.blocks import fit_encoding
 from vidbrain.encoding.maps import write_maps
+from vidbrain.encoding.parcel_maps import write_parcel_maps
 from vidbrain.encoding.prepare import prepare
 from vidbrain.encoding.result import EncodingResult
 from vidbrain.encoding.settings import EncodeConfig
@@ -86,8 +85,8 @@ def encode(
             progress=console.progress(),
         )
     of_parcels = "parcels_of" in bold_store.info
-    to_volume = functools.partial(paint, bold_store) if of_parcels else None
-    maps = write_maps(result, out / "maps", desc=name, to_volume=to_volume)
+    at = out / "maps"
+    maps = write_parcel_maps(result, bold_store, at, desc=name) if of_parcels else write_maps(result, at, desc=name)
     facts = summary(result, maps)
     if config.split == "leaky-tr":
         facts |= inflation(facts, feature_store, bold_store, config, out, layer, workers, scheduler, console)

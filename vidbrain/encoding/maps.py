@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gzip
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +31,7 @@ STATISTICS = {
 
 
 def write_maps(
-    result: EncodingResult,
-    out: str | Path,
-    *,
-    desc: str,
-    statistics: Sequence[str] = ("r", "r2", "q", "alpha"),
-    to_volume: Callable[[NDArray[Any]], NDArray[Any]] | None = None,
+    result: EncodingResult, out: str | Path, *, desc: str, statistics: Sequence[str] = ("r", "r2", "q", "alpha")
 ) -> list[Path]:
     """Write one map a statistic, float32, NaN where there is no voxel; equal results give equal bytes.
 
@@ -53,9 +48,6 @@ def write_maps(
         Name of the feature set; letters and digits are kept for the ``desc-`` entity.
     statistics
         Keys of `STATISTICS`.
-    to_volume
-        Puts one value a column into a volume; default the result's own, which fills one voxel a column. A result of
-        parcels fills all voxels of each (`vidbrain.bold.parcel_series.paint`).
 
     Returns
     -------
@@ -75,28 +67,26 @@ def write_maps(
             hint=f"statistics: {', '.join(STATISTICS)}",
         )
     layout = Layout.from_dataset(result.dataset)
-    kind = "volume" if to_volume is not None else layout.kind
-    if kind in ("parcels", "columns"):
+    if layout.kind in ("parcels", "columns"):
         path = Path(out) / f"{stem(result, label)}_statmap.tsv"
         write_bytes(path, table_bytes(result, layout, statistics))
         columns = {name: {"Description": STATISTICS[name][1]} for name in statistics}
         write_json(path.with_suffix(".json"), sidecar(result, desc, "Encoding model of each column") | columns)
         return [path]
-    to_volume = to_volume or result.to_volume
     written = []
     for name in statistics:
         variable, description = STATISTICS[name]
         values = result.dataset[variable].values
-        if kind == "surface":
+        if layout.kind == "surface":
             images = {
                 f"{stem(result, label, hemisphere)}_stat-{name}_statmap.shape.gii": content
                 for hemisphere, content in surface_files(values[None], layout, fill=np.nan).items()
             }
-        elif kind == "grayordinates":
+        elif layout.kind == "grayordinates":
             image = cifti_image(values[None], brain_models(layout), names=(name,))
             images = {f"{stem(result, label)}_stat-{name}_statmap.dscalar.nii": image.to_bytes()}
         else:
-            volume = nifti_bytes(to_volume(values), result.affine)
+            volume = nifti_bytes(result.to_volume(values), result.affine)
             images = {f"{stem(result, label)}_stat-{name}_statmap.nii.gz": volume}
         for file, data in images.items():
             path = Path(out) / file
