@@ -153,6 +153,10 @@ def test_heads_and_clips_that_do_not_fit_are_refused():
         VQVAEConfig(n_heads=7)
     with pytest.raises(ModelError, match="16 x 60 x 64"):
         VQVAEConfig().latent_grid(16, 60, 64)
+    # Strided convolutions would take such clips and drop their edge.
+    for use in (VQVAE(SMALL).eval().encode, VQVAE(SMALL).eval(), VQVAE(SMALL).eval().reconstruct):
+        with pytest.raises(ModelError, match="4 x 18 x 8 are not multiples"):
+            use(torch.zeros(1, 4, 18, 8, 3, dtype=torch.uint8))
 
 
 @pytest.mark.parametrize("downsample", [(2, 4, 4), (1, 2, 4), (4, 1, 2), (1, 8, 1)])

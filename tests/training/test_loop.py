@@ -184,6 +184,19 @@ def test_sixteen_bits_train_as_well(shards, vqvae, vqvae_config, tmp_path, preci
     assert half["loss_last"] == pytest.approx(full["loss_last"], rel=0.1)
 
 
+def test_sixteen_bits_end_within_one_percent_of_thirty_two(codes, gpt_config, tmp_path):
+    for seed in range(3):
+        losses = {}
+        for precision in ("fp32", "bf16", "fp16"):
+            config = replace(gpt_config, seed=seed, precision=precision, steps=20, eval_every=20, checkpoint_every=20)
+            summary = train_gpt(codes, tmp_path / f"{precision}-{seed}", config)
+            losses[precision] = summary["held_out"]["loss"]
+            assert summary["precision"] == precision
+        assert losses["fp32"] < 2.6  # ln 16 = 2.77: it has learned something
+        assert losses["bf16"] == pytest.approx(losses["fp32"], rel=0.01)
+        assert losses["fp16"] == pytest.approx(losses["fp32"], rel=0.01)
+
+
 def test_other_settings_are_refused(shards, vqvae, vqvae_config, tmp_path, stop_at, stop):
     with pytest.raises(ResumeError, match=r"lr was 0.001, is 0.002"):
         train_vqvae(shards, vqvae, replace(vqvae_config, lr=2e-3))
@@ -198,7 +211,26 @@ def test_a_loss_that_is_no_number_names_its_step(shards, vqvae_config, tmp_path)
     with pytest.raises(ModelError, match=r"not a finite number since step \d+") as caught:
         train_vqvae(shards, tmp_path, hot)
     assert "--lr" in caught.value.hint
+    assert "no checkpoint before it" in caught.value.likely
     assert not (tmp_path / "model.safetensors").exists()
+
+
+def test_a_loss_that_is_no_number_names_its_clips_and_the_last_good_checkpoint(
+    codes, gpt_config, tmp_path, monkeypatch
+):
+    seen = []
+
+    def poisoned(task, model, batch):
+        seen.append(batch.index.tolist())
+        loss = model(task._to_device(batch.codes))
+        return (loss * float("nan") if len(seen) == 7 else loss), {}
+
+    monkeypatch.setattr("vidbrain.training.gpt.GPTTask.loss", poisoned)
+    config = replace(gpt_config, checkpoint_every=3, log_every=4)
+    with pytest.raises(ModelError, match="since step 7, on clips") as caught:
+        train_gpt(codes, tmp_path, config)
+    assert f"on clips {', '.join(map(str, seen[6]))}" in str(caught.value)
+    assert "the last good checkpoint is of step 6" in caught.value.likely
 
 
 class Hostile:

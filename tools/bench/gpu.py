@@ -25,6 +25,7 @@ from torch import nn
 from vidbrain.errors import ConfigError
 from vidbrain.models.flops import count_gpt, count_vqvae, gpt_flops, vqvae_flops
 from vidbrain.models.gpt import GPT, GPTConfig
+from vidbrain.models.presets import PAPER_VQVAE
 from vidbrain.models.vqvae import VQVAE, VQVAEConfig
 from vidbrain.training import precision
 from vidbrain.training.cost import ClipCost, peak_of, room_of
@@ -171,7 +172,7 @@ def run(options: argparse.Namespace, device: torch.device) -> list[dict[str, Any
         (name, lambda config=config: gpt_case(config, device)) for name, config in cells(options.hidden, options.only)
     ]
     if "vqvae" in options.only:
-        shape = VQVAEConfig(downsample=(4, 16, 16), n_hidden=options.width)
+        shape = replace(PAPER_VQVAE, n_hidden=options.width)
         cases.append(("vqvae", lambda: vqvae_case(shape, CLIP, device)))
     rows: list[dict[str, Any]] = []
     for name, make in cases:

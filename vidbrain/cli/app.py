@@ -106,6 +106,12 @@ _COMMANDS = {
             "vidbrain tokenize shards/demo/data --vqvae shards/demo/runs/vqvae --out shards/demo/codes",
         ),
         (
+            "sample",
+            "vidbrain.cli.sample:sample",
+            "Let a GPT continue held-out clips, as arrays and as a film.",
+            "vidbrain sample shards/demo/data --vqvae shards/demo/runs/vqvae --gpt shards/demo/runs/gpt",
+        ),
+        (
             "convert",
             "vidbrain.cli.convert:convert",
             "Turn a checkpoint of VideoGPT into models of ours.",

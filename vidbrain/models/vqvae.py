@@ -66,7 +66,7 @@ class VQVAE(nn.Module):
 
     def forward(self, video: Tensor) -> VQVAEOutput:
         """Training loss of uint8 clips (B, T, H, W, 3)."""
-        pixels = to_float(video)
+        pixels = self._pixels(video)
         if self.training and not bool(self.started):
             self._start_from(pixels)
         target = self._standardised(pixels)
@@ -82,7 +82,7 @@ class VQVAE(nn.Module):
 
     def encode_features(self, video: Tensor) -> Tensor:
         """Encoder output before quantisation: uint8 (B, T, H, W, 3) -> float (B, t, h, w, code_dim)."""
-        return self.encoder(self._standardised(to_float(video))).movedim(1, -1)
+        return self.encoder(self._standardised(self._pixels(video))).movedim(1, -1)
 
     def encode(self, video: Tensor) -> Tensor:
         """Codes of clips: uint8 (B, T, H, W, 3) -> int64 (B, t, h, w)."""
@@ -94,8 +94,13 @@ class VQVAE(nn.Module):
 
     def reconstruct(self, video: Tensor) -> tuple[Tensor, Tensor]:
         """Reconstruction in [-0.5, 0.5], float32 (B, T, H, W, 3), and its codes (B, t, h, w)."""
-        quantized = self._quantize(self.encoder(self._standardised(to_float(video))))
+        quantized = self._quantize(self.encoder(self._standardised(self._pixels(video))))
         return self._pixels_of(quantized.vectors), quantized.codes
+
+    def _pixels(self, video: Tensor) -> Tensor:
+        pixels = to_float(video)
+        self.config.latent_grid(*video.shape[1:4])  # refuses sizes of which convolutions would drop an edge
+        return pixels
 
     def _quantize(self, z: Tensor) -> Quantized:
         quantized = self.codebook(z.movedim(1, -1))

@@ -27,6 +27,7 @@ from vidbrain.training.conditions import Buttons, Told, pairs, read_buttons
 from vidbrain.training.cost import ClipCost
 from vidbrain.training.loop import LoopConfig, train
 from vidbrain.training.precision import PrecisionName  # noqa: F401 -- named by an inherited setting
+from vidbrain.training.resident import resident_codes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,6 +135,7 @@ class GPTTask:
         )
         if vectors is not None:
             self.model.set_codebook(vectors)
+        self._resident = resident_codes(train_table.codes, device)
         self.loader: Loader[CodesBatch] = Loader(
             CodesSource(train_table), batch_size=config.batch_size, seed=config.seed, world=world
         )
@@ -181,7 +183,9 @@ class GPTTask:
 
     def loss(self, model: nn.Module, batch: CodesBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss of a batch of codes."""
-        return model(self._to_device(batch.codes), self._told.of(batch.index, self._device)), {}
+        resident = self._resident
+        codes = self._to_device(batch.codes) if resident is None else resident.gather(batch.index)
+        return model(codes, self._told.of(batch.index, self._device)), {}
 
     def interval(self) -> dict[str, float]:
         """Nothing is gathered in the model."""
@@ -206,6 +210,7 @@ class GPTTask:
             "grid": list(self.model.grid),
             "tokens_per_clip": self.model.n_tokens,
             "n_codes": self._n_codes,
+            "codes_resident": self._resident is not None,
             "preset": preset_of(self._config.model),
             **self._unigram,
         }

@@ -205,6 +205,7 @@ class _Run:
         self.best: dict[str, Any] | None = None
         self.threads = available_cores()
         self.totals: dict[str, Tensor] = {}
+        self.recent: dict[int, list[int]] = {}
         self.since = 0
         task.model.to(device).train()
         self.lr = config.lr
@@ -276,6 +277,7 @@ class _Run:
         torch.manual_seed(_chance(config.seed, self.world.rank, self.step))
         self.lr = config.lr * lr_factor(self.step, steps=config.steps, warmup=config.warmup)
         set_lr(self.optimizer, self.lr)
+        self.recent[self.step + 1] = batch.index.tolist()
         with self.arm.autocast():
             loss, numbers = self.task.loss(self.model, batch)
         self.optimizer.zero_grad(set_to_none=True)
@@ -304,10 +306,14 @@ class _Run:
             raise self._diverged(first_bad)
 
     def _diverged(self, step: int) -> ModelError:
+        clips = self.recent.get(step)
+        steps = self.checkpoints.steps()
+        told = "" if clips is None else f", on clips {', '.join(map(str, clips))}"
         return ModelError(
-            f"the loss is not a finite number since step {step}",
+            f"the loss is not a finite number since step {step}{told}",
             where=self.checkpoints.root,
-            likely=f"a learning rate of {self.config.lr:g} is too high, or {self.arm.name} too coarse",
+            likely=f"a learning rate of {self.config.lr:g} is too high, or {self.arm.name} too coarse; "
+            + (f"the last good checkpoint is of step {steps[-1]}" if steps else "there is no checkpoint before it"),
             hint="train afresh with a lower --lr, or with --precision fp32",
         )
 
@@ -322,6 +328,7 @@ class _Run:
         if self.scaler.is_enabled():
             row["loss_scale"] = self.scaler.get_scale()
         self.totals, self.since = {}, 0
+        self.recent.clear()
         if self.world.rank == 0:
             self.metrics.append(row)
         stats = self.task.loader.stats()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -11,14 +12,18 @@ import torch
 
 from vidbrain.config import from_mapping, to_mapping
 from vidbrain.errors import ConfigError, ModelError
+from vidbrain.models.gpt import GPT, Condition
 from vidbrain.models.pretrained import load_gpt, load_vqvae
-from vidbrain.models.vqvae import to_uint8
+from vidbrain.models.vqvae import VQVAE, to_uint8
 from vidbrain.progress import SILENT, Progress
 from vidbrain.records import ClipSpec, World
-from vidbrain.sharding.manifest import open_manifest
+from vidbrain.sharding.manifest import Manifest, open_manifest
 from vidbrain.storage.atomic import check_writable, replacing
 from vidbrain.storage.info import is_done, read_info, write_info
+from vidbrain.stream.batch import ClipBatch
 from vidbrain.stream.loader import stream
+from vidbrain.stream.reader import SegmentReader
+from vidbrain.training.conditions import read_buttons
 from vidbrain.training.world import one_thread, pick_device
 
 SAMPLES = "samples.npz"
@@ -51,6 +56,7 @@ def write_samples(
     out: Path,
     config: SamplesConfig = SamplesConfig(),
     *,
+    game: str | Path | None = None,
     device: str = "auto",
     progress: Progress = SILENT,
 ) -> dict[str, Any]:
@@ -59,7 +65,8 @@ def write_samples(
     Arrays, N clips of held-out recordings (of all recordings where none is held out), uint8 (N, T, H, W, 3):
     ``original``; ``reconstruction`` by the VQ-VAE; with a GPT also ``true``, the original's codes decoded, and
     ``sampled``, which begins with the same codes and goes on with the GPT's; ``prompt_frames``, how many frames the
-    codes that were given cover; and ``start_frame`` (N,) int64.
+    codes that were given cover; and ``start_frame`` (N,) int64. A GPT that is told the clip before, or the buttons (in
+    `game`, what was sharded), is told them here, too.
 
     Raises
     ------
@@ -97,19 +104,25 @@ def write_samples(
         tail="mask",
         world=World(),
     )
-    batch = next(iter(batches)).unmasked()
+    gpt = None if gpt_root is None else load_gpt(gpt_root, device=place)
+    before = clip.n_frames * clip.step if gpt is not None and gpt.config.condition == "previous" else 0
+    batch = _first(batches, config.n_clips, before)
     arrays: dict[str, Any] = {"original": batch.video, "start_frame": batch.start_frame}
     with torch.no_grad():
         pixels, codes = model.reconstruct(torch.from_numpy(batch.video).to(place))
         arrays["reconstruction"] = to_uint8(pixels).cpu().numpy()
         progress.advance(1)
-        if gpt_root is not None:
-            gpt = load_gpt(gpt_root, device=place)
+        if gpt is not None:
+            told = _told(gpt, model, manifest, batch, clip, game)
             given = int(config.prompt * codes.shape[1])
             chance = torch.Generator(place).manual_seed(config.seed)
             with one_thread():
                 sampled = gpt.sample(
-                    codes[:, :given], generator=chance, temperature=config.temperature, top_k=config.top_k
+                    codes[:, :given],
+                    condition=told,
+                    generator=chance,
+                    temperature=config.temperature,
+                    top_k=config.top_k,
                 )
             arrays["true"] = model.decode(codes).cpu().numpy()
             arrays["sampled"] = model.decode(sampled).cpu().numpy()
@@ -120,3 +133,46 @@ def write_samples(
         np.savez(handle, **arrays)
     facts = {"n_clips": len(batch.video), "split": split or "all"}
     return write_info(out, "samples", config=settings, made_from=made_from, facts=facts)
+
+
+def _first(batches: Iterable[ClipBatch], n: int, earliest: int) -> ClipBatch:
+    """The first `n` clips that begin at a frame or later; fewer where there are not so many."""
+    names = ("video", "index", "segment", "start_frame")
+    found: list[ClipBatch] = []
+    for batch in batches:
+        late = (batch.index >= 0) & (batch.start_frame >= earliest)
+        found.append(ClipBatch(**{name: getattr(batch, name)[late] for name in names}))
+        if sum(len(part.video) for part in found) >= n:
+            break
+    batch = ClipBatch(**{name: np.concatenate([getattr(part, name) for part in found])[:n] for name in names})
+    if not len(batch.video):
+        raise ModelError(f"no held-out clip has {earliest} frames before it", likely="the recordings are too short")
+    return batch
+
+
+def _told(
+    gpt: GPT, vqvae: VQVAE, manifest: Manifest, batch: ClipBatch, clip: ClipSpec, game: str | Path | None
+) -> Condition | None:
+    """What a conditional GPT is told of the clips of a batch."""
+    rows, device = manifest.segments, gpt.start.device
+    recordings = rows["recording"].to_numpy()[batch.segment].tolist()
+    if gpt.config.condition == "previous":
+        starts = batch.start_frame - clip.n_frames * clip.step
+        owned = rows["start_frame"].to_numpy(), (rows["start_frame"] + rows["n_frames"]).to_numpy()
+        with SegmentReader(manifest) as reader:
+            clips = []
+            for name, start in zip(recordings, starts.tolist(), strict=True):
+                here = (rows["recording"].to_numpy() == name) & (owned[0] <= start) & (start < owned[1])
+                clips.append(reader.clip(int(np.flatnonzero(here)[0]), start, clip))
+        return Condition(previous=vqvae.encode(torch.from_numpy(np.stack(clips)).to(device)))
+    if gpt.config.condition == "actions":
+        if game is None:
+            raise ModelError(
+                "a GPT that is told actions needs the recordings",
+                where="condition",
+                hint="name what was sharded: --game",
+            )
+        buttons = read_buttons(game, recordings, gpt.actions)
+        held = buttons.during(recordings, batch.start_frame, clip, gpt.grid[0])
+        return Condition(actions=torch.from_numpy(held).to(device))
+    return None
