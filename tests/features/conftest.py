@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from vidbrain.cluster import client as open_client
 from vidbrain.sharding.plan import ShardConfig
 from vidbrain.sharding.writer import write_shards
 from vidbrain.testing.videos import toy_frames, write_video
@@ -36,14 +37,12 @@ def buttons(n_frames: int) -> pd.DataFrame:
     return pd.DataFrame({"frame": np.arange(n_frames), **held, "score": np.arange(n_frames) // 50})
 
 
-@pytest.fixture(scope="session")
-def world(tmp_path_factory) -> World:
-    root = tmp_path_factory.mktemp("world")
-    game = root / "game"
+def write_game(game: Path, events: dict, side: int) -> tuple[Path, dict]:
+    """Write replayed game play as BIDS; return its folder, and the clock of every recording by run."""
     func = game / "sub-01" / "ses-001" / "func"
     func.mkdir(parents=True)
     clocks: dict[str, list[tuple[str, float, int, float]]] = {}
-    for number, (run, rows) in enumerate(EVENTS.items(), start=1):
+    for number, (run, rows) in enumerate(events.items(), start=1):
         stem = f"sub-01_ses-001_task-toy_{run}"
         lines = ["trial_type\tonset\tduration\tduration_bk2\tlevel\tstim_file"]
         for rep, onset_s, n_frames, duration_s in rows:
@@ -51,18 +50,35 @@ def world(tmp_path_factory) -> World:
             movie = "Missing file" if rep is None else f"sub-01/ses-001/gamelogs/{key}.bk2"
             lines.append(f"gym-retro_game\t{onset_s}\t{duration_s}\t{n_frames / 60}\t1-0\t{movie}")
             if rep is not None:
-                frames = toy_frames(n_frames, height=32, width=32, seed=n_frames)
                 video = game / "derivatives" / "replay" / "sub-01" / "ses-001" / f"{key}.mp4"
-                write_video(video, frames)
+                write_video(video, toy_frames(n_frames, height=side, width=side, seed=n_frames))
                 buttons(n_frames).to_parquet(video.with_suffix(".parquet"))
                 clocks.setdefault(f"sub-01_ses-001_task-toy_run-{number}", []).append(
                     (key, onset_s, n_frames, duration_s)
                 )
         (func / f"{stem}_events.tsv").write_text("\n".join(lines) + "\n")
     (game / "dataset_description.json").write_text('{"Name": "toy", "BIDSVersion": "1.9.0"}')
-    data = root / "data"
-    write_shards(game, data, ShardConfig(frame_size=32, segment_frames=64, shard_frames=256))
-    return World(game, data, clocks)
+    return game, clocks
+
+
+@pytest.fixture(scope="session")
+def make_game():
+    return write_game
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory) -> World:
+    root = tmp_path_factory.mktemp("world")
+    game, clocks = write_game(root / "game", EVENTS, side=32)
+    write_shards(game, root / "data", ShardConfig(frame_size=32, segment_frames=64, shard_frames=256))
+    return World(game, root / "data", clocks)
+
+
+@pytest.fixture(scope="session")
+def workers():
+    """Two worker processes, started once."""
+    with open_client("local", 2) as client:
+        yield client
 
 
 @pytest.fixture

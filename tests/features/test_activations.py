@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from vidbrain.cli.app import run
-from vidbrain.cluster import client as open_client
 from vidbrain.errors import ConfigError, ModelError, StorageError
 from vidbrain.features.activations import ModelSource, open_model
 from vidbrain.features.extract import ExtractConfig, extract
@@ -101,7 +100,7 @@ def test_a_batch_is_its_clips(runs, rng):
         np.testing.assert_allclose(rows[layer.name][17:18], one, rtol=1e-4, atol=1e-5)
 
 
-def test_networks_travel_to_workers_by_name(world, runs, tmp_path):
+def test_networks_travel_to_workers_by_name(world, workers, runs, tmp_path):
     folders = {"vqvae": runs / "vqvae", "gpt": runs / "gpt", "frame_size": (32, 32)}
     opened = open_model("untrained", seed=7, layers=("gpt.block_1",), **folders)
     message = pickle.dumps(opened)
@@ -111,8 +110,7 @@ def test_networks_travel_to_workers_by_name(world, runs, tmp_path):
     source = Pooled(opened, Pooling(grid=2))
     assert not source.in_process
     extract(source, world.data, tmp_path / "alone", ExtractConfig())
-    with open_client("local", 2) as client:
-        extract(source, world.data, tmp_path / "shared", ExtractConfig(), client=client)
+    extract(source, world.data, tmp_path / "shared", ExtractConfig(), client=workers)
     for label in world.clocks:
         alone, shared = (open_features(tmp_path / name).read("gpt.block_1", label) for name in ("alone", "shared"))
         np.testing.assert_allclose(shared["features"], alone["features"], rtol=1e-4, atol=1e-5)

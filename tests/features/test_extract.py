@@ -10,7 +10,6 @@ import pytest
 import xarray as xr
 import zarr
 
-from vidbrain.cluster import client as open_client
 from vidbrain.errors import AlignmentError, ConfigError, ModelError, ResumeError, StorageError
 from vidbrain.features import extract as extract_module
 from vidbrain.features.controls import MotionSource, PixelSource
@@ -127,11 +126,10 @@ def test_leftovers_of_other_settings_are_not_mistaken_for_these(world, tmp_path)
     assert tree_of(tmp_path / "out") == tree_of(tmp_path / "whole")
 
 
-def test_workers_give_the_same_bytes(world, tmp_path):
+def test_workers_give_the_same_bytes(world, workers, tmp_path):
     source = Pooled(MotionSource(fps=60.0))
     extract(source, world.data, tmp_path / "alone", TR)
-    with open_client("local", 2) as client:
-        extract(source, world.data, tmp_path / "shared", TR, client=client)
+    extract(source, world.data, tmp_path / "shared", TR, client=workers)
     assert tree_of(tmp_path / "shared") == tree_of(tmp_path / "alone")
 
 

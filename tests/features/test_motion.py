@@ -60,6 +60,22 @@ def test_energy_grows_with_contrast_and_prefers_its_speed_and_scale():
     assert still[1:].max() < 1e-3
 
 
+@pytest.mark.parametrize(("angle", "hz"), [(0, 1.0), (90, 2.0), (135, 4.0), (180, 2.0), (270, 6.0)])
+def test_direction_and_speed_of_a_grating_are_found(angle, hz):
+    """Speed is temporal by spatial frequency: the loudest filter names both, and the direction."""
+    speeds_hz = (1.0, 2.0, 4.0, 6.0)
+    config = MotionConfig(
+        cycles=(2.0, 4.0, 8.0), centres=(4, 4, 4), cells=(4, 4, 4), temporal_hz=speeds_hz, envelope_s=0.35, reach_s=1.0
+    )
+    for cycles in config.cycles:
+        grey = drifting_grating(angle, cycles=cycles, hz=hz, n_frames=45)
+        found = np.exp(motion_energy(grey, RATE_HZ, config))[0].mean(0).reshape(3, 4, 2, 4, 16).mean(-1)
+        loudest = np.unravel_index(found.argmax(), found.shape)
+        scale, speed, sign, orientation = (int(index) for index in loudest)
+        assert (config.cycles[scale], speeds_hz[speed]) == (cycles, hz)
+        assert (sign, orientation) == (angle // 180, angle % 180 // 45)
+
+
 def test_energy_is_local():
     grey = np.full((1, 21, 32, 32), 0.5, np.float32)
     grey[..., :16, :16] = drifting_grating(90)[..., :16, :16]  # above, on the left

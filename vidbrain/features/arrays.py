@@ -145,28 +145,35 @@ def intervals(times: ArrayLike, where: Path) -> NDArray[np.float64]:
     AlignmentError
         If there is none, they are not finite, do not ascend, or end before they begin.
     """
-    times_s = np.asarray(times, np.float64)
-    if times_s.ndim == 1 and len(times_s) > 1:
-        steps = np.diff(times_s)
-        ends = times_s + np.append(np.minimum(steps, np.median(steps)), np.median(steps))
-        times_s = np.stack([times_s, ends], axis=1)
-    if times_s.ndim != 2 or times_s.shape[1] != 2 or not len(times_s):
+    given = np.asarray(times, np.float64)
+    if not (given.ndim == 1 and len(given) > 1) and not (given.ndim == 2 and given.shape[1] == 2 and len(given)):
         raise AlignmentError(
-            f"times have the shape {np.shape(times)}",
+            f"times have the shape {given.shape}",
             where=where,
             hint="give a begin for each of two rows or more, (n,), or begins and ends, (n, 2)",
         )
-    if not np.isfinite(times_s).all():
-        raise AlignmentError(f"time {np.flatnonzero(~np.isfinite(times_s).all(1))[0]} is not a number", where=where)
-    wrong = np.flatnonzero(np.append(False, np.diff(times_s[:, 0]) <= 0) | (times_s[:, 1] <= times_s[:, 0]))
-    if len(wrong):
+    finite = np.isfinite(given.reshape(len(given), -1)).all(1)
+    if not finite.all():
+        raise AlignmentError(f"time {finite.argmin()} is not a number", where=where)
+    begins = given if given.ndim == 1 else given[:, 0]
+    steps = np.diff(begins)
+    fault = ""
+    if (steps <= 0).any():
+        row = int((steps <= 0).argmax()) + 1
+        fault = f"row {row} begins at {begins[row]:g} s, the one before it at {begins[row - 1]:g} s"
+    usual = np.median(steps) if len(steps) else 0.0
+    ends = begins + np.append(np.minimum(steps, usual), usual) if given.ndim == 1 else given[:, 1]
+    if not fault and (ends <= begins).any():
+        row = int((ends <= begins).argmax())
+        fault = f"row {row} ends at {ends[row]:g} s, before it begins at {begins[row]:g} s"
+    if fault:
         raise AlignmentError(
-            f"times do not ascend: row {wrong[0]} holds from {times_s[wrong[0], 0]:g} s to {times_s[wrong[0], 1]:g} s",
+            f"times do not ascend: {fault}",
             where=where,
             likely="they are not in time order, or in frames of several recordings that each begin at 0",
             hint="give seconds on the clock of the run, which begins with its first volume",
         )
-    return times_s
+    return np.stack([begins, ends], axis=1)
 
 
 def _open(path: Path) -> tuple[list[str], NDArray[Any], NDArray[Any]]:
