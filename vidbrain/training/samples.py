@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from vidbrain.config import from_mapping, to_mapping
 from vidbrain.errors import ConfigError, ModelError
@@ -137,17 +138,26 @@ def write_samples(
 
 def _first(batches: Iterable[ClipBatch], n: int, earliest: int) -> ClipBatch:
     """The first `n` clips that begin at a frame or later; fewer where there are not so many."""
-    names = ("video", "index", "segment", "start_frame")
     found: list[ClipBatch] = []
     for batch in batches:
         late = (batch.index >= 0) & (batch.start_frame >= earliest)
-        found.append(ClipBatch(**{name: getattr(batch, name)[late] for name in names}))
+        found.append(_rows([batch], late))
         if sum(len(part.video) for part in found) >= n:
             break
-    batch = ClipBatch(**{name: np.concatenate([getattr(part, name) for part in found])[:n] for name in names})
+    batch = _rows(found, slice(n))
     if not len(batch.video):
         raise ModelError(f"no held-out clip has {earliest} frames before it", likely="the recordings are too short")
     return batch
+
+
+def _rows(parts: Sequence[ClipBatch], keep: slice | NDArray[np.bool_]) -> ClipBatch:
+    """Some rows of batches one after the other."""
+    return ClipBatch(
+        video=np.concatenate([part.video for part in parts])[keep],
+        index=np.concatenate([part.index for part in parts])[keep],
+        segment=np.concatenate([part.segment for part in parts])[keep],
+        start_frame=np.concatenate([part.start_frame for part in parts])[keep],
+    )
 
 
 def _told(
