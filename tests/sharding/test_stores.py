@@ -82,7 +82,7 @@ def test_two_workers_write_the_same_bytes(honest, videos, config, expected):
         assert verify(honest.url, client=client) == []
 
 
-def test_growing_adds_shards_and_rewrites_none(honest, videos, config, expected, monkeypatch):
+def test_growing_adds_shards_and_rewrites_none(honest, videos, config, tmp_path, monkeypatch):
     monkeypatch.setattr("vidbrain.sharding.plan.LANDMARKS", (96, 200, 400))
     stamps = {}
     for size in ("96", "200", "all"):
@@ -93,6 +93,8 @@ def test_growing_adds_shards_and_rewrites_none(honest, videos, config, expected,
         assert not {path for path in n_put for name in stamps if path.endswith(name)}
         honest.proxy.clear()
         stamps = found
+    write_shards(videos, tmp_path / "at-once", config)
+    assert objects(honest.url) == tree(tmp_path / "at-once")
     with pytest.raises(ResumeError, match="more than size 96 asks for"):
         write_shards(videos, honest.url, replace(config, size="96"))
 

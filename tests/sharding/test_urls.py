@@ -27,7 +27,6 @@ from vidbrain.sharding.writer import write_shards
 from vidbrain.storage.objects import Root, open_root
 from vidbrain.storage.roots import read_bytes
 from vidbrain.storage.trees import upload_tree
-from vidbrain.stream.reader import SegmentReader
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +70,8 @@ def test_a_manifest_opens_by_url_in_two_requests(remote, data):
         assert isinstance(shard_path(found.root, shard), Root)
         assert read_bytes(shard_path(found.root, shard)) == tar
     with pytest.raises(StorageError, match=r"needs the data set in a folder[\s\S]*vidbrain pull s3://"):
-        SegmentReader(found)
+        assert found.folder
+    assert open_manifest(data).folder == data
 
 
 def test_over_http_and_a_subset_that_lies_beside_it(data, tmp_path):
