@@ -216,7 +216,7 @@ def main() -> None:
         record = {
             "question": "bytes, PSNR and frames per second of each codec on the same segments, one thread",
             "command": f"python tools/bench/codecs.py SOURCE --size {sizes} --segments {options.segments} "
-            f"--frames {options.frames} --repetitions {options.repetitions} --json {options.json.name}",
+            f"--frames {options.frames} --repetitions {options.repetitions} --json docs/benchmarks/{options.json.name}",
             "machine": {"cores": os.cpu_count(), "platform": platform.platform()},
             "versions": {
                 "python": platform.python_version(),

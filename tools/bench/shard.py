@@ -46,7 +46,6 @@ def run(python: Path, writer: str, form: str, source: Path, out: Path, cut: list
     if done.returncode:
         raise SystemExit(f"{writer} ({form}) failed:\n{done.stderr[-4000:]}")
     found = json.loads(done.stdout)
-    found["n_bytes"] = sum(path.stat().st_size for path in out.rglob("*") if path.is_file()) if out.exists() else 0
     shutil.rmtree(out, ignore_errors=True)
     return found
 
@@ -121,9 +120,11 @@ def main() -> None:
             f"{psnr:>10}{share:>10}"
         )
     if options.json:
+        chosen = f"--size {options.size} --codecs {' '.join(options.codecs)} --repetitions {options.repetitions}"
+        command = f"python tools/bench/shard.py VIDEOS WORK {chosen} --json docs/benchmarks/{options.json.name}"
         record = {
             "question": "frames per second, bytes and fidelity of writing the same samples from the same videos",
-            "command": "python tools/bench/shard.py VIDEOS WORK --json docs/benchmarks/shard.json",
+            "command": command,
             "machine": {"cores": os.cpu_count(), "platform": platform.platform(), "python": platform.python_version()},
             "versions": {name: version(name) for name in ("av", "numpy", "zstandard")} | versions_of(options.peers),
             "sizes": {"videos": len(videos), "frames": n_frames, "sample": cut[:2], "pixels": options.size},

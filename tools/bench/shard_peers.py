@@ -260,7 +260,9 @@ def main() -> None:
         began = time.perf_counter()
         writer.write(paths, options.out, cut)
         seconds = time.perf_counter() - began
-        found = {"seconds": seconds}
+        # Before anything is read back: a reader may unpack files beside those that were written.
+        files = [path for path in options.out.rglob("*") if path.is_file()]
+        found = {"seconds": seconds, "n_files": len(files), "n_bytes": sum(path.stat().st_size for path in files)}
         if options.compare:
             found |= fidelity(writer, options.out, paths[: options.compare], cut)
     print(json.dumps(found))
