@@ -49,7 +49,7 @@ IMPORTS = {
 ROW = "{:12} {:5} {:11} {:9} {:>7} {:>10} {:>10} {:>10} {:>9}"
 
 
-# -- what runs in a process of its own, by the interpreter of its peer: no import of vidbrain here -----------------------
+# -- what runs in a process of its own, by the interpreter of its peer: no import of vidbrain here ---------------------
 
 
 def partial(name: str) -> None:
@@ -107,7 +107,7 @@ class Unpack:
     def __init__(self, storage: str, shape: list[int]) -> None:
         self.storage, self.shape = storage, shape
 
-    def __call__(self, sample: dict) -> np.ndarray:
+    def __call__(self, sample: dict) -> np.ndarray:  # noqa: D102
         import zstandard
 
         data = sample.get("clip", sample.get(self.storage))
@@ -187,7 +187,7 @@ def size_of(folder: str | Path) -> int:
     return sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
 
 
-# -- the project's side ----------------------------------------------------------------------------------------------------
+# -- the project's side ------------------------------------------------------------------------------------------------
 
 
 def source_of(args: argparse.Namespace, stride: int) -> "ClipSource":
