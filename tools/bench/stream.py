@@ -130,7 +130,10 @@ def open_peer(task: dict) -> Callable[[], Iterable[Any]]:
         return lambda: iter(webdataset.WebLoader(data, batch_size=None, num_workers=n_workers))
     if task["peer"] == "litdata":
         import litdata
+        from litdata.streaming import downloader
 
+        # It has no setting by which its client takes unencrypted http, which is what the server on this machine speaks.
+        downloader._OBSTORE_CLIENT_OPTIONS["allow_http"] = True
         options = {"storage_options": {"endpoint_url": task["endpoint"]}} if task["endpoint"] else {}
         data = litdata.StreamingDataset(
             task["root"], cache_dir=task["cache"], shuffle=True, drop_last=False, seed=SEED, transform=unpack, **options
@@ -273,7 +276,7 @@ def upload(folder: Path, url: str) -> None:
 
 def measure(args: argparse.Namespace, case: str, work: Path, server: "Server") -> dict:
     stride = CASES[case] * (args.step if case == "disjoint" else 1)
-    environment = {**server.environment(), "S3_ENDPOINT_URL": server.endpoint, "AWS_ALLOW_HTTP": "true"}
+    environment = {**server.environment(), "S3_ENDPOINT_URL": server.endpoint}
     os.environ.update(environment)
     shape = dump_clips(args, stride, work / "clips.npy")
     ours = {"n_bytes": stored_bytes(args), "floor": decode_floor(args, stride), "runs": []}
