@@ -8,7 +8,6 @@ memory that is new to a process costs about as much as the frames that are decod
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
 
 import numpy as np
@@ -46,7 +45,6 @@ class KeptFrames:
     def __init__(self, n_stored: Sequence[int], size: tuple[int, ...], n_bytes: int) -> None:
         self._n_stored, self._size, self.n_bytes = n_stored, size, n_bytes
         self._held: dict[int, KeptSegment] = {}
-        self._lock = threading.Lock()
 
     @classmethod
     def of(cls, table: ClipTable, manifest: Manifest, limit: int) -> KeptFrames | None:
@@ -62,10 +60,8 @@ class KeptFrames:
         """Give a segment with what is decoded of it so far; the caller's to fill."""
         kept = self._held.get(segment)
         if kept is None:
-            with self._lock:
-                kept = self._held.get(segment)
-                if kept is None:
-                    kept = self._held[segment] = KeptSegment(self._n_stored[segment], self._size)
+            # One step of the interpreter: of two threads, both get the same. A lock would not survive a fork.
+            kept = self._held.setdefault(segment, KeptSegment(self._n_stored[segment], self._size))
         return kept
 
     def __reduce__(self) -> tuple[type[KeptFrames], tuple[Sequence[int], tuple[int, ...], int]]:

@@ -105,8 +105,9 @@ def tokenize(
     def _encoded(clips: NDArray[np.int64]) -> Iterator[NDArray[np.uint16]]:
         # Batches run over the borders of segments, which often hold a single clip.
         for at in range(0, len(clips), config.batch_size):
-            where = zip(*table.locate(clips[at : at + config.batch_size]), strict=True)
-            video = np.stack([reader.clip(int(segment), int(start), clip) for segment, start in where])
+            segments, starts = table.locate(clips[at : at + config.batch_size])
+            video = np.empty((len(starts), clip.n_frames, manifest.height, manifest.width, 3), np.uint8)
+            reader.read_clips(segments, starts, clip, video)
             with torch.no_grad(), arm.autocast():
                 codes = model.encode(torch.from_numpy(video).to(place))
             yield codes.cpu().numpy().astype(np.uint16)
