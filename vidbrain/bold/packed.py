@@ -13,7 +13,7 @@ _PACKED_BYTES, _UNPACKED_BYTES = 1 << 18, 1 << 20
 class Unpacked:
     """Reads a gzip file from its beginning to its end, straight into the reader's memory; checks its checksums.
 
-    Python's own takes 8 KiB of packed bytes at a time; larger steps take a third less time.
+    Python's own takes 8 KiB of packed bytes at a time; larger steps take less time.
 
     Parameters
     ----------
