@@ -125,6 +125,37 @@ def test_workers_do_not_change_a_byte(store_root, derivatives, tmp_path):
     assert files_of(tmp_path / "b") == files_of(store_root)
 
 
+def test_runs_that_do_not_fit_in_memory_give_the_same_store(store_root, derivatives, tmp_path, monkeypatch):
+    monkeypatch.setattr("vidbrain.bold.run.HELD_BYTES", 0)
+    monkeypatch.setattr("vidbrain.bold.series.BLOCK_BYTES", 1)
+    monkeypatch.setattr("vidbrain.bold.run._CLEAN_VALUES", 20_000)
+    ingest(derivatives, tmp_path / "b")
+    store = open_bold(tmp_path / "b")
+    for run in store.runs:
+        assert np.abs(store.read(run) - open_bold(store_root).read(run)).max() < 1e-6
+    assert {path.name for path in (tmp_path / "b").iterdir()} == {path.name for path in store_root.iterdir()}
+
+
+def test_parts_of_long_runs_are_narrower_and_verify(tmp_path, monkeypatch):
+    monkeypatch.setattr("vidbrain.bold.store._PART_VALUES", 60_000)
+    monkeypatch.setattr("vidbrain.bold.store.CHUNK_VOXELS", 64)
+    monkeypatch.setattr("vidbrain.bold.run.CHUNK_VOXELS", 64)
+    values = np.random.default_rng(0).standard_normal((300, 700)).astype(np.float32)
+    np.save(tmp_path / "sub-01_task-x.npy", values)
+    config = CleanConfig(confounds="none", high_pass="none", detrend=False, standardize="none")
+    ingest(tmp_path / "sub-01_task-x.npy", tmp_path / "b", IngestConfig(tr_s=2.0, clean=config))
+    store = open_bold(tmp_path / "b")
+    data = store.open(store.runs[0])
+    assert data["bold"].encoding["shards"] == (300, 192)
+    assert len(data.attrs["part_sha256"]) == 4
+    assert np.array_equal(store.read(store.runs[0]), values)
+    store.verify(store.runs[0])
+    damaged = tmp_path / "b" / "sub-01_task-x.zarr" / "bold" / "c" / "0" / "2"
+    shutil.copy(damaged.with_name("1"), damaged)
+    with pytest.raises(StorageError, match="voxels 384 to 576 have another checksum"):
+        store.verify(store.runs[0])
+
+
 def test_a_finished_store_is_left_alone_and_other_settings_are_refused(store_root, derivatives):
     before = {path: path.stat().st_mtime_ns for path in store_root.rglob("*")}
     ingest(derivatives, store_root)

@@ -139,7 +139,7 @@ class Layout:
             vertex=data["vertex"].values if "vertex" in data else None,
             structures=tuple(facts.get("structures", ())),
             n_vertices=tuple(facts.get("n_vertices", ())),
-            parcels=tuple(data["parcel"].attrs["names"]) if "names" in getattr(data.get("parcel"), "attrs", {}) else (),
+            parcels=tuple(data["parcel"].attrs.get("names", ())) if facts.get("layout") == "parcels" else (),
         )
 
 

@@ -12,13 +12,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
+from typing import Any
 
 import nibabel
 import numpy as np
 from nibabel.filebasedimages import ImageFileError
 from numpy.typing import ArrayLike, NDArray
 
+from vidbrain.bold.packed import Unpacked
 from vidbrain.bold.series import Rectangle, rows_at_once
 from vidbrain.errors import BoldError, StorageError
 
@@ -175,16 +176,17 @@ def read_blocks(facts: SeriesFacts, block: int = 32) -> Iterator[tuple[int, NDAr
     BoldError
         If the file ends early or its checksum is wrong; known only at the end of the pass.
     """
-    opener: Any = gzip.open if facts.path.suffix == ".gz" else open
     try:
-        with opener(facts.path, "rb") as stream:
+        with facts.path.open("rb") as raw:
+            stream: Any = Unpacked(raw) if facts.path.suffix == ".gz" else raw
             _exactly(stream, facts.offset, facts.path)
             for first in range(0, facts.n_trs, block):
                 n = min(block, facts.n_trs - first)
                 data = _exactly(stream, n * facts.volume_bytes, facts.path)
-                yield first, np.frombuffer(data, facts.dtype).reshape(n, facts.n_voxels)
-            # To the very end: only there does gzip compare its checksum.
-            while stream.read(1 << 20):
+                yield first, data.view(facts.dtype).reshape(n, facts.n_voxels)
+            # To the very end: only there is the checksum of a packed file compared.
+            rest = memoryview(bytearray(1 << 20))
+            while stream.readinto(rest):
                 pass
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise BoldError(
@@ -192,14 +194,18 @@ def read_blocks(facts: SeriesFacts, block: int = 32) -> Iterator[tuple[int, NDAr
         ) from error
 
 
-def _exactly(stream: IO[bytes], n_bytes: int, path: Path) -> bytes:
-    data = stream.read(n_bytes)
-    if len(data) != n_bytes:
-        raise BoldError(
-            "the file ends before the last volume that its header promises",
-            where=path,
-            hint="fetch or make the file again",
-        )
+def _exactly(stream: Any, n_bytes: int, path: Path) -> NDArray[np.uint8]:  # noqa: ANN401 -- a file or an Unpacked
+    data = np.empty(n_bytes, np.uint8)
+    filled = 0
+    while filled < n_bytes:
+        n = stream.readinto(data.data[filled:])
+        if not n:
+            raise BoldError(
+                "the file ends before the last volume that its header promises",
+                where=path,
+                hint="fetch or make the file again",
+            )
+        filled += n
     return data
 
 

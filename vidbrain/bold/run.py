@@ -45,7 +45,6 @@ class IngestRow:
     tr_s: float
     clean: CleanConfig
     fingerprint: str
-    held_bytes: int = HELD_BYTES
 
     @property
     def path(self) -> Path:
@@ -80,7 +79,7 @@ def ingest_run(row: IngestRow) -> str:
         dtype = "<f8" if smooths else row.series.dtype
         n_trs = row.series.n_trs
         with Spool(
-            n_trs, layout.column, dtype, width=part_voxels(n_trs), folder=row.root, held_bytes=row.held_bytes
+            n_trs, layout.column, dtype, width=part_voxels(n_trs), folder=row.root, held_bytes=HELD_BYTES
         ) as spool:
             for rectangle in _smoothed(row) if smooths else row.series.rectangles():
                 spool.put(rectangle)
