@@ -85,7 +85,7 @@ def encode(
             progress=console.progress(),
         )
     maps = write_maps(result, out / "maps", desc=name)
-    if "parcels_of" in bold_store.info:
+    if "parcels_of" in bold_store.info and all(bold_store.shape):  # parcels of a surface fill no volume
         maps = list(dict.fromkeys([*maps, *write_parcel_maps(result, bold_store, out / "maps", desc=name)]))
     facts = summary(result, maps)
     if config.split == "leaky-tr":
