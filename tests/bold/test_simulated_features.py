@@ -129,6 +129,20 @@ def test_subjects_share_what_they_were_told_to(film):
     assert np.nanmedian(shared) == pytest.approx(1 - config.private_share, abs=0.12)
 
 
+def test_a_store_of_fewer_voxels_finds_its_own_in_the_truth(film, tmp_path):
+    truth, store, _ = film
+    half = np.zeros(truth.shape, np.uint8)
+    chosen = truth.ijk[np.random.default_rng(0).permutation(truth.n_voxels)[:200]]
+    half[tuple(chosen.T)] = 1
+    nibabel.save(nibabel.Nifti1Image(half, truth.affine), tmp_path / "half.nii.gz")
+    ingest(truth.root.parent, tmp_path / "b", RAW, mask=tmp_path / "half.nii.gz")
+    small = open_bold(tmp_path / "b")
+    mine, label = truth.aligned(small), store.runs[0]
+    places = [int(np.flatnonzero((truth.ijk == voxel).all(axis=1))[0]) for voxel in small.ijk]
+    np.testing.assert_allclose(mine.signal(label), truth.signal(label)[:, places], atol=1e-10)
+    np.testing.assert_allclose(measured_ceiling(truth, small), measured_ceiling(truth, store)[places], atol=1e-6)
+
+
 def test_noise_differs_between_scans_and_is_smooth_as_told(tmp_path):
     config = replace(QUIET, resolution_mm=8, fwhm_mm=16.0, noise_share=0.99, n_repeats=2)
     simulate_features(white_features(1, 60), tmp_path / "s", config)

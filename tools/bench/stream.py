@@ -107,7 +107,7 @@ class Unpack:
     def __init__(self, storage: str, shape: list[int]) -> None:
         self.storage, self.shape = storage, shape
 
-    def __call__(self, sample: dict) -> np.ndarray:  # noqa: D102
+    def __call__(self, sample: dict) -> np.ndarray:
         import zstandard
 
         data = sample.get("clip", sample.get(self.storage))

@@ -259,7 +259,7 @@ def paint(store: BoldStore, values: NDArray[Any], fill: float = np.nan) -> NDArr
     members = open_dataset(store.root / MEMBERS).load()
     label = store.open(store.runs[0])["parcel"].values
     place = np.searchsorted(label, members["parcel"].values)
-    found = members["parcel"].values > 0
+    found = (members["parcel"].values > 0) & (members["i"].values >= 0)  # vertices lie in no volume
     volume = np.full(store.shape, fill, np.float64)
     inside = tuple(members[axis].values[found] for axis in "ijk")
     volume[inside] = np.asarray(values, np.float64)[np.minimum(place, len(label) - 1)[found]]

@@ -84,9 +84,10 @@ def encode(
             client=client,
             progress=console.progress(),
         )
-    of_parcels = "parcels_of" in bold_store.info
+    # Parcels of a surface fill no volume.
+    fills = "parcels_of" in bold_store.info and all(bold_store.shape)
     at = out / "maps"
-    maps = write_parcel_maps(result, bold_store, at, desc=name) if of_parcels else write_maps(result, at, desc=name)
+    maps = write_parcel_maps(result, bold_store, at, desc=name) if fills else write_maps(result, at, desc=name)
     facts = summary(result, maps)
     if config.split == "leaky-tr":
         facts |= inflation(facts, feature_store, bold_store, config, out, layer, workers, scheduler, console)
