@@ -9,7 +9,7 @@ from vidbrain.errors import StorageError
 from vidbrain.models.gpt import GPT, GPTConfig
 from vidbrain.training.checkpoint import Checkpoints, Metrics
 from vidbrain.training.optim import adamw, lr_factor
-from vidbrain.training.precision import resolve
+from vidbrain.training.precision import Precision, resolve
 from vidbrain.training.world import pick_device
 
 
@@ -40,6 +40,25 @@ def test_precision_runs_products_as_named_and_gives_settings_back():
         assert not arm.scaler().is_enabled()
     assert resolve("fp16", torch.device("cpu")).scaler().is_enabled()
     assert torch.get_float32_matmul_precision() == before
+
+
+def test_tf32_is_an_arm_of_its_own_and_covers_the_backward_pass():
+    def now():
+        return torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+
+    before = now()
+    for name, expected in (("fp32", ("highest", False)), ("tf32", ("high", True)), ("bf16", ("highest", False))):
+        arm = Precision(name, "cpu")
+        seen = []
+        x = torch.ones(2, requires_grad=True)
+        x.register_hook(lambda _, seen=seen: seen.append(now()))
+        with arm.products():
+            with arm.autocast():
+                assert now() == expected
+                y = x.sum()
+            y.backward()
+        assert seen == [expected]
+        assert now() == before
 
 
 def test_metrics_forget_what_a_kill_cut_and_what_will_come_again(tmp_path):

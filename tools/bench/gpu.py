@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from vidbrain.errors import ConfigError
+from vidbrain.errors import ConfigError, ModelError
 from vidbrain.models.flops import count_gpt, count_vqvae, gpt_flops, vqvae_flops
 from vidbrain.models.gpt import GPT, GPTConfig
 from vidbrain.models.presets import PAPER_VQVAE
@@ -86,6 +86,10 @@ def training_step(model: GPT | VQVAE, arm: precision.Precision, inputs: tuple[to
     scaler = arm.scaler()
 
     def step() -> None:
+        with arm.products():
+            whole()
+
+    def whole() -> None:
         with arm.autocast():
             output = model(*inputs)
         loss = output if isinstance(output, torch.Tensor) else output.loss
@@ -112,13 +116,13 @@ def graphed(model: GPT, arm: precision.Precision, inputs: tuple[torch.Tensor, ..
 
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
+    with arm.products(), torch.cuda.stream(side):
         for _ in range(3):
             step()
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
     optimizer.zero_grad(set_to_none=True)
-    with torch.cuda.graph(graph):
+    with arm.products(), torch.cuda.graph(graph):
         step()
     return graph.replay
 
@@ -190,7 +194,7 @@ def run(options: argparse.Namespace, device: torch.device) -> list[dict[str, Any
                 if small and device.type == "cuda" and arm_name != "fp16":
                     replay = graphed(model, arm, inputs)
                     row["cuda_graph"] = measure(replay, batch, cost, device, arm_name, options.seconds)
-            except (ConfigError, torch.OutOfMemoryError) as error:
+            except (ConfigError, ModelError, torch.OutOfMemoryError) as error:
                 row["reason"] = str(error).splitlines()[0]
             rows.append(row)
             rate, mfu = row.get("clips_per_s"), row.get("mfu_causal")

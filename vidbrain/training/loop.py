@@ -135,7 +135,7 @@ def train(
     """
     out, place = Path(out), pick_device(device)
     arm = precision.resolve(config.precision, place)
-    with joined() as world, _deterministic(place):
+    with joined() as world, _deterministic(place), arm.products():
         torch.manual_seed(config.seed)
         task = task_of(world, place)
         settings = {k: v for k, v in to_mapping(config).items() if k != "checkpoint_every"}

@@ -29,17 +29,27 @@ class Precision:
     device: str
 
     @contextlib.contextmanager
-    def autocast(self) -> Iterator[None]:
-        """Run the forward pass in this precision, and matrix products of float32 as the arm says."""
-        before = torch.get_float32_matmul_precision()
+    def products(self) -> Iterator[None]:
+        """Run products and convolutions of float32 as the arm says, in forward and backward passes.
+
+        Unasked, torch rounds convolutions on a GPU to tf32 and products not: an fp32 arm would be a mixture.
+        """
+        before, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
         torch.set_float32_matmul_precision("high" if self.name == "tf32" else "highest")
-        dtype = _DTYPES.get(self.name)
+        torch.backends.cudnn.allow_tf32 = self.name == "tf32"
         try:
-            # Always entered, so that every arm runs the same code; disabled for fp32 and tf32.
-            with torch.autocast(self.device, dtype or torch.bfloat16, enabled=dtype is not None):
-                yield
+            yield
         finally:
             torch.set_float32_matmul_precision(before)
+            torch.backends.cudnn.allow_tf32 = convolutions
+
+    @contextlib.contextmanager
+    def autocast(self) -> Iterator[None]:
+        """Run the forward pass in this precision; products of float32 as `products` says."""
+        dtype = _DTYPES.get(self.name)
+        # Always entered, so that every arm runs the same code; disabled for fp32 and tf32.
+        with self.products(), torch.autocast(self.device, dtype or torch.bfloat16, enabled=dtype is not None):
+            yield
 
     def scaler(self) -> torch.amp.GradScaler:
         """Gradient scaler of the arm; a no-op but for fp16."""
