@@ -164,6 +164,35 @@ def test_the_study_reads_out_of_its_fifth_block():
         ModelSource("model", *tiny_networks(), layer_names=("study",), **CLIP)
 
 
+def test_every_module_inside_a_block_is_a_layer():
+    vqvae, gpt = tiny_networks()
+    names = ("gpt.blocks.1.attention", "gpt.blocks.0.up", "gpt.block_0")
+    source = ModelSource("model", vqvae, gpt, layer_names=names, **CLIP)
+    assert [(layer.name, layer.n_channels) for layer in source.layers] == [
+        ("gpt.block_0", 12), ("gpt.blocks.0.up", 48), ("gpt.blocks.1.attention", 12),
+    ]  # fmt: skip
+    video = np.random.default_rng(0).integers(0, 256, (2, 16, 32, 32, 3), np.uint8)
+    caught = {}
+    handles = [
+        gpt.get_submodule(name[4:]).register_forward_hook(lambda *call, name=name: caught.update({name: call[2]}))
+        for name in names[:2]
+    ]
+    with torch.no_grad():
+        codes = vqvae.encode(torch.from_numpy(video))
+        gpt.logits(codes)
+        stream = gpt.hidden_states(codes, ["gpt.block_0"])["gpt.block_0"]
+    for handle in handles:
+        handle.remove()
+    found = source.extract(video)
+    torch.testing.assert_close(found["gpt.block_0"], stream)
+    torch.testing.assert_close(found["gpt.blocks.0.up"].flatten(1, 3), caught["gpt.blocks.0.up"])
+    attended = caught["gpt.blocks.1.attention"]
+    attended = attended[0] if isinstance(attended, tuple) else attended
+    torch.testing.assert_close(found["gpt.blocks.1.attention"].flatten(1, 3), attended)
+    with pytest.raises(ModelError, match=r"gpt\.blocks\.0\.dropout is called 2 times"):
+        ModelSource("model", vqvae, gpt, layer_names=("gpt.blocks.0.dropout",), **CLIP)
+
+
 def test_the_pooling_is_chosen_for_equal_sizes():
     assert default_pooling((8, 8), 32) == Pooling(kind="grid", grid=4)
     assert default_pooling((8, 8), 128) == Pooling(kind="grid", grid=2)

@@ -7,6 +7,7 @@ import json
 import pytest
 
 from vidbrain.cli.app import run
+from vidbrain.cli.features import folder_name
 from vidbrain.features.store import open_features
 
 
@@ -56,3 +57,9 @@ def test_mistakes_are_told_in_one_screen(world, tmp_path, capsys, extra, message
     assert message in said
     assert "Traceback" not in said
     assert not (tmp_path / "out").exists()
+
+
+def test_folders_are_named_by_their_source():
+    named = {"pixels": "pixels", "hf:models/vjepa2": "hf-vjepa2", "untrained:timm:/a/vit b": "untrained-timm-vit-b"}
+    named["module:lab.nets.small"] = "module-lab.nets.small"
+    assert {source: folder_name(source) for source in named} == named

@@ -1,7 +1,8 @@
 """Activations of the VQ-VAE and of the GPT over its codes, trained or with fresh weights.
 
 Layers: ``vqvae.encoder`` (the encoder before quantisation), and those that the GPT lists, ``gpt.block_0`` ... (the
-residual stream after each block) and ``gpt.block_0.mlp`` ... (what its MLP adds) among them. ``study`` stands for the
+residual stream after each block) and ``gpt.block_0.mlp`` ... (what its MLP adds) among them; and every module inside
+the GPT's blocks that gives a vector for each token, by its path: ``gpt.blocks.0.attention``. ``study`` stands for the
 read-out of the study, `STUDY_LAYER`. A clip gives t token slices; slice j stands for its
 j-th part of the clip's frames. The encoder attends over the whole clip. The GPT is causal over codes (the state at a
 token has seen the codes before it), but the codes come from that encoder: every layer may see the whole clip.
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from vidbrain.config import from_mapping
 from vidbrain.errors import ModelError
+from vidbrain.features.modules import caught
 from vidbrain.features.networks import NetworkSource, clips_at_once, weights_fingerprint
 from vidbrain.features.sources import Layer, choose_layers
 from vidbrain.features.windows import Window
@@ -78,12 +80,17 @@ class ModelSource(NetworkSource):
         if gpt is not None:
             _check_fit(vqvae, gpt, grid)
             channels |= dict.fromkeys(gpt.layers, gpt.config.hidden)
+        inside = _inside(gpt)
         asked = [_study_layer(channels) if layer == "study" else layer for layer in layer_names]
         streams = [layer for layer in channels if layer == ENCODER_LAYER or layer.count(".") == 1]
-        chosen = choose_layers(asked or streams, list(channels), name)
-        self._blocks = [layer for layer in chosen if layer != ENCODER_LAYER]
+        chosen = choose_layers(asked or streams, [*channels, *inside], name)
+        self._blocks = [layer for layer in chosen if layer in channels and layer != ENCODER_LAYER]
+        self._inside = {layer: inside[layer] for layer in chosen if layer not in channels}
         self._vqvae = vqvae.eval().to(self._device)
-        self._gpt = gpt.eval().to(self._device) if gpt is not None and self._blocks else None
+        self._gpt = gpt.eval().to(self._device) if gpt is not None and chosen != (ENCODER_LAYER,) else None
+        if self._gpt is not None and self._inside:
+            found = self._states(torch.zeros(1, *grid, dtype=torch.int64, device=self._device))
+            channels |= {layer: found[layer].shape[-1] for layer in self._inside}
 
         self.name = name
         self.window = Window(n_frames=clip_frames, step=clip_step, n_slices=grid[0], stride=stride)
@@ -104,8 +111,28 @@ class ModelSource(NetworkSource):
             encoded = self._vqvae.encode_features(torch.from_numpy(video).to(self._device))
             found = {ENCODER_LAYER: encoded}
             if self._gpt is not None:
-                found |= self._gpt.hidden_states(self._vqvae.codebook(encoded).codes, self._blocks)
+                found |= self._states(self._vqvae.codebook(encoded).codes)
         return {layer.name: found[layer.name] for layer in self.layers}
+
+    def _states(self, codes: Tensor) -> dict[str, Tensor]:
+        """States of the GPT over codes (B, t, h, w): by layer, (B, t, h, w, C)."""
+        assert self._gpt is not None
+        # Blocks are run as deep as the deepest module that is wanted.
+        deepest = max((int(path.split(".")[1]) for path in self._inside.values()), default=-1)
+        wanted = [*self._blocks, *([f"gpt.block_{deepest}"] if deepest >= 0 else [])]
+        with self._running(), caught(self._gpt, self._inside, None) as outputs:
+            found = self._gpt.hidden_states(codes, wanted)
+        for layer, given in outputs.items():
+            value = given[0][0] if given and isinstance(given[0], tuple) else given[0] if given else None
+            shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            if len(given) != 1 or not isinstance(value, Tensor) or shape[:-1] != (len(codes), codes[0].numel()):
+                raise ModelError(
+                    f"{layer} is called {len(given)} times in a pass and gives {shape}, not one vector for each token",
+                    where=layer,
+                    hint="name another module",
+                )
+            found[layer] = value.unflatten(1, self._gpt.grid)
+        return found
 
 
 def open_model(
@@ -163,6 +190,12 @@ def open_model(
     arguments = {"name": name, "vqvae": vqvae, "gpt": gpt, "frame_size": frame_size, "layers": layers}
     source.opened_by(open_model, {**arguments, "stride": stride, "seed": seed})
     return source
+
+
+def _inside(gpt: GPT | None) -> dict[str, str]:
+    """Paths of the modules inside the blocks, by layer."""
+    modules = [] if gpt is None else [path for path, _ in gpt.named_modules()]
+    return {f"gpt.{path}": path for path in modules if path.startswith("blocks.") and path.count(".") > 1}
 
 
 def _study_layer(known: Collection[str]) -> str:

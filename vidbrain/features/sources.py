@@ -94,6 +94,7 @@ def choose_layers(asked: Sequence[str], known: Sequence[str], source: str) -> tu
     for name in asked:
         if name not in known:
             near = did_you_mean(name, known)
+            near = near if near.startswith("; did") else ""  # else it lists them all, and the hint does
             shown = known if len(known) <= 40 else [*known[:40], f"and {len(known) - 40} more"]
             hint = f"give --layers from: {', '.join(shown)}"
             raise ModelError(f"{source} has no layer {name!r}{near}", where=name, hint=hint)
