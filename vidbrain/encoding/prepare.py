@@ -83,6 +83,12 @@ def identity(
     return settings, made_from
 
 
+def taken_from(bold: BoldStoreLike) -> dict[str, bool]:
+    """What the record of a store says of its cleaning beside the confounds; stores that say nothing were detrended."""
+    clean = bold.info.get("config", {}).get("clean", {})
+    return {"centred": clean.get("standardize") != "none", "detrended": bool(clean.get("detrend", True))}
+
+
 def prepare(
     features: FeatureStoreLike,
     bold: BoldStoreLike,
@@ -108,7 +114,8 @@ def prepare(
         if "time_s" in data:
             begins_s[run] = float(data["time_s"][0])
         if config.clean and "confounds" in data:
-            nuisance[run] = nuisance_columns(np.asarray(data["confounds"].values, np.float64))
+            confounds = np.asarray(data["confounds"].values, np.float64)
+            nuisance[run] = nuisance_columns(confounds, **taken_from(bold))
     design = build_design(
         features,
         layers,

@@ -23,3 +23,10 @@ def test_weights_are_those_of_the_full_regression():
     full = np.linalg.lstsq(np.column_stack([X, nuisance]), y, rcond=None)[0][:3]
     cleaned = y - nuisance @ np.linalg.lstsq(nuisance, y, rcond=None)[0]
     np.testing.assert_allclose(np.linalg.lstsq(partial_out(X, nuisance), cleaned, rcond=None)[0], full, rtol=1e-4)
+
+
+def test_only_what_was_taken_from_the_bold_is_taken_from_features():
+    confounds = np.random.default_rng(0).standard_normal((20, 2))
+    assert np.linalg.matrix_rank(nuisance_columns(confounds)) == 4
+    assert np.linalg.matrix_rank(nuisance_columns(confounds, detrended=False)) == 3
+    assert np.array_equal(nuisance_columns(confounds, centred=False, detrended=False), confounds)

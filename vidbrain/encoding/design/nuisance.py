@@ -48,20 +48,23 @@ class Nuisance:
                 values[np.ix_(mine, gone)] = 0.0
 
 
-def nuisance_columns(confounds: F64) -> F64:
-    """Put a constant and a linear trend beside the confounds of a run.
+def nuisance_columns(confounds: F64, *, centred: bool = True, detrended: bool = True) -> F64:
+    """Put beside the confounds of a run what else was taken from its BOLD: a constant, and a linear trend.
 
     Parameters
     ----------
     confounds : (n_trs, n)
-        As they were regressed out of the BOLD.
+        As they were regressed out of the BOLD, centred.
+    centred, detrended
+        Whether the BOLD has no mean, and no trend, in this run. Detrended series have no mean either.
 
     Returns
     -------
-    (n_trs, n + 2) float64
+    (n_trs, n to n + 2) float64
     """
     n_trs = len(confounds)
-    return np.column_stack([np.ones(n_trs), np.linspace(-1, 1, n_trs), confounds])
+    columns = [np.ones(n_trs)] * (centred or detrended) + [np.linspace(-1, 1, n_trs)] * detrended
+    return np.column_stack([*columns, confounds])
 
 
 def orthonormal(nuisance: F64) -> F64:
