@@ -51,6 +51,21 @@ def test_batches_are_the_same_with_and_without_frames_that_are_kept(data, n_thre
     assert source.stats()["n_bytes"] < without.stats()["n_bytes"] / 4
 
 
+def test_threads_that_want_the_same_part_at_once_see_whole_frames(videos, tmp_path):
+    """A decoder's memory holds other bytes on the way to the right ones."""
+    config = ShardConfig(frame_size=128, segment_frames=64, clip_frames=16, clip_step=1, codec="zstd")
+    write_shards(videos, tmp_path / "d", config)
+    clip, clips = ClipSpec(16, 1, 4), [np.arange(at, at + 6) for at in range(6)] * 2
+    without = source_of(tmp_path / "d", clip, 0)
+    expected = [without.read(each).video for each in clips]
+    with ThreadPoolExecutor(8) as pool:
+        for _ in range(12):
+            for batch, video in zip(
+                pool.map(source_of(tmp_path / "d", clip, 1 << 30).read, clips), expected, strict=True
+            ):
+                np.testing.assert_array_equal(batch.video, video)
+
+
 def test_frames_are_kept_where_all_of_them_fit_and_are_used_again(data):
     manifest = open_manifest(data)
     table = clip_table(manifest.segments, manifest.select(None), CLIP, manifest.margin)

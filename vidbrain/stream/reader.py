@@ -106,16 +106,16 @@ class SegmentReader:
         else:
             self._read(plan_reads(self._layout, segments, starts, spec), out, n_clips)
 
-    def _read(self, planned: Iterable[Reads], out: Batch, n_clips: int) -> None:
+    def _read(self, planned: Iterable[Reads], out: Batch, n_clips: int, *, is_shared: bool = False) -> None:
         for reads in planned:
             blocks = self._shards.read(reads.spans, n_clips)
             n_clips = 0
             for read in reads.parts:
                 part = memoryview(blocks[read.span])[read.begin : read.past]
                 try:
-                    self._decode(part, read, out)
+                    self._decode(part, read, out, is_shared=is_shared)
                 except ShardError as error:
-                    self._decode_again(reads.spans[read.span], read, out, error)
+                    self._decode_again(reads.spans[read.span], read, out, error, is_shared=is_shared)
 
     def _read_kept(
         self,
@@ -142,7 +142,7 @@ class SegmentReader:
         parts = sorted(missing)
         reads = reads_of(self._layout, np.array(parts, np.int64), [[missing[part]] for part in parts])
         # Also where nothing is missing: it counts the clips.
-        self._read(reads if parts else [Reads([], [])], [segment.frames for segment in held], n_clips)
+        self._read(reads if parts else [Reads([], [])], [segment.frames for segment in held], n_clips, is_shared=True)
         for part, use in missing.items():
             held[use.clip].is_decoded[self._layout.number(part)] = 1
         for i, (clip, segment) in enumerate(zip(first, held, strict=True)):
@@ -164,12 +164,14 @@ class SegmentReader:
         self.read_clips(np.array([segment]), np.array([start]), spec, out)
         return out[0]
 
-    def _decode(self, data: memoryview, read: PartRead, out: Batch) -> None:
+    def _decode(self, data: memoryview, read: PartRead, out: Batch, *, is_shared: bool) -> None:
         """Check a part before any decoder sees it, and write its frames to all who use it."""
         if read.crc32 not in (UNKNOWN, zlib.crc32(data)):
             number = self._layout.number(read.part)
             raise ShardError(f"part {number} of the segment is damaged: its checksum differs from the index's")
-        if len(read.uses) == 1:
+        # While a decoder works its memory holds other bytes than in the end: what others may be reading, because they
+        # were faster with the same part, is only written with the bytes that are there already.
+        if len(read.uses) == 1 and not is_shared:
             clip, first, past, keep = read.uses[0]
             n_frames = self._codec.decode_into(data, out[clip][first:past], keep)
         else:
@@ -182,7 +184,7 @@ class SegmentReader:
             number = self._layout.number(read.part)
             raise ShardError(f"part {number} of the segment holds {n_frames} frames, the index says {read.n_frames}")
 
-    def _decode_again(self, span: Span, read: PartRead, out: Batch, error: ShardError) -> None:
+    def _decode_again(self, span: Span, read: PartRead, out: Batch, error: ShardError, *, is_shared: bool) -> None:
         """Try the origin, where the damage may be that of a copy, or of its way here."""
         wanted = (span[0], span[1] + read.begin, span[1] + read.past)
         for _ in range(N_TRIES):
@@ -190,7 +192,7 @@ class SegmentReader:
             if data is None:
                 break
             try:
-                self._decode(memoryview(data), read, out)
+                self._decode(memoryview(data), read, out, is_shared=is_shared)
             except ShardError as last:
                 error = last
             else:
