@@ -209,6 +209,11 @@ def _study_layer(known: Collection[str]) -> str:
 
 
 def _check_fit(vqvae: VQVAE, gpt: GPT, grid: tuple[int, int, int]) -> None:
+    if gpt.config.condition != "none":
+        raise ModelError(
+            f"the GPT is told more than the clip ({gpt.config.condition}), which extraction does not know",
+            hint="train a GPT with --condition none for features, or leave the GPT's layers out",
+        )
     if gpt.grid != grid or gpt.n_codes != vqvae.config.n_codes:
         raise ModelError(
             f"the GPT reads clips of {gpt.grid} codes out of {gpt.n_codes}, the VQ-VAE gives {grid} out of "
