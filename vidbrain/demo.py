@@ -18,12 +18,12 @@ from typing import Any
 import numpy as np
 
 from vidbrain import __version__
-from vidbrain.bold.drivers import KINDS
 from vidbrain.bold.ingest import IngestConfig, ingest
-from vidbrain.bold.simulate import simulate
-from vidbrain.bold.simulation import SimulateConfig
+from vidbrain.bold.simulation.drivers import KINDS
+from vidbrain.bold.simulation.experiment import SimulateConfig
+from vidbrain.bold.simulation.simulate import simulate
+from vidbrain.bold.simulation.truth import measured_ceiling, open_truth
 from vidbrain.bold.store import open_bold
-from vidbrain.bold.truth import measured_ceiling, open_truth
 from vidbrain.cluster import Client
 from vidbrain.config import from_mapping, read_toml
 from vidbrain.encoding.blocks import fit_encoding

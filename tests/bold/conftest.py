@@ -12,8 +12,8 @@ import pandas as pd
 import pytest
 
 from vidbrain.bold.ingest import ingest
-from vidbrain.bold.simulate import DERIVATIVE, simulate
-from vidbrain.bold.simulation import SimulateConfig
+from vidbrain.bold.simulation.experiment import SimulateConfig
+from vidbrain.bold.simulation.simulate import DERIVATIVE, simulate
 
 FRAMES = 700
 REPETITIONS = ((0.5, 70.0), (76.4, 72.5))

@@ -127,7 +127,7 @@ def test_workers_do_not_change_a_byte(store_root, derivatives, tmp_path):
 
 def test_runs_that_do_not_fit_in_memory_give_the_same_store(store_root, derivatives, tmp_path, monkeypatch):
     monkeypatch.setattr("vidbrain.bold.run.HELD_BYTES", 0)
-    monkeypatch.setattr("vidbrain.bold.series.BLOCK_BYTES", 1)
+    monkeypatch.setattr("vidbrain.bold.forms.series.BLOCK_BYTES", 1)
     monkeypatch.setattr("vidbrain.bold.run._CLEAN_VALUES", 20_000)
     ingest(derivatives, tmp_path / "b")
     store = open_bold(tmp_path / "b")

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from vidbrain.bold.series import Rectangle
+from vidbrain.bold.forms.series import Rectangle
 from vidbrain.bold.spool import Spool
 from vidbrain.errors import BoldError
 

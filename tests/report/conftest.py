@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import xarray as xr
 
+from vidbrain.bold.simulation.truth import write_drivers, write_truth
 from vidbrain.bold.store import KIND as BOLD
-from vidbrain.bold.truth import write_drivers, write_truth
 from vidbrain.bold.voxels import ordered_voxels
 from vidbrain.encoding.result import KIND as ENCODING
 from vidbrain.encoding.result import STORE, make_dataset

@@ -41,7 +41,7 @@ import zarr
 from processes import watch
 
 from vidbrain.bold.bids import RunFiles, find_runs
-from vidbrain.bold.nifti import series_facts
+from vidbrain.bold.forms.nifti import series_facts
 from vidbrain.bold.store import open_bold
 from vidbrain.bold.voxels import flat_index
 from vidbrain.features.store import write_run

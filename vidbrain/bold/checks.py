@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from vidbrain.bold.bids import RunFiles
+from vidbrain.bold.forms.nifti import SeriesFacts, read_volume, resampled_volume
+from vidbrain.bold.forms.series import Series
 from vidbrain.bold.layout import Layout, masked_volume
-from vidbrain.bold.nifti import SeriesFacts, read_volume, resampled_volume
-from vidbrain.bold.series import Series
 from vidbrain.bold.voxels import flat_index
 from vidbrain.errors import BoldError
 from vidbrain.records import RunKey

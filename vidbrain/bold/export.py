@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vidbrain.bold.arrays import save_npy
-from vidbrain.bold.cifti import brain_models, cifti_image, read_axis
-from vidbrain.bold.gifti import CORTEX, gifti_bytes
+from vidbrain.bold.forms.arrays import save_npy
+from vidbrain.bold.forms.cifti import brain_models, cifti_image, read_axis
+from vidbrain.bold.forms.gifti import CORTEX, gifti_bytes
+from vidbrain.bold.forms.nifti import SeriesWriter
 from vidbrain.bold.layout import Layout
-from vidbrain.bold.nifti import SeriesWriter
 from vidbrain.bold.store import TEMPLATE, BoldStore, part_voxels
 from vidbrain.bold.voxels import flat_index
 from vidbrain.errors import BoldError

@@ -19,13 +19,13 @@ from vidbrain.bold.bids import (
     refuse_missing,
 )
 from vidbrain.bold.checks import agreed_tr_s, chosen_voxels, refuse_other_grids, refuse_short
-from vidbrain.bold.cifti import write_template
 from vidbrain.bold.clean import CleanConfig, read_confounds, refuse_unsolvable
+from vidbrain.bold.forms.cifti import write_template
+from vidbrain.bold.forms.nifti import SeriesFacts
+from vidbrain.bold.forms.series import Series
+from vidbrain.bold.forms.sources import find_series, open_series
 from vidbrain.bold.layout import Layout
-from vidbrain.bold.nifti import SeriesFacts
 from vidbrain.bold.run import GRID, IngestRow, ingest_run, is_ingested, run_record
-from vidbrain.bold.series import Series
-from vidbrain.bold.sources import find_series, open_series
 from vidbrain.bold.spool import HELD_BYTES
 from vidbrain.bold.store import KIND, TEMPLATE
 from vidbrain.cluster import Client
@@ -75,7 +75,7 @@ def ingest(
     Parameters
     ----------
     source
-        Folder of derivatives, or folder or file of arrays, see `vidbrain.bold.sources.find_series`.
+        Folder of derivatives, or folder or file of arrays, see `vidbrain.bold.forms.sources.find_series`.
     out
         Folder of the store.
     config

@@ -18,9 +18,9 @@ from threadpoolctl import threadpool_limits
 
 from vidbrain.bold.bids import RunFiles
 from vidbrain.bold.clean import CleanConfig, Cleaner, Confounds, read_confounds
+from vidbrain.bold.forms.nifti import SeriesFacts, smoothed
+from vidbrain.bold.forms.series import Rectangle, Series, scaled
 from vidbrain.bold.layout import Layout
-from vidbrain.bold.nifti import SeriesFacts, smoothed
-from vidbrain.bold.series import Rectangle, Series, scaled
 from vidbrain.bold.spool import HELD_BYTES, Spool
 from vidbrain.bold.store import CHUNK_VOXELS, part_sha256, part_voxels, run_sha256
 from vidbrain.config import to_mapping

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vidbrain.bold.series import Rectangle
+from vidbrain.bold.forms.series import Rectangle
 from vidbrain.errors import BoldError
 from vidbrain.storage.atomic import PART, as_storage_error
 

@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from vidbrain.bold.clean import CleanConfig, Confounds, clean_series
 from vidbrain.bold.layout import Layout
-from vidbrain.bold.parcels import read_sets, with_parcels
+from vidbrain.bold.parcels.parcellation import read_sets, with_parcels
 from vidbrain.bold.voxels import to_volume
 from vidbrain.errors import AlignmentError, BoldError, StorageError
 from vidbrain.records import RunKey

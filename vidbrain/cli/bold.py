@@ -8,9 +8,9 @@ from typing import Annotated, Any
 from cyclopts import App, Parameter
 
 from vidbrain import cluster
-from vidbrain.bold.atlases import Resample
 from vidbrain.bold.ingest import IngestConfig
-from vidbrain.bold.simulation import SimulateConfig
+from vidbrain.bold.parcels.atlases import Resample
+from vidbrain.bold.simulation.experiment import SimulateConfig
 from vidbrain.cli.console import Console, Flag
 from vidbrain.errors import ConfigError, StorageError
 from vidbrain.storage.roots import data_root
@@ -64,7 +64,7 @@ def simulate(
         Print JSON.
     """
     from vidbrain.bold import ingest as ingest_stage
-    from vidbrain.bold import simulate as stage
+    from vidbrain.bold.simulation import simulate as stage
     from vidbrain.features.store import open_features
 
     console = Console(json=json)
@@ -185,8 +185,8 @@ def parcels(
     json
         Print JSON.
     """
-    from vidbrain.bold.parcel_series import write_parcel_store
-    from vidbrain.bold.parcels import add_parcels
+    from vidbrain.bold.parcels.parcellation import add_parcels
+    from vidbrain.bold.parcels.series import write_parcel_store
     from vidbrain.bold.store import open_bold
 
     console = Console(json=json)

@@ -13,8 +13,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from vidbrain.bold.cifti import brain_models, cifti_image
 from vidbrain.bold.export import surface_files
+from vidbrain.bold.forms.cifti import brain_models, cifti_image
 from vidbrain.bold.layout import Layout
 from vidbrain.encoding.result import LEVEL, EncodingResult
 from vidbrain.errors import ConfigError

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vidbrain.bold.parcel_series import paint
+from vidbrain.bold.parcels.series import paint
 from vidbrain.bold.store import BoldStore
 from vidbrain.encoding.maps import STATISTICS, nifti_bytes, sidecar, stem
 from vidbrain.encoding.result import EncodingResult
@@ -29,7 +29,7 @@ def write_parcel_maps(
     result
         Of the parcels in `store`.
     store
-        As `vidbrain.bold.parcel_series.write_parcel_store` wrote it.
+        As `vidbrain.bold.parcels.series.write_parcel_store` wrote it.
     out
         Folder.
     desc

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vidbrain.bold.drivers import KINDS
+from vidbrain.bold.simulation.drivers import KINDS
+from vidbrain.bold.simulation.truth import measured_ceiling, open_truth
 from vidbrain.bold.store import BoldStore, open_bold
-from vidbrain.bold.truth import measured_ceiling, open_truth
 from vidbrain.encoding.result import open_result
 from vidbrain.errors import AlignmentError, EncodingError, StorageError
 from vidbrain.report.evidence import ROLES, Evidence, ModelRecord, ScoreSet, role_of

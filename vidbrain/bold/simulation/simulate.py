@@ -19,12 +19,8 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from vidbrain.bold.bids import identity
-from vidbrain.bold.drivers import BINS_PER_TR, BUTTONS, EVENTS, KINDS, driver_kinds, driver_names, scaling
-from vidbrain.bold.grids import brain_grid
-from vidbrain.bold.measure import MeasureRow, is_measured, measure_run, read_fine
-from vidbrain.bold.planted import PlantedBrain, plant, plant_mixtures
-from vidbrain.bold.screen import CHANNELS
-from vidbrain.bold.simulation import (
+from vidbrain.bold.simulation.drivers import BINS_PER_TR, BUTTONS, EVENTS, KINDS, driver_kinds, driver_names, scaling
+from vidbrain.bold.simulation.experiment import (
     TAIL_S,
     Shown,
     SimulateConfig,
@@ -34,6 +30,10 @@ from vidbrain.bold.simulation import (
     repeated,
     write_simulation,
 )
+from vidbrain.bold.simulation.grids import brain_grid
+from vidbrain.bold.simulation.measure import MeasureRow, is_measured, measure_run, read_fine
+from vidbrain.bold.simulation.planted import PlantedBrain, plant, plant_mixtures
+from vidbrain.bold.simulation.screen import CHANNELS
 from vidbrain.cluster import Client
 from vidbrain.config import fingerprint, to_mapping
 from vidbrain.errors import AlignmentError, BoldError

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from nilearn.glm.first_level import make_first_level_design_matrix
 
-from vidbrain.bold.noise import (
+from vidbrain.bold.simulation.noise import (
     ar1,
     cosine_drifts,
     edge_maps,

@@ -14,10 +14,10 @@ import xarray as xr
 from nilearn.image import resample_to_img
 from nilearn.maskers import NiftiLabelsMasker, NiftiMapsMasker
 
-from vidbrain.bold.atlases import Label, both_hemispheres, labels_at, read_names, surface_labels
-from vidbrain.bold.bisection import bisect_voxels
-from vidbrain.bold.parcel_series import map_series, mean_series, paint, write_parcel_store
-from vidbrain.bold.parcels import add_parcels, read_parcels, read_sets
+from vidbrain.bold.parcels.atlases import Label, both_hemispheres, labels_at, read_names, surface_labels
+from vidbrain.bold.parcels.bisection import bisect_voxels
+from vidbrain.bold.parcels.parcellation import add_parcels, read_parcels, read_sets
+from vidbrain.bold.parcels.series import map_series, mean_series, paint, write_parcel_store
 from vidbrain.bold.store import open_bold
 from vidbrain.bold.voxels import centres_mm
 from vidbrain.cli.app import run

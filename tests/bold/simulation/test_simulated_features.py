@@ -13,15 +13,15 @@ from scipy.linalg import solve_toeplitz
 from scipy.ndimage import gaussian_filter
 
 from vidbrain.bold.clean import CleanConfig
-from vidbrain.bold.drivers import BINS_PER_TR, canonical_hrf
-from vidbrain.bold.grids import brain_grid
 from vidbrain.bold.ingest import IngestConfig, ingest
-from vidbrain.bold.noise import without_drift
-from vidbrain.bold.planted import plant_mixtures
-from vidbrain.bold.simulate import simulate, simulate_features
-from vidbrain.bold.simulation import SimulateConfig, repeated
+from vidbrain.bold.simulation.drivers import BINS_PER_TR, canonical_hrf
+from vidbrain.bold.simulation.experiment import SimulateConfig, repeated
+from vidbrain.bold.simulation.grids import brain_grid
+from vidbrain.bold.simulation.noise import without_drift
+from vidbrain.bold.simulation.planted import plant_mixtures
+from vidbrain.bold.simulation.simulate import simulate, simulate_features
+from vidbrain.bold.simulation.truth import correlation, measured_ceiling, open_truth
 from vidbrain.bold.store import open_bold
-from vidbrain.bold.truth import correlation, measured_ceiling, open_truth
 from vidbrain.cli.app import run
 from vidbrain.encoding.inference.ceiling import from_repeats, from_split_halves, from_subjects
 from vidbrain.errors import AlignmentError, BoldError, ConfigError, ResumeError
@@ -239,7 +239,7 @@ def test_any_mask_and_blocks_of_any_size_give_the_same_brain(tmp_path, monkeypat
     assert image.get_data_dtype() == np.float32
     np.testing.assert_allclose(image.affine, affine)
     np.testing.assert_array_equal(image.get_fdata().std(axis=-1) > 0, inside > 0)
-    monkeypatch.setattr("vidbrain.bold.scan._BLOCK_VALUES", inside.size * 3)
+    monkeypatch.setattr("vidbrain.bold.simulation.scan._BLOCK_VALUES", inside.size * 3)
     simulate_features(white_features(1, 50), tmp_path / "b", config, mask=mask)
     other = nibabel.load(next((tmp_path / "b").rglob("*_bold.nii.gz")))
     np.testing.assert_allclose(other.get_fdata(), image.get_fdata(), rtol=1e-6)
@@ -338,8 +338,8 @@ def test_the_command_goes_from_features_to_a_store(tmp_path, capsys):
 MEASURE = """
 import resource, sys
 import numpy as np
-from vidbrain.bold.simulate import simulate_features
-from vidbrain.bold.simulation import SimulateConfig
+from vidbrain.bold.simulation.simulate import simulate_features
+from vidbrain.bold.simulation.experiment import SimulateConfig
 from vidbrain.testing.brains import ToyFeatures
 n = int(sys.argv[2])
 values = np.random.default_rng(0).standard_normal((n, 2)).astype("f4")

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from vidbrain.bold.atlases import space_of
-from vidbrain.bold.nifti import read_volume
+from vidbrain.bold.forms.nifti import read_volume
+from vidbrain.bold.parcels.atlases import space_of
 from vidbrain.bold.voxels import ordered_voxels
 from vidbrain.errors import BoldError
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from vidbrain.bold.drivers import (
+from vidbrain.bold.simulation.drivers import (
     BINS_PER_TR,
     canonical_hrf,
     centred,

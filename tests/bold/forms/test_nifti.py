@@ -5,8 +5,8 @@ import nibabel
 import numpy as np
 import pytest
 
-from vidbrain.bold.nifti import SeriesWriter, read_blocks, read_volume, series_facts, write_volume
-from vidbrain.bold.series import scaled
+from vidbrain.bold.forms.nifti import SeriesWriter, read_blocks, read_volume, series_facts, write_volume
+from vidbrain.bold.forms.series import scaled
 from vidbrain.errors import BoldError, StorageError
 
 DATA = Path(nibabel.__file__).parent / "tests" / "data"

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from scipy.ndimage import distance_transform_edt, gaussian_filter
 from threadpoolctl import threadpool_limits
 
-from vidbrain.bold.nifti import SeriesWriter, write_volume
-from vidbrain.bold.noise import (
+from vidbrain.bold.forms.nifti import SeriesWriter, write_volume
+from vidbrain.bold.simulation.noise import (
     MOTION,
     ar1,
     cosine_drifts,
@@ -22,7 +22,7 @@ from vidbrain.bold.noise import (
     framewise_displacement,
     smooth_noise,
 )
-from vidbrain.bold.truth import Truth, open_truth
+from vidbrain.bold.simulation.truth import Truth, open_truth
 from vidbrain.bold.voxels import centres_mm, flat_index, to_volume
 from vidbrain.records import RunKey
 from vidbrain.storage.atomic import read_json, replacing, write_bytes, write_json
@@ -49,7 +49,7 @@ class ScanRow:
     space
         For file names.
     seed, ar1, fwhm_mm, noise_percent, drift, physiology, motion, dtype
-        As in `vidbrain.bold.simulation.SimulateConfig`.
+        As in `vidbrain.bold.simulation.experiment.SimulateConfig`.
     """
 
     root: Path
@@ -97,7 +97,7 @@ def is_scanned(root: Path, run: str, fingerprint: str, space: str) -> bool:
 
 
 def write_scan(row: ScanRow) -> str:
-    """Simulate one run and write its files; the worker's part of `vidbrain.bold.simulate.simulate`.
+    """Simulate one run and write its files; the worker's part of `vidbrain.bold.simulation.simulate.simulate`.
 
     Returns
     -------

@@ -4,7 +4,7 @@ import av
 import numpy as np
 import pytest
 
-from vidbrain.bold.screen import boxes, measure_video, read_luma, screen_measures
+from vidbrain.bold.simulation.screen import boxes, measure_video, read_luma, screen_measures
 from vidbrain.errors import VideoError
 
 

@@ -1,6 +1,7 @@
 """Atlas files: label images, probabilistic maps and surface labels, with the names of their parcels.
 
-An atlas is brought to the voxels of a store here; what a store then keeps is the work of `vidbrain.bold.parcels`.
+An atlas is brought to the voxels of a store here; what a store then keeps is the work of
+`vidbrain.bold.parcels.parcellation`.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import nibabel
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from vidbrain.bold.nifti import read_blocks, read_volume, series_facts
+from vidbrain.bold.forms.nifti import read_blocks, read_volume, series_facts
 from vidbrain.bold.voxels import centres_mm, flat_index
 from vidbrain.errors import AlignmentError, BoldError, StorageError
 

@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 import vidbrain
-from vidbrain.bold.drivers import canonical_hrf, centred, haemodynamic, per_tr
-from vidbrain.bold.grids import Grid
-from vidbrain.bold.noise import without_drift
-from vidbrain.bold.planted import PlantedBrain, private_weights, scaled_weights
-from vidbrain.bold.scan import ScanRow, is_scanned, scan_stem, write_scan
-from vidbrain.bold.truth import KIND, write_drivers, write_subject, write_truth
+from vidbrain.bold.simulation.drivers import canonical_hrf, centred, haemodynamic, per_tr
+from vidbrain.bold.simulation.grids import Grid
+from vidbrain.bold.simulation.noise import without_drift
+from vidbrain.bold.simulation.planted import PlantedBrain, private_weights, scaled_weights
+from vidbrain.bold.simulation.scan import ScanRow, is_scanned, scan_stem, write_scan
+from vidbrain.bold.simulation.truth import KIND, write_drivers, write_subject, write_truth
 from vidbrain.cluster import Client
 from vidbrain.config import fingerprint
 from vidbrain.errors import BoldError, ConfigError

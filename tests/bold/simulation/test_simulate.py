@@ -13,14 +13,14 @@ from nilearn.interfaces.fmriprep import load_confounds, load_confounds_strategy
 
 from vidbrain.bold.bids import find_runs
 from vidbrain.bold.clean import CleanConfig, clean_series, read_confounds
-from vidbrain.bold.drivers import BINS_PER_TR, KINDS
-from vidbrain.bold.measure import read_fine
-from vidbrain.bold.noise import without_drift
-from vidbrain.bold.planted import receptive_fields
-from vidbrain.bold.simulate import simulate
-from vidbrain.bold.simulation import SimulateConfig
+from vidbrain.bold.simulation.drivers import BINS_PER_TR, KINDS
+from vidbrain.bold.simulation.experiment import SimulateConfig
+from vidbrain.bold.simulation.measure import read_fine
+from vidbrain.bold.simulation.noise import without_drift
+from vidbrain.bold.simulation.planted import receptive_fields
+from vidbrain.bold.simulation.simulate import simulate
+from vidbrain.bold.simulation.truth import correlation, measured_ceiling, open_truth
 from vidbrain.bold.store import open_bold
-from vidbrain.bold.truth import correlation, measured_ceiling, open_truth
 from vidbrain.cluster import client
 from vidbrain.errors import AlignmentError, BoldError, ConfigError, ResumeError, StorageError
 from vidbrain.storage.atomic import PART
@@ -175,9 +175,9 @@ def test_a_finished_simulation_is_left_alone_and_other_settings_are_refused(tree
 
 KILLED = """
 import json, os, signal, sys
-import vidbrain.bold.scan as scan
-import vidbrain.bold.simulate as stage
-import vidbrain.bold.simulation as simulation
+import vidbrain.bold.simulation.scan as scan
+import vidbrain.bold.simulation.simulate as stage
+import vidbrain.bold.simulation.experiment as simulation
 place, left = sys.argv[4], int(sys.argv[5])
 def killer(whole):
     def killed(*args, **kwargs):

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
-from vidbrain.bold.screen import CHANNELS
+from vidbrain.bold.simulation.screen import CHANNELS
 from vidbrain.bold.voxels import centres_mm
 
 NOISE, VISUAL, MOTOR, EVENT = range(4)
@@ -31,7 +31,7 @@ class PlantedBrain:
     Attributes
     ----------
     kind : (n_voxels,) int8
-        `vidbrain.bold.drivers.KINDS` by code.
+        `vidbrain.bold.simulation.drivers.KINDS` by code.
     weights : (n_voxels, n_drivers) float64
         Of any scale. From game play they are not negative, and rows of planted voxels sum to 1.
     ceiling : (n_voxels,) float64

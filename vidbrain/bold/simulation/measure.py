@@ -10,7 +10,7 @@ import xarray as xr
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from vidbrain.bold.drivers import BINS_PER_TR, driver_names, fine_series, frame_drivers
+from vidbrain.bold.simulation.drivers import BINS_PER_TR, driver_names, fine_series, frame_drivers
 from vidbrain.records import Recording
 from vidbrain.storage.zarrs import open_dataset, write_dataset
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from vidbrain.bold.screen import CHANNELS, measure_video
+from vidbrain.bold.simulation.screen import CHANNELS, measure_video
 from vidbrain.records import Recording
 from vidbrain.video.clock import average_into_trs, frame_times
 from vidbrain.video.decode import read_table

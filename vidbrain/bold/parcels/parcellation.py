@@ -17,7 +17,9 @@ import xarray as xr
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
-from vidbrain.bold.atlases import (
+from vidbrain.bold.bids import identity
+from vidbrain.bold.forms.nifti import image_grid
+from vidbrain.bold.parcels.atlases import (
     Label,
     Resample,
     both_hemispheres,
@@ -30,9 +32,7 @@ from vidbrain.bold.atlases import (
     space_of,
     surface_labels,
 )
-from vidbrain.bold.bids import identity
-from vidbrain.bold.bisection import bisect_voxels
-from vidbrain.bold.nifti import image_grid
+from vidbrain.bold.parcels.bisection import bisect_voxels
 from vidbrain.bold.voxels import centres_mm
 from vidbrain.config import did_you_mean, fingerprint
 from vidbrain.errors import AlignmentError, BoldError, ConfigError, StorageError
@@ -214,7 +214,7 @@ def summary(parcels: Parcellation) -> dict[str, Any]:
 
 
 def own_parcels(store: BoldStore, n: int, name: str | None = None) -> Parcellation:
-    """Cut the voxels of a store into n parcels of our own (`vidbrain.bold.bisection`)."""
+    """Cut the voxels of a store into n parcels of our own (`vidbrain.bold.parcels.bisection`)."""
     if (store.ijk < 0).any():
         raise AlignmentError(
             "only voxels have places that can be cut; this store holds vertices",

@@ -19,8 +19,8 @@ import numpy as np
 from nibabel.filebasedimages import ImageFileError
 from numpy.typing import ArrayLike, NDArray
 
-from vidbrain.bold.packed import Unpacked
-from vidbrain.bold.series import Rectangle, rows_at_once
+from vidbrain.bold.forms.packed import Unpacked
+from vidbrain.bold.forms.series import Rectangle, rows_at_once
 from vidbrain.errors import BoldError, StorageError
 
 _SECONDS = {"sec": 1.0, "msec": 1e-3, "usec": 1e-6}

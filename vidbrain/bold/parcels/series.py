@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 from threadpoolctl import threadpool_limits
 
-from vidbrain.bold.parcels import Parcellation, read_parcels
+from vidbrain.bold.parcels.parcellation import Parcellation, read_parcels
 from vidbrain.bold.store import KIND, BoldStore, array_sha256, open_bold
 from vidbrain.bold.voxels import centres_mm
 from vidbrain.cluster import Client

@@ -11,7 +11,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from vidbrain.bold.drivers import BINS_PER_TR, KINDS
+from vidbrain.bold.simulation.drivers import BINS_PER_TR, KINDS
 from vidbrain.bold.store import BoldStore
 from vidbrain.bold.voxels import flat_index
 from vidbrain.errors import AlignmentError
@@ -34,7 +34,7 @@ class Truth:
     info
         Its root record: drivers, runs, volumes, what the numbers mean.
     kind : (n_voxels,) int8
-        0 noise, 1 visual, 2 motor (buttons), 3 event (`vidbrain.bold.drivers.KINDS`).
+        0 noise, 1 visual, 2 motor (buttons), 3 event (`vidbrain.bold.simulation.drivers.KINDS`).
     weights : (n_voxels, n_drivers) float32
         Signal = drivers @ weights.T, in units of the noise's standard deviation; what subjects share, where they also
         have private parts (`weights_of`).

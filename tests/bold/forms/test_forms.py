@@ -12,9 +12,9 @@ from nibabel.cifti2 import BrainModelAxis, Cifti2Image, ParcelsAxis, SeriesAxis
 
 from vidbrain.bold.clean import CleanConfig
 from vidbrain.bold.export import export_runs
-from vidbrain.bold.gifti import surface_series
+from vidbrain.bold.forms.gifti import surface_series
+from vidbrain.bold.forms.sources import find_series, open_series
 from vidbrain.bold.ingest import IngestConfig, ingest
-from vidbrain.bold.sources import find_series, open_series
 from vidbrain.bold.store import open_bold
 from vidbrain.errors import BoldError, ConfigError
 
@@ -236,7 +236,7 @@ def test_extracted_voxels_find_their_places_in_the_mask(tmp_path):
 
 @pytest.mark.parametrize("form", ["npy", "fortran", "npz", "npz-two", "zarr", "zarr-group"])
 def test_plain_arrays_are_read(tmp_path, form, monkeypatch):
-    monkeypatch.setattr("vidbrain.bold.series.BLOCK_BYTES", 3000)
+    monkeypatch.setattr("vidbrain.bold.forms.series.BLOCK_BYTES", 3000)
     values = np.random.default_rng(6).standard_normal((30, 70))
     folder = tmp_path / "arrays"
     folder.mkdir()

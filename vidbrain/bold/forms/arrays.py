@@ -17,9 +17,9 @@ import zarr
 from numpy.lib import format as npy_format
 from numpy.typing import NDArray
 
+from vidbrain.bold.forms.nifti import read_volume
+from vidbrain.bold.forms.series import Rectangle, rows_at_once
 from vidbrain.bold.layout import Layout, masked_volume, named_parcels, plain_columns
-from vidbrain.bold.nifti import read_volume
-from vidbrain.bold.series import Rectangle, rows_at_once
 from vidbrain.errors import BoldError, StorageError
 
 ENDS = (".h5", ".hdf5", ".npy", ".npz", ".zarr")

@@ -17,8 +17,8 @@ import nibabel
 import numpy as np
 from numpy.typing import NDArray
 
+from vidbrain.bold.forms.series import Rectangle, rows_at_once
 from vidbrain.bold.layout import NOWHERE, Layout
-from vidbrain.bold.series import Rectangle, rows_at_once
 from vidbrain.errors import BoldError
 
 CORTEX = {"L": "CIFTI_STRUCTURE_CORTEX_LEFT", "R": "CIFTI_STRUCTURE_CORTEX_RIGHT"}

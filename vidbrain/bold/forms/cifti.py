@@ -12,8 +12,8 @@ import numpy as np
 from nibabel.cifti2 import BrainModelAxis, Cifti2Image, ParcelsAxis, ScalarAxis, SeriesAxis
 from numpy.typing import NDArray
 
+from vidbrain.bold.forms.series import Rectangle, rows_at_once
 from vidbrain.bold.layout import NOWHERE, Layout
-from vidbrain.bold.series import Rectangle, rows_at_once
 from vidbrain.errors import BoldError, StorageError
 from vidbrain.storage.atomic import write_bytes
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from vidbrain.bold.arrays import ENDS, array_names, array_series
 from vidbrain.bold.bids import PREPROCESSED, RunFiles, choose_space, find_runs, refuse_absent, run_of, space_of
-from vidbrain.bold.cifti import cifti_series
-from vidbrain.bold.gifti import surface_series
-from vidbrain.bold.nifti import series_facts
-from vidbrain.bold.series import Series
+from vidbrain.bold.forms.arrays import ENDS, array_names, array_series
+from vidbrain.bold.forms.cifti import cifti_series
+from vidbrain.bold.forms.gifti import surface_series
+from vidbrain.bold.forms.nifti import series_facts
+from vidbrain.bold.forms.series import Series
 from vidbrain.storage.atomic import PART
 
 _EXTRACTED = "_timeseries"

@@ -5,7 +5,7 @@ import zlib
 import numpy as np
 import pytest
 
-from vidbrain.bold.packed import Unpacked
+from vidbrain.bold.forms.packed import Unpacked
 
 
 def unpacked(packed: bytes, step: int) -> bytes:
@@ -20,7 +20,7 @@ def unpacked(packed: bytes, step: int) -> bytes:
 @pytest.mark.parametrize("members", [1, 3])
 @pytest.mark.parametrize("zeros", [0, 600])
 def test_packed_files_unpack_as_python_does(monkeypatch, step, members, zeros):
-    monkeypatch.setattr("vidbrain.bold.packed._PACKED_BYTES", 300)
+    monkeypatch.setattr("vidbrain.bold.forms.packed._PACKED_BYTES", 300)
     rng = np.random.default_rng(0)
     contents = [rng.integers(0, 9, 900, np.uint8).tobytes() + bytes(600) for _ in range(members)]
     packed = b"".join(gzip.compress(content, 1) for content in contents) + bytes(zeros)

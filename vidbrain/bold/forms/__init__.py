@@ -1,0 +1,1 @@
+"""Files that series come in, and go out to: each format by itself, behind one small protocol."""
