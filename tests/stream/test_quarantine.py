@@ -1,6 +1,7 @@
 """Damaged clips: an error by default, else passed over by a rule that worlds and threads cannot change."""
 
 import itertools
+import pickle
 
 import numpy as np
 import pytest
@@ -127,3 +128,12 @@ def test_what_is_not_a_clips_fault_is_not_passed_over(data):
     source = Moody(open_part(data), CLIP, None)
     with pytest.raises(ShardError):
         list(Loader(source, batch_size=8, on_bad_clip="substitute", bad_share=1.0))
+
+
+def test_a_copy_for_another_process_does_the_same(data):
+    loader = loader_of(data)
+    first = [batch.index.tolist() for batch in itertools.islice(loader, 5)]
+    copy = pickle.loads(pickle.dumps(loader))
+    assert copy.bad_clips == loader.bad_clips
+    rest, copied = ([batch.index.tolist() for batch in each] for each in (loader, copy))
+    assert rest == copied == [batch.index.tolist() for batch in loader_of(data)][len(first) :]

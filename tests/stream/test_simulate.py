@@ -137,6 +137,7 @@ def test_the_command(data, capsys):
     measured = json.loads(capsys.readouterr().out)
     assert measured["batches"] == 40
     assert measured["n_bytes"] > 0
+    assert measured["rss_growth_bytes"] >= 0
     assert run([*base, "--batches", "0"]) == 1
     assert run([*base, "--processes", "3"]) == 1
     assert "1, 2, 4, 8 processes" in capsys.readouterr().err

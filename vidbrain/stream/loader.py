@@ -138,7 +138,7 @@ class Loader(IterableDataset[AnyBatch]):
 
     def __iter__(self) -> Iterator[AnyBatch]:
         worker = get_worker_info()
-        if self._received >= self._n_batches:
+        if self._received + len(self._arrived) >= self._n_batches:
             self._go_to(self.epoch + 1, 0)
         if worker is None:
             yield from self._iterate(range(self._received, self._n_batches), counts=True)
@@ -147,8 +147,13 @@ class Loader(IterableDataset[AnyBatch]):
         yield from self._iterate(range(self._received + worker.id, self._n_batches, worker.num_workers), counts=False)
         self._received = self._n_batches
 
+    def __getstate__(self) -> dict[str, Any]:
+        # Worker processes say nothing.
+        return {**self.__dict__, "_progress": SILENT}
+
     def _iterate(self, numbers: range, *, counts: bool) -> Generator[AnyBatch, None, None]:
         epoch, order = self.epoch, self.order(self.epoch)
+        progress = self._progress if counts else SILENT
         share, source = self._batch_size // self._world.size, self._source
         if source.fetches_ahead and len(numbers):
             source.begin(order.ahead(numbers[0], self._world, step=numbers.step))
@@ -171,18 +176,19 @@ class Loader(IterableDataset[AnyBatch]):
             moved=lambda: source.stats()["n_bytes"],
         )
         batches = self._meter.watch(prefetch.results())
-        self._progress.start("stream", self._n_batches, "batches", done=numbers.start if counts else 0)
+        progress.start("stream", self._n_batches, "batches", done=numbers.start)
         try:
             for batch in batches:
                 # Counted here, where the trainer receives it: what was only read ahead is read again after a resume.
                 if counts:
                     self._stand_after(batch)
                 self._meter.count(int((batch.index >= 0).sum()))
-                self._progress.advance(1, **self._shown())
+                if progress is not SILENT:
+                    progress.advance(1, **self._shown())
                 yield batch
         finally:
             batches.close()
-            self._progress.finish()
+            progress.finish()
 
     def received(self, batch: Batch) -> None:
         """Hear that the trainer has a batch: to be called in a loop over a DataLoader with worker processes.
@@ -190,17 +196,16 @@ class Loader(IterableDataset[AnyBatch]):
         Without worker processes the loader knows.
         """
         self._is_told = True
+        self._arrived.clear()
         self._stand_after(batch)
 
     def arrival(self, epoch: int, number: int) -> None:
-        """Hear that a batch came from a worker process; where nobody calls `received`, all of them end the epoch."""
+        """Hear that a batch came from a worker process; where nobody calls `received`, the last ends the epoch."""
         if self._is_told:
             return
         if epoch > self.epoch:
             self._go_to(epoch, 0)
         self._arrived.add(number)
-        if len(self._arrived) == self._n_batches - self._received:
-            self._go_to(self.epoch, self._n_batches)
 
     def _stand_after(self, batch: Batch) -> None:
         if batch.epoch != self.epoch:
@@ -217,9 +222,9 @@ class Loader(IterableDataset[AnyBatch]):
         Raises
         ------
         ResumeError
-            If batches come through worker processes and `received` was never called.
+            If batches came through worker processes and `received` was never called.
         """
-        if self._arrived and not self._is_told:
+        if self._arrived:
             raise ResumeError(
                 "batches came through worker processes, and the loader was not told which of them the trainer received",
                 hint="call loader.received(batch) in the loop",
@@ -284,8 +289,6 @@ class Loader(IterableDataset[AnyBatch]):
         return {**rates, "threads": self._threads.n, "bad_clips": len(self.bad_clips), **counts}
 
     def _shown(self) -> dict[str, float | str]:
-        if self._progress is SILENT:
-            return {}
         stats = self.stats()
         shown: dict[str, float | str] = {
             "clips/s": round(stats["clips_per_s"]),

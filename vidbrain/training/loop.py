@@ -312,6 +312,11 @@ class _Run:
             shown["codes used"] = f"{row['active']:.0%}"
         if self.step > self.resumed_at + 1:  # rates need two steps
             shown |= {"clips/s": round(stats["clips_per_s"] * self.world.size), "stall": f"{stats['stall_share']:.1%}"}
+            # What a store and its cache do; data on a disk have nothing to say of it.
+            counts = {name.replace("_", " "): stats[name] for name in ("cache_hits", "retries", "bad_clips")}
+            shown |= {name: int(count) for name, count in counts.items() if count}
+            if stats["n_bytes"]:
+                shown["MB/s"] = round(stats["mb_per_s"] * self.world.size, 2)
         self.progress.advance(1, **shown)
 
     def _evaluate(self) -> None:
