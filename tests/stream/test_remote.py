@@ -11,7 +11,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from vidbrain.errors import ShardError, StorageError
+from vidbrain.errors import AlignmentError, ShardError, StorageError
 from vidbrain.records import ClipSpec
 from vidbrain.sharding.codes import write_codes
 from vidbrain.sharding.manifest import open_manifest, shard_path
@@ -22,7 +22,7 @@ from vidbrain.storage.trees import upload_tree
 from vidbrain.stream.clips import clip_table
 from vidbrain.stream.codes import load_codes
 from vidbrain.stream.reader import SegmentReader
-from vidbrain.stream.sequential import clips_of, frames_of
+from vidbrain.stream.sequential import clips_of, clips_of_run, frames_of
 from vidbrain.stream.shards import open_shards
 from vidbrain.stream.source import ClipSource
 from vidbrain.testing.servers import Fault
@@ -275,6 +275,28 @@ def test_recordings_come_in_time_order_by_ranges_or_from_the_cache(honest, data,
     for one, other in zip(clips_of(there, recording, clip), clips_of(here, recording, clip), strict=True):
         np.testing.assert_array_equal(one[0], other[0])
         np.testing.assert_array_equal(one[1], other[1])
+
+
+def test_all_clips_of_a_run_come_in_the_order_of_its_clock(honest, data):
+    upload_tree(data, honest.root)
+    here, clip = open_manifest(data), ClipSpec(8, 2, 10)
+    onset_s = {"play-0": 50.0, "play-1": 7.0, "play-2": 20.0}
+    recording = here.segments["recording"]
+    columns = {
+        "run": np.where(recording.isin(onset_s), "sub-01_task-game_run-1", ""),
+        "onset_s": recording.map(onset_s),
+        "duration_s": np.where(recording.isin(onset_s), 4.0, np.nan),
+    }
+    there = replace(open_manifest(honest.root), segments=here.segments.assign(**columns))
+    found = list(clips_of_run(there, "sub-01_task-game_run-1", clip, batch_size=5))
+    assert list(dict.fromkeys(key for key, _, _ in found)) == ["play-1", "play-2", "play-0"]
+    for key in onset_s:
+        starts, video = (np.concatenate([part[i] for part in found if part[0] == key]) for i in (1, 2))
+        expected = list(clips_of(here, key, clip))
+        np.testing.assert_array_equal(starts, np.concatenate([part[0] for part in expected]))
+        np.testing.assert_array_equal(video, np.concatenate([part[1] for part in expected]))
+    with pytest.raises(AlignmentError, match="no recording belongs to run 'sub-02'"):
+        next(clips_of_run(there, "sub-02", clip))
 
 
 def test_codes_by_url_are_those_of_the_disk(remote, data, tmp_path):
