@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch import distributed as dist
 
 from vidbrain.models.norms import full_precision
+from vidbrain.models.processes import from_all_ranks, from_first_rank, reduce_in_place
 
 CHUNK = 16_384
 """Vectors compared with the codebook at a time: bounds memory at CHUNK x K float32."""
@@ -122,9 +122,8 @@ class Codebook(nn.Module):
     def _learn(self, flat: Tensor, codes: Tensor, distance: Tensor) -> None:
         new_counts = torch.bincount(codes, minlength=self.n_codes).to(flat.dtype)
         new_sums = torch.zeros_like(self.z_avg).index_add_(0, codes, flat)
-        if dist.is_initialized():
-            dist.all_reduce(new_counts)
-            dist.all_reduce(new_sums)
+        reduce_in_place(new_counts)
+        reduce_in_place(new_sums)
         self.usage += new_counts.long()
         self.counts.lerp_(new_counts, 1 - self.decay)
         self.z_avg.lerp_(new_sums, 1 - self.decay)
@@ -193,20 +192,3 @@ def perplexity(usage: Tensor) -> float:
     """Return exp of the entropy of code use: K when all codes are used equally, 1 when one is used alone."""
     p = usage.double() / usage.sum().clamp_min(1)
     return float(torch.exp(-(p[p > 0] * p[p > 0].log()).sum()))
-
-
-def from_all_ranks(values: Tensor) -> Tensor:
-    """Concatenate the values of all training processes, of equal shapes, along the first axis."""
-    if not dist.is_initialized():
-        return values
-    parts = [torch.empty_like(values) for _ in range(dist.get_world_size())]
-    dist.all_gather(parts, values.contiguous())
-    return torch.cat(parts)
-
-
-def from_first_rank(values: Tensor) -> Tensor:
-    """Return the first process's values in every process (in training with several; else the values themselves)."""
-    if dist.is_initialized():
-        values = values.contiguous()
-        dist.broadcast(values, src=0)
-    return values

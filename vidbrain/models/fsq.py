@@ -10,10 +10,10 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch import distributed as dist
 
 from vidbrain.models.codebook import Quantized
 from vidbrain.models.norms import full_precision
+from vidbrain.models.processes import reduce_in_place
 
 
 class FSQ(nn.Module):
@@ -86,6 +86,5 @@ class FSQ(nn.Module):
     @torch.no_grad()
     def _count(self, codes: Tensor) -> None:
         counts = torch.bincount(codes.flatten(), minlength=self.n_codes)
-        if dist.is_initialized():
-            dist.all_reduce(counts)
+        reduce_in_place(counts)
         self.usage += counts

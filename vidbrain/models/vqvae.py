@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 -- as torch's own documents name it
 
-from vidbrain.models.codebook import Codebook, Quantized, from_all_ranks, from_first_rank
+from vidbrain.models.codebook import Codebook, Quantized
 from vidbrain.models.codec import Decoder, Encoder, VQVAEConfig, fold
 from vidbrain.models.fsq import FSQ
+from vidbrain.models.processes import from_all_ranks, from_first_rank
 from vidbrain.models.videogpt import StudyDecoder, StudyEncoder
 
 __all__ = ["VQVAE", "VQVAEConfig", "VQVAEOutput"]

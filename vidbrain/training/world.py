@@ -12,6 +12,7 @@ from torch import Tensor
 from torch import distributed as dist
 
 from vidbrain.errors import ConfigError
+from vidbrain.models.processes import reduce_in_place
 from vidbrain.records import World
 
 
@@ -74,7 +75,7 @@ def reduced(value: Tensor, world: World, *, how: Literal["sum", "max"]) -> Tenso
     """Sum or maximum of a value over the processes; all must ask."""
     if world.size > 1:
         value = value.clone()
-        dist.all_reduce(value, op=dist.ReduceOp.SUM if how == "sum" else dist.ReduceOp.MAX)
+        reduce_in_place(value, dist.ReduceOp.SUM if how == "sum" else dist.ReduceOp.MAX)
     return value
 
 
