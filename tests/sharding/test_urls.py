@@ -69,9 +69,6 @@ def test_a_manifest_opens_by_url_in_two_requests(remote, data):
         assert facts == (len(tar), hashlib.sha256(tar).hexdigest())
         assert isinstance(shard_path(found.root, shard), Root)
         assert read_bytes(shard_path(found.root, shard)) == tar
-    with pytest.raises(StorageError, match=r"needs the data set in a folder[\s\S]*vidbrain pull s3://"):
-        assert found.folder
-    assert open_manifest(data).folder == data
 
 
 def test_over_http_and_a_subset_that_lies_beside_it(data, tmp_path):

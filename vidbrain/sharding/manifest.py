@@ -159,21 +159,6 @@ class Manifest:
         """Frames that a segment stores beyond those it owns (fewer at the end of a recording)."""
         return int(self.info["margin"])
 
-    @property
-    def folder(self) -> Path:
-        """Its folder, for what reads files only.
-
-        Raises
-        ------
-        StorageError
-            If the data set lies at a URL.
-        """
-        if isinstance(self.root, Root):
-            raise StorageError(
-                "this needs the data set in a folder", where=self.root, hint=f"vidbrain pull {self.root} FOLDER"
-            )
-        return self.root
-
     def shard_facts(self, shard: int) -> ShardFacts:
         """Length and checksum of a tar, from the root record; where that is older than this, from the shard's marker.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Protocol, Self
@@ -27,7 +28,7 @@ class Listener(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Batch:
+class Batch(ABC):
     """What one process gets of a global batch.
 
     Attributes
@@ -76,12 +77,12 @@ class Batch:
 
         return replace(self._each(spread), index=index)
 
+    @abstractmethod
     def to(self, device: torch.device) -> Self:
         """Move what a model sees to a device: uint8 over the bus from pinned memory; on a CPU nothing is copied.
 
         It is called in the thread that read the batch, and returns when the copy is done.
         """
-        raise NotImplementedError
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuild, (type(self), {each.name: getattr(self, each.name) for each in fields(self)})
