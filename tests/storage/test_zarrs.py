@@ -4,6 +4,7 @@ import xarray as xr
 import zarr
 
 from vidbrain.errors import StorageError
+from vidbrain.storage.plain import IN_ORDER
 from vidbrain.storage.zarrs import EVERY_CHUNK, Columns, open_dataset, read_columns, write_by_columns, write_dataset
 
 
@@ -93,7 +94,7 @@ def test_a_data_set_written_part_by_part_is_the_whole_one(tmp_path):
     values = whole["bold"].values
     by_columns(tmp_path / "x.zarr", values, (values[:, first : first + 48] for first in range(0, 100, 48)))
     found = xr.open_zarr(tmp_path / "x.zarr", chunks=None)
-    assert found["bold"].attrs == {"units": "1"}
+    assert found["bold"].attrs == {"units": "1", IN_ORDER: True}
     xr.testing.assert_equal(found.load(), whole)
     assert {path.name for path in (tmp_path / "x.zarr" / "bold" / "c" / "0").iterdir()} == {"0", "1", "2"}
 

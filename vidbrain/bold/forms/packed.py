@@ -5,6 +5,9 @@ from __future__ import annotations
 import zlib
 from typing import IO
 
+from isal import isal_zlib
+
+_DAMAGED: type[Exception] = isal_zlib.error  # type: ignore[assignment] -- its stubs call the class an instance
 _GZIP = 31
 """zlib's word for a gzip member, whose header and checksum it then reads itself."""
 _PACKED_BYTES, _UNPACKED_BYTES = 1 << 18, 1 << 20
@@ -13,7 +16,7 @@ _PACKED_BYTES, _UNPACKED_BYTES = 1 << 18, 1 << 20
 class Unpacked:
     """Reads a gzip file from its beginning to its end, straight into the reader's memory; checks its checksums.
 
-    Python's own takes 8 KiB of packed bytes at a time; larger steps take less time.
+    Python's own takes 8 KiB of packed bytes at a time, by zlib; larger steps and Intel's ISA-L take half the time.
 
     Parameters
     ----------
@@ -23,7 +26,7 @@ class Unpacked:
 
     def __init__(self, raw: IO[bytes]) -> None:
         self._raw = raw
-        self._member = zlib.decompressobj(_GZIP)
+        self._member = isal_zlib.decompressobj(_GZIP)
         self._packed = b""
         self._ended = False
 
@@ -43,7 +46,10 @@ class Unpacked:
                 self._next_member()
                 continue
             packed = self._packed or self._raw.read(_PACKED_BYTES)
-            data = self._member.decompress(packed, min(len(out) - filled, _UNPACKED_BYTES))
+            try:
+                data = self._member.decompress(packed, min(len(out) - filled, _UNPACKED_BYTES))
+            except _DAMAGED as error:
+                raise zlib.error(str(error)) from error
             self._packed = self._member.unconsumed_tail
             if not (packed or data or self._member.eof):
                 raise EOFError("the end of the packed data is missing")
@@ -56,4 +62,4 @@ class Unpacked:
         rest = self._member.unused_data or self._raw.read(_PACKED_BYTES)
         while rest and not (rest := rest.lstrip(b"\0")):
             rest = self._raw.read(_PACKED_BYTES)
-        self._member, self._packed, self._ended = zlib.decompressobj(_GZIP), rest, not rest
+        self._member, self._packed, self._ended = isal_zlib.decompressobj(_GZIP), rest, not rest
