@@ -8,11 +8,13 @@ that the same command goes on where it was stopped. Before every timed reading t
 
 ingest         vidbrain bold ingest: brain mask, detrend, z-score; checksums and read-back included
 floor          every byte of the NIfTI files read and unpacked, and as many bytes as the store has written and flushed,
-               each spread over as many processes as ingest has; the start of the processes is not counted
+               each spread over as many processes as ingest has; the start of the processes is not counted. Unpacked
+               twice: by Python's gzip, as nibabel and nilearn do, and by what ingest uses
 nilearn-hdf5   NiftiMasker with the same mask and cleaning, a run at a time in as many processes, into one HDF5 a run
 nibabel-zarr   nibabel loads a run, the mask picks voxels, zarr.save_array writes them as it likes; no cleaning
 read           all time of 4,096 neighbouring voxels of every run: from the store, from run-major HDF5 (4,096 columns
-               side by side, its best case), from the plain Zarr, and from the NIfTI files (of --nifti-runs runs)
+               side by side, not packed, its best case), from the plain Zarr, and, of --nifti-runs runs, from HDF5
+               packed by gzip 4, as CNeuroMod ships its series, and from the NIfTI files
 s3             the same from an S3 server on loopback, through a proxy that counts requests
 """
 
@@ -42,6 +44,7 @@ from processes import watch
 
 from vidbrain.bold.bids import RunFiles, find_runs
 from vidbrain.bold.forms.nifti import series_facts
+from vidbrain.bold.forms.packed import Unpacked
 from vidbrain.bold.store import open_bold
 from vidbrain.bold.voxels import flat_index
 from vidbrain.features.store import write_run
@@ -122,6 +125,15 @@ def read_through(path: Path) -> None:
             pass
 
 
+def unpack_through(path: Path) -> None:
+    """The same by what ingest unpacks with."""
+    buffer = memoryview(bytearray(MEGABYTE))
+    with path.open("rb") as raw:
+        stream: Any = Unpacked(raw) if path.suffix == ".gz" else raw
+        while stream.readinto(buffer):
+            pass
+
+
 def write_through(row: tuple[Path, int]) -> None:
     """Write so many bytes and flush them."""
     path, n_bytes = row
@@ -158,6 +170,8 @@ def do_task(task: str, root: Path, workers: int) -> float:
     runs = find_runs(root / "simulated")
     if task == "read-all":
         return in_parallel(read_through, [files.bold for files in runs], workers)
+    if task == "unpack-all":
+        return in_parallel(unpack_through, [files.bold for files in runs], workers)
     if task == "write-all":
         size = n_bytes_below(root / "bold") // len(runs)
         folder = root / "floor"
@@ -209,12 +223,16 @@ def simulate(options: argparse.Namespace) -> dict[str, Any]:
 def floor(options: argparse.Namespace) -> dict[str, Any]:
     forget([files.bold for files in find_runs(options.root / "simulated")])
     reading = watched_task("read-all", options)
+    forget([files.bold for files in find_runs(options.root / "simulated")])
+    unpacking = watched_task("unpack-all", options)
     writing = watched_task("write-all", options)
     shutil.rmtree(options.root / "floor")
     return {
         "read_seconds": reading["work_seconds"],
+        "read_seconds_as_ingest_unpacks": unpacking["work_seconds"],
         "write_seconds": writing["work_seconds"],
         "seconds": round(reading["work_seconds"] + writing["work_seconds"], 2),
+        "seconds_as_ingest_unpacks": round(unpacking["work_seconds"] + writing["work_seconds"], 2),
         "store_bytes": n_bytes_below(options.root / "bold"),
     }
 
@@ -273,6 +291,16 @@ def difference_from_nilearn(root: Path, run: str) -> float | None:
     return float(np.abs(store.read(run)[:8][:, order] - theirs).max())
 
 
+def packed_hdf5(root: Path, run: str) -> Path:
+    """The file that nilearn's series are in, packed by gzip 4 in chunks that h5py chooses."""
+    path = root / "hdf5-packed" / f"{run}.h5"
+    if not path.is_file():
+        path.parent.mkdir(exist_ok=True)
+        with h5py.File(root / "hdf5" / f"{run}.h5") as file, h5py.File(path, "w") as out:
+            out.create_dataset("bold", data=file["bold"][:], compression="gzip", compression_opts=4)
+    return path
+
+
 def timed(work: Callable[[], object], paths: list[Path]) -> float:
     forget(paths)
     began = time.perf_counter()
@@ -284,7 +312,7 @@ def read(options: argparse.Namespace) -> dict[str, Any]:
     root = options.root
     store = open_bold(root / "bold")
     runs, width = list(store.runs), min(N_BLOCK, store.n_voxels)
-    seconds: dict[str, list[float]] = {"store": [], "hdf5": [], "zarr": [], "nifti_a_run": []}
+    seconds: dict[str, list[float]] = {"store": [], "hdf5": [], "zarr": [], "hdf5_packed_a_run": [], "nifti_a_run": []}
     largest = 0.0
     for first in places_of(options):
         voxels = slice(first, first + width)
@@ -306,6 +334,14 @@ def read(options: argparse.Namespace) -> dict[str, Any]:
         if (root / "zarr").is_dir():
             seconds["zarr"].append(timed(from_zarr, files_below(root / "zarr")))
     found = find_runs(root / "simulated")[: options.nifti_runs]
+    for files in found if (root / "hdf5").is_dir() else ():
+        packed, first = packed_hdf5(root, files.run.label), places_of(options)[0]
+
+        def from_packed(packed: Path = packed, voxels: slice = slice(first, first + width)) -> None:
+            with h5py.File(packed) as file:
+                file["bold"][:, voxels]
+
+        seconds["hdf5_packed_a_run"].append(timed(from_packed, [packed]))
     for files in found:
         label, first = files.run.label, places_of(options)[0]
         values: list[np.ndarray] = []
@@ -317,14 +353,17 @@ def read(options: argparse.Namespace) -> dict[str, Any]:
         z /= z.std(axis=0, ddof=1)
         largest = max(largest, float(np.abs(z - store.read(label, slice(first, first + width))).max()))
     medians = {name: statistics.median(values) for name, values in seconds.items() if values}
-    medians["nifti"] = medians["nifti_a_run"] * len(runs)
-    ratios = {name: value / medians["store"] for name, value in medians.items() if name not in ("store", "nifti_a_run")}
+    for name in ("hdf5_packed", "nifti"):
+        if f"{name}_a_run" in medians:
+            medians[name] = medians[f"{name}_a_run"] * len(runs)
+    others = [name for name in medians if name != "store" and not name.endswith("_a_run")]
+    ratios = {name: medians[name] / medians["store"] for name in others}
     return {
         "n_voxels": width,
         "runs": len(runs),
         "seconds": {name: [round(value, 4) for value in values] for name, values in seconds.items()},
         "median_seconds": {name: round(value, 4) for name, value in medians.items()},
-        "nifti_is": f"{len(found)} runs read, times {len(runs)} over {len(found)}",
+        "nifti_and_packed_hdf5_are": f"{len(found)} runs read, times {len(runs)} over {len(found)}",
         "times_faster_than": {name: round(value, 2) for name, value in ratios.items()},
         "largest_difference_from_nifti_cleaned_by_scipy": largest,
         "largest_difference_from_nilearn": difference_from_nilearn(root, runs[0]),
@@ -366,7 +405,7 @@ def s3(options: argparse.Namespace) -> dict[str, Any]:
                     "equal_to_disk": same,
                 }
             )
-        peers: dict[str, list[float]] = {"hdf5": [], "nifti": []}
+        peers: dict[str, list[float]] = {"hdf5_ranges": [], "hdf5": [], "nifti": []}
         there, first = open_root("s3://lab/peers"), places_of(options)[0]
         for files in nifti:
             with h5py.File(root / "hdf5" / f"{files.run.label}.h5") as file:
@@ -375,8 +414,12 @@ def s3(options: argparse.Namespace) -> dict[str, Any]:
             begins = [begin + 4 * (t * n_columns + first) for t in range(n_trs)]
             spans = [(position, position + 4 * width) for position in begins]
             began = time.perf_counter()
-            parts = there.get_ranges(f"{files.run.label}.h5", spans)
-            np.stack([np.frombuffer(part, "<f4") for part in parts])
+            by_ranges = [np.frombuffer(part, "<f4") for part in there.get_ranges(f"{files.run.label}.h5", spans)]
+            np.stack(by_ranges)
+            peers["hdf5_ranges"].append(time.perf_counter() - began)
+            began = time.perf_counter()
+            whole = np.frombuffer(there.get(f"{files.run.label}.h5"), "<f4", offset=begin, count=n_trs * n_columns)
+            whole.reshape(n_trs, n_columns)[:, first : first + width].copy()
             peers["hdf5"].append(time.perf_counter() - began)
             began = time.perf_counter()
             raw = there.get(f"{files.run.label}.nii")
@@ -422,7 +465,8 @@ def shown(record: dict[str, Any]) -> str:
                 peak = parts[name].get("largest_process_bytes")
                 text = "" if peak is None else f"{peak / 1e9:.2f}"
                 lines.append(f"{name:<16}{parts[name]['seconds']:>10.1f}{ratio:>8.2f}{text:>22}")
-        lines.append(f"ingest runs at {share:.0%} of the read-plus-write floor")
+        own = parts["floor"]["seconds_as_ingest_unpacks"] / parts["ingest"]["seconds"]
+        lines.append(f"ingest runs at {share:.0%} of the read-plus-write floor, {own:.0%} with its own unpacking")
     for part in ("read", "s3"):
         if part in parts:
             times = parts[part]["times_faster_than"]

@@ -34,5 +34,5 @@ def test_packed_files_that_are_damaged_do_not_unpack():
             unpacked(packed[:end], 10**5)
     flipped = bytearray(packed)
     flipped[-6] ^= 1
-    with pytest.raises(zlib.error, match="(?i)incorrect checksum"):
+    with pytest.raises(zlib.error, match="ncorrect checksum"):
         unpacked(bytes(flipped), 10**5)
