@@ -45,7 +45,7 @@ from processes import watch
 from vidbrain.bold.bids import RunFiles, find_runs
 from vidbrain.bold.forms.nifti import series_facts
 from vidbrain.bold.forms.packed import Unpacked
-from vidbrain.bold.store import open_bold
+from vidbrain.bold.store import open_bold, read_runs
 from vidbrain.bold.voxels import flat_index
 from vidbrain.features.store import write_run
 from vidbrain.storage.info import is_done, write_info
@@ -265,8 +265,7 @@ def places_of(options: argparse.Namespace) -> list[int]:
 
 
 def read_store(root: Any, first: int, runs: list[str], width: int) -> list[np.ndarray]:  # noqa: ANN401 -- path or URL
-    store = open_bold(root)
-    return [store.read(run, slice(first, first + width)) for run in runs]
+    return list(read_runs(open_bold(root), runs, slice(first, first + width)))
 
 
 def read_nifti(files: RunFiles, ijk: np.ndarray, places: slice) -> np.ndarray:

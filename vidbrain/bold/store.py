@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import xarray as xr
@@ -19,7 +22,7 @@ from vidbrain.bold.voxels import to_volume
 from vidbrain.errors import AlignmentError, BoldError, StorageError
 from vidbrain.records import RunKey
 from vidbrain.storage.info import read_info
-from vidbrain.storage.objects import Root, open_root
+from vidbrain.storage.objects import N_THREADS, Root, open_root
 from vidbrain.storage.roots import locate
 from vidbrain.storage.zarrs import open_dataset, read_columns
 
@@ -218,6 +221,51 @@ class BoldStore:
             )
 
 
+class ReadsRuns(Protocol):
+    """What `read_runs` needs of a store."""
+
+    def read(self, run: str, voxels: slice, /) -> NDArray[np.float32]:
+        """Neighbouring voxels of a run, (n_trs, n_voxels)."""
+
+
+def read_runs(store: ReadsRuns, runs: Sequence[str], voxels: slice) -> Iterator[NDArray[np.float32]]:
+    """Read the same block of neighbouring voxels of several runs, the next ones while one is worked on.
+
+    Parameters
+    ----------
+    store
+        A BOLD store.
+    runs
+        Labels.
+    voxels
+        Which ones.
+
+    Yields
+    ------
+    (n_trs, n_voxels) float32
+        Of each run, in the order of `runs`. Besides the one that is given, about 64 MB (at least one run) are held.
+    """
+    if not runs:
+        return
+    first = store.read(runs[0], voxels)
+    n_ahead = max(1, min(N_THREADS, _AHEAD_BYTES // max(1, first.nbytes)))
+    with ThreadPoolExecutor(n_ahead) as pool:
+        begun: deque[Future[NDArray[np.float32]]] = deque()
+        try:
+            begun.extend(pool.submit(store.read, run, voxels) for run in runs[1 : 1 + n_ahead])
+            yield first
+            for run in runs[1 + n_ahead :]:
+                ready = begun.popleft()
+                begun.append(pool.submit(store.read, run, voxels))
+                yield ready.result()
+            while begun:
+                yield begun.popleft().result()
+        finally:
+            for future in begun:
+                future.cancel()
+
+
+_AHEAD_BYTES = 64_000_000
 PART_VOXELS = 16384
 """Most voxels that share a checksum and a Zarr shard."""
 CHUNK_VOXELS = 1024

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from vidbrain.bold.layout import COORDINATES, FACTS
+from vidbrain.bold.store import read_runs
 from vidbrain.cluster import Client
 from vidbrain.config import fingerprint
 from vidbrain.encoding.choose import Chosen, inner_scores
@@ -224,9 +225,9 @@ def refit(row: BlockRow, plan: Plan, Y: NDArray[np.float32]) -> NDArray[np.float
 def read_bold(row: BlockRow, plan: Plan) -> NDArray[np.float32]:
     """Read the plan's rows of a block of voxels, (n, t); every chunk is read once."""
     Y = np.empty((len(plan.run), row.stop - row.start), np.float32)
-    for number, run in enumerate(plan.runs):
+    for number, bold in enumerate(read_runs(row.bold, plan.runs, slice(row.start, row.stop))):
         mine = plan.run == number
-        Y[mine] = row.bold.read(run, slice(row.start, row.stop))[plan.tr[mine]]
+        Y[mine] = bold[plan.tr[mine]]
     return Y
 
 
