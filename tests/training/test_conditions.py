@@ -18,7 +18,7 @@ from vidbrain.training.gpt import train_gpt
 
 STUDY = GPTConfig(
     hidden=12, n_layers=1, n_heads=2, block="study", norm="study", positions="thirds", embedding="codebook",
-    condition="previous", condition_width=8, dropout=0.2, attention_dropout=0.3,
+    condition="previous", condition_width=6, reader="study", dropout=0.2, attention_dropout=0.3,
 )  # fmt: skip
 
 
