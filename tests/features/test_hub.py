@@ -82,9 +82,10 @@ def test_untrained_differs_only_in_its_weights(saved, rng):
     torch.testing.assert_close(again.extract(video)["hidden_1"], fresh.extract(video)["hidden_1"])
 
 
-def test_real_clips_from_the_command_line(world, tmp_path, capsys):
-    tiny_model("vjepa2").save_pretrained(tmp_path / "vjepa2")
-    arguments = ["features", f"hf:{tmp_path / 'vjepa2'}", "--shards", str(world.data), "--out", str(tmp_path / "out")]
+@pytest.mark.parametrize("kind", ["videomae", "vjepa2"])
+def test_real_clips_from_the_command_line(world, tmp_path, capsys, kind):
+    tiny_model(kind).save_pretrained(tmp_path / kind)
+    arguments = ["features", f"hf:{tmp_path / kind}", "--shards", str(world.data), "--out", str(tmp_path / "out")]
     arguments += ["--layers", "hidden_2", "hidden_3", "--pool", "mean", "--sample-hz", "30", "--json"]
     assert run([*arguments, "--dry-run"]) == 0
     plan = json.loads(capsys.readouterr().out)
@@ -95,7 +96,7 @@ def test_real_clips_from_the_command_line(world, tmp_path, capsys):
     values = store.read("hidden_3", store.runs[0])
     assert values["features"].values[values["valid"].values].std(0).min() > 1e-4
     capsys.readouterr()
-    assert run(["features", f"hf:{tmp_path / 'vjepa2'}", "--shards", str(world.data), "--layers", "hidden_9"]) == 1
+    assert run(["features", f"hf:{tmp_path / kind}", "--shards", str(world.data), "--layers", "hidden_9"]) == 1
     assert "did you mean 'hidden_" in capsys.readouterr().err
 
 

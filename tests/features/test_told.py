@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from vidbrain.cli.app import run
-from vidbrain.errors import AlignmentError, ModelError
+from vidbrain.errors import AlignmentError, ModelError, ResumeError
+from vidbrain.features import extract as extract_module
 from vidbrain.features.activations import ModelSource, open_model
 from vidbrain.features.extract import ExtractConfig, extract, frames_without_rows
 from vidbrain.features.pooled import Pooled
@@ -33,6 +34,7 @@ from vidbrain.video.clock import average_into_trs, frame_times
 
 STUDY = {"hidden": 12, "n_layers": 5, "n_heads": 2, "block": "study", "norm": "study", "positions": "thirds",
          "embedding": "codebook", "condition_width": 12, "reader": "study"}  # fmt: skip
+UNTRAINED = ("untrained",)
 BUTTONS = ("UP", "A", "B")
 """As the toy's tables name them, but for A, which they lack."""
 TR = ExtractConfig(tr_s=0.7)
@@ -59,7 +61,7 @@ def runs(tmp_path_factory):
 
 
 def opened(runs, world, kind, name="model", **settings):
-    settings = {"layers": ("study", "gpt.block_4"), "game": world.game, "shards": world.data} | settings
+    settings = {"layers": ("study", "gpt.blocks.4.down"), "game": world.game, "shards": world.data} | settings
     return open_model(name, vqvae=runs / "vqvae", gpt=runs / kind, frame_size=(32, 32), **settings)
 
 
@@ -97,7 +99,7 @@ def test_rows_agree_with_a_direct_pass_of_every_clip(world, runs, kind, tmp_path
     source = Pooled(opened(runs, world, kind), Pooling(kind="mean"))
     record = extract(source, world.data, tmp_path / "out", TR)
     store = open_features(tmp_path / "out")
-    assert store.layers == ["gpt.block_4.mlp", "gpt.block_4"]
+    assert store.layers == ["gpt.block_4.mlp", "gpt.blocks.4.down"]
     lacking = 0
     for label, recordings in world.clocks.items():
         found = store.read("gpt.block_4.mlp", label)
@@ -112,6 +114,8 @@ def test_rows_agree_with_a_direct_pass_of_every_clip(world, runs, kind, tmp_path
         np.testing.assert_array_equal(found["valid"], counts > 0)
         np.testing.assert_allclose(found["features"][counts > 0], means[counts > 0], rtol=1e-3, atol=1e-4)
         assert found["features"].values[counts > 0].std(0).min() > 1e-3
+        # Dropout does nothing at read-out: the module before it gives the same.
+        np.testing.assert_array_equal(store.read("gpt.blocks.4.down", label)["features"], found["features"])
         assert found.attrs["sees_before_s"] == pytest.approx((48 + (64 if kind == "previous" else 0)) / 60, rel=0.01)
     # The clip before is missing for 64 frames of three recordings, and the fourth has but 50.
     assert record["n_frames_without_row"] == lacking == (3 * 64 + 50 if kind == "previous" else 0)
@@ -127,19 +131,46 @@ def test_the_clip_before_counts_and_nothing_else_before(world, runs, rng):
     assert not torch.isclose(after[1], before[1]).all(-1).any()
 
 
+PARTS = ("attention_norm", "attention", "attention.qkv", "attention.out", "mlp_norm", "up", "down")
+
+
 @pytest.mark.parametrize("kind", ["previous", "actions"])
 def test_the_untrained_control_differs_only_in_its_weights(world, runs, kind):
-    trained, fresh = opened(runs, world, kind, layers=()), opened(runs, world, kind, "untrained", layers=(), seed=3)
-    assert len(fresh.layers) == 6
+    parts = [*PARTS, *(("cross_norm", "cross", "cross.q", "cross.out") if kind == "previous" else ())]
+    blocks = [f"gpt.block_{k}{part}" for k in range(5) for part in ("", ".mlp")]
+    layers = ("vqvae.encoder", *blocks, *(f"gpt.blocks.{k}.{part}" for k in range(5) for part in parts))
+    trained, fresh, again = (opened(runs, world, kind, *more, layers=layers, seed=3) for more in ((), UNTRAINED, UNTRAINED))
+    assert {layer.name for layer in fresh.layers} == set(layers)
     assert (fresh.layers, fresh.window, fresh.settings) == (trained.layers, trained.window, trained.settings)
-    fields = [receptive_field_s(layer, source.window, 60.0) for source in (fresh, trained) for layer in source.layers]
-    assert fields[:6] == fields[6:]
-    # What it is told is the same, weights are not, and with them the names of layers in the cache.
+    fields = [[receptive_field_s(layer, s.window, 60.0) for layer in s.layers] for s in (fresh, trained)]
+    assert fields[0] == fields[1]
     assert {k for k, digits in fresh.made_from.items() if digits != trained.made_from[k]} == {"vqvae", "gpt"}
-    assert fresh.made_from == opened(runs, world, kind, "untrained", layers=(), seed=3).made_from
-    names = {source.name: {Pooled(source).fingerprint(layer) for layer in source.layers} for source in (trained, fresh)}
-    assert not names["model"] & names["untrained"]
+    assert fresh.made_from == again.made_from
     torch.testing.assert_close(fresh._gpt.codebook, fresh._vqvae.codebook.embeddings)
+    names = [[Pooled(source).fingerprint(layer) for layer in source.layers] for source in (trained, fresh)]
+    assert not set(names[0]) & set(names[1])
+    # With the same weights and the same name of the source, the cache would hold them for equal.
+    fresh.name, fresh.made_from = trained.name, trained.made_from
+    assert [Pooled(fresh).fingerprint(layer) for layer in fresh.layers] == names[0]
+
+
+def test_other_weights_make_their_own_layers_again(world, runs, tmp_path, monkeypatch):
+    def pooled(gpt, *layers):
+        return Pooled(opened(gpt, world, "previous", layers=layers), Pooling(kind="mean"))
+
+    layers, out, other = ("vqvae.encoder", "gpt.block_0"), tmp_path / "out", tmp_path / "other"
+    extract(pooled(runs, *layers), world.data, out, TR)
+    shutil.copytree(runs, other)
+    changed = load_gpt(runs / "previous")
+    torch.nn.init.normal_(changed.blocks[0].down.bias)
+    save_pretrained(changed, other / "previous")
+    with pytest.raises(ResumeError, match="gpt was"):
+        extract(pooled(other, *layers), world.data, out, TR)
+    (out / "info.json").unlink()
+    made, write_run = [], extract_module.write_run
+    monkeypatch.setattr(extract_module, "write_run", lambda *a, **k: made.append(a[1]) or write_run(*a, **k))
+    extract(pooled(other, *layers), world.data, out, TR)
+    assert made == ["gpt.block_0", "gpt.block_0"]
 
 
 def test_workers_are_told_the_same(world, workers, runs, tmp_path):
@@ -148,7 +179,7 @@ def test_workers_are_told_the_same(world, workers, runs, tmp_path):
     extract(source, world.data, tmp_path / "alone", TR)
     extract(source, world.data, tmp_path / "shared", TR, client=workers)
     for label in world.clocks:
-        alone, shared = (open_features(tmp_path / name).read("gpt.block_4", label) for name in ("alone", "shared"))
+        alone, shared = (open_features(tmp_path / name).read("gpt.block_4.mlp", label) for name in ("alone", "shared"))
         np.testing.assert_array_equal(shared["valid"], alone["valid"])
         np.testing.assert_allclose(shared["features"], alone["features"], rtol=1e-4, atol=1e-5)
 
