@@ -139,7 +139,9 @@ def test_the_untrained_control_differs_only_in_its_weights(world, runs, kind):
     parts = [*PARTS, *(("cross_norm", "cross", "cross.q", "cross.out") if kind == "previous" else ())]
     blocks = [f"gpt.block_{k}{part}" for k in range(5) for part in ("", ".mlp")]
     layers = ("vqvae.encoder", *blocks, *(f"gpt.blocks.{k}.{part}" for k in range(5) for part in parts))
-    trained, fresh, again = (opened(runs, world, kind, *more, layers=layers, seed=3) for more in ((), UNTRAINED, UNTRAINED))
+    trained, fresh, again = (
+        opened(runs, world, kind, *more, layers=layers, seed=3) for more in ((), UNTRAINED, UNTRAINED)
+    )
     assert {layer.name for layer in fresh.layers} == set(layers)
     assert (fresh.layers, fresh.window, fresh.settings) == (trained.layers, trained.window, trained.settings)
     fields = [[receptive_field_s(layer, s.window, 60.0) for layer in s.layers] for s in (fresh, trained)]
