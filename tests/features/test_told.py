@@ -65,6 +65,25 @@ def opened(runs, world, kind, name="model", **settings):
     return open_model(name, vqvae=runs / "vqvae", gpt=runs / kind, frame_size=(32, 32), **settings)
 
 
+class Listener:
+    """Hears what a user would see."""
+
+    def __init__(self):
+        self.frames, self.notes = 0, []
+
+    def start(self, stage, total, unit, done=0):
+        self.frames += done
+
+    def advance(self, amount=1, **numbers):
+        self.frames += amount
+
+    def note(self, message):
+        self.notes.append(message)
+
+    def finish(self):
+        pass
+
+
 def direct(world, runs, kind, key, n_frames):
     """Mean over positions of the study's layer for every frame, by hand; and which frames have any."""
     vqvae, gpt = load_vqvae(runs / "vqvae"), load_gpt(runs / kind)
@@ -96,8 +115,8 @@ def direct(world, runs, kind, key, n_frames):
 
 @pytest.mark.parametrize("kind", ["previous", "actions"])
 def test_rows_agree_with_a_direct_pass_of_every_clip(world, runs, kind, tmp_path):
-    source = Pooled(opened(runs, world, kind), Pooling(kind="mean"))
-    record = extract(source, world.data, tmp_path / "out", TR)
+    source, heard = Pooled(opened(runs, world, kind), Pooling(kind="mean")), Listener()
+    record = extract(source, world.data, tmp_path / "out", TR, progress=heard)
     store = open_features(tmp_path / "out")
     assert store.layers == ["gpt.block_4.mlp", "gpt.blocks.4.down"]
     lacking = 0
@@ -119,6 +138,9 @@ def test_rows_agree_with_a_direct_pass_of_every_clip(world, runs, kind, tmp_path
         assert found.attrs["sees_before_s"] == pytest.approx((48 + (64 if kind == "previous" else 0)) / 60, rel=0.01)
     # The clip before is missing for 64 frames of three recordings, and the fourth has but 50.
     assert record["n_frames_without_row"] == lacking == (3 * 64 + 50 if kind == "previous" else 0)
+    assert heard.frames == record["n_frames"] == 691
+    said = ["242 of 691 frames have no clip before theirs, which model is told: they have no row"]
+    assert heard.notes == (said if kind == "previous" else [])
 
 
 def test_the_clip_before_counts_and_nothing_else_before(world, runs, rng):
@@ -227,6 +249,16 @@ def test_first_frames_are_those_of_the_clip(runs, rng):
     torch.testing.assert_close(source.extract(video)["gpt.block_0"], expected)
     with pytest.raises(ModelError, match=r"told the first 1 frames of \(32, 32\), clips have 16 of \(64, 64\)"):
         ModelSource("model", vqvae, gpt, clip_frames=16, clip_step=4, frame_size=(64, 64))
+
+
+def test_buttons_from_the_command_line(world, runs, tmp_path, capsys):
+    arguments = ["features", "model", "--shards", str(world.data), "--vqvae", str(runs / "vqvae"), "--gpt",
+                 str(runs / "actions"), "--layers", "study", "--out", str(tmp_path / "out"), "--json"]  # fmt: skip
+    assert run([*arguments, "--game", str(tmp_path / "nowhere")]) == 1
+    assert "there is no such file" in capsys.readouterr().err
+    assert run([*arguments, "--game", str(world.game)]) == 0
+    assert json.loads(capsys.readouterr().out)["features"] == {"gpt.block_4.mlp": 192}
+    assert "actions" in open_features(tmp_path / "out").info["made_from"]
 
 
 def test_what_cannot_be_told_is_refused(world, runs, rng):
