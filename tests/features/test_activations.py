@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import pickle
 import shutil
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -227,9 +226,6 @@ def test_networks_that_do_not_fit_are_refused():
     vqvae, gpt = tiny_networks(grid=(4, 8, 8))
     with pytest.raises(ModelError, match=r"reads clips of \(4, 8, 8\) codes out of 32, the VQ-VAE gives \(4, 4, 4\)"):
         ModelSource("model", vqvae, gpt, **CLIP)
-    told = GPT(replace(tiny_networks()[1].config, condition="previous"), n_codes=32, grid=(4, 4, 4))
-    with pytest.raises(ModelError, match=r"is told more than the clip \(previous\)"):
-        ModelSource("model", vqvae, told, **CLIP)
     with pytest.raises(ModelError, match="not multiples of the downsampling"):
         ModelSource("model", vqvae, None, clip_frames=16, clip_step=4, frame_size=(30, 30))
     with pytest.raises(ModelError, match="finer than the 4x4 tokens"):

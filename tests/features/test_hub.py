@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import sys
 
 import numpy as np
 import pytest
@@ -11,15 +12,21 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from vidbrain.cli.app import run
-from vidbrain.errors import ModelError
+from vidbrain.errors import MissingExtraError, ModelError
 from vidbrain.features.extract import ExtractConfig, extract
-from vidbrain.features.hub import open_hf, open_timm
+from vidbrain.features.hub import mend_torchvision, open_hf, open_timm
 from vidbrain.features.pooled import Pooled
 from vidbrain.features.store import open_features
 
 LOOK = {"frame_size": (32, 32), "fps": 60.0, "sample_hz": 15.0}
 MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
 TINY = {"patch_size": 8, "tubelet_size": 2, "hidden_size": 12, "num_hidden_layers": 3, "num_attention_heads": 2}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def importable():
+    """Here the libraries are imported before an opener does it."""
+    mend_torchvision()
 
 
 def tiny_model(kind):
@@ -75,9 +82,10 @@ def test_untrained_differs_only_in_its_weights(saved, rng):
     torch.testing.assert_close(again.extract(video)["hidden_1"], fresh.extract(video)["hidden_1"])
 
 
-def test_real_clips_from_the_command_line(world, tmp_path, capsys):
-    tiny_model("vjepa2").save_pretrained(tmp_path / "vjepa2")
-    arguments = ["features", f"hf:{tmp_path / 'vjepa2'}", "--shards", str(world.data), "--out", str(tmp_path / "out")]
+@pytest.mark.parametrize("kind", ["videomae", "vjepa2"])
+def test_real_clips_from_the_command_line(world, tmp_path, capsys, kind):
+    tiny_model(kind).save_pretrained(tmp_path / kind)
+    arguments = ["features", f"hf:{tmp_path / kind}", "--shards", str(world.data), "--out", str(tmp_path / "out")]
     arguments += ["--layers", "hidden_2", "hidden_3", "--pool", "mean", "--sample-hz", "30", "--json"]
     assert run([*arguments, "--dry-run"]) == 0
     plan = json.loads(capsys.readouterr().out)
@@ -88,7 +96,7 @@ def test_real_clips_from_the_command_line(world, tmp_path, capsys):
     values = store.read("hidden_3", store.runs[0])
     assert values["features"].values[values["valid"].values].std(0).min() > 1e-4
     capsys.readouterr()
-    assert run(["features", f"hf:{tmp_path / 'vjepa2'}", "--shards", str(world.data), "--layers", "hidden_9"]) == 1
+    assert run(["features", f"hf:{tmp_path / kind}", "--shards", str(world.data), "--layers", "hidden_9"]) == 1
     assert "did you mean 'hidden_" in capsys.readouterr().err
 
 
@@ -109,10 +117,7 @@ def test_folders_that_hold_no_such_model_are_refused(tmp_path):
 
 
 def test_timm_is_the_librarys_own_intermediates(world, tmp_path, rng):
-    try:
-        import timm
-    except (ImportError, RuntimeError) as error:  # no torchvision, or one of another torch
-        pytest.skip(f"timm cannot be imported: {error}")
+    timm = pytest.importorskip("timm", reason="timm is not installed: pip install 'vidbrain[test]'")
     torch.manual_seed(0)
     size = {"img_size": 32, "patch_size": 8, "embed_dim": 12, "depth": 3, "num_heads": 2}
     model = timm.create_model("vit_tiny_patch16_224", pretrained=False, num_classes=0, **size).eval()
@@ -133,3 +138,12 @@ def test_timm_is_the_librarys_own_intermediates(world, tmp_path, rng):
     assert fresh.made_from != source.made_from
     extract(Pooled(source), world.data, tmp_path / "out", ExtractConfig())
     assert open_features(tmp_path / "out").layers == ["blocks.0", "blocks.1", "blocks.2"]
+
+
+def test_without_timm_the_extra_is_named(tmp_path, monkeypatch):
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "model.safetensors").touch()
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(MissingExtraError, match=r"needs timm and a torchvision of torch \d") as told:
+        open_timm(tmp_path, **LOOK)
+    assert "vidbrain[timm]" in told.value.hint

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from vidbrain.errors import ConfigError
+from vidbrain.features.controls import MotionSource
+from vidbrain.features.extract import ExtractConfig, extract
 from vidbrain.features.motion import (
     GREY_LEVEL,
     MotionConfig,
@@ -15,6 +17,11 @@ from vidbrain.features.motion import (
     temporal_filter,
     to_grey,
 )
+from vidbrain.features.pooled import Pooled
+from vidbrain.features.store import open_features
+from vidbrain.sharding.manifest import open_manifest
+from vidbrain.stream.sequential import frames_of
+from vidbrain.video.clock import average_into_trs, frame_times
 
 RATE_HZ = 15.0
 CONFIG = MotionConfig(cycles=(4.0,), centres=(4,), cells=(4,), temporal_hz=(0.0, 4.0))
@@ -108,6 +115,31 @@ def test_separable_filters_agree_with_a_direct_sum_over_space_and_time():
             found = np.exp(motion_energy(grey, RATE_HZ, CONFIG)[0]) - GREY_LEVEL
             found = found.reshape(-1, 3, 4, 4, 4)[:, sign, orientation, row, column]
             np.testing.assert_allclose(found, direct, rtol=1e-3, atol=1e-5)
+
+
+def test_real_clips_have_the_energy_of_a_direct_sum(world, tmp_path):
+    extract(Pooled(MotionSource(fps=60.0, config=CONFIG)), world.data, tmp_path / "out", ExtractConfig(tr_s=0.7))
+    store, label = open_features(tmp_path / "out"), "sub-01_ses-001_task-toy_run-2"
+    n_reach = reach(CONFIG, RATE_HZ)
+    even_odd = (
+        temporal_filter(4.0, RATE_HZ, CONFIG.envelope_s, n_reach)[:, None, None]
+        * (spatial_filters(32, 4.0, 4, 4, 0.6).reshape(32, 32, 4, 4, 4)[:, :, 0, 1, 2])
+    )
+    times, values = [], []
+    for key, onset_s, n_frames, duration_s in world.clocks[label]:
+        frames = np.concatenate([block for _, block in frames_of(open_manifest(world.data), key)])
+        grey = frames @ np.array([0.299, 0.587, 0.114]) / 255  # as large as the filters
+        energy = np.zeros(n_frames)
+        for frame in range(n_frames):  # shorter than a clip, so that clips begin at 0
+            around = np.clip(frame // 4 * 4 + 4 * np.arange(-n_reach, n_reach + 1), 0, n_frames - 1)
+            energy[frame] = np.abs((grey[around] * even_odd).sum())
+        values.append(np.log(energy + GREY_LEVEL))
+        times.append(frame_times(onset_s, duration_s, n_frames))
+    found = store.read("motion.energy", label)
+    means, counts = average_into_trs(np.concatenate(values)[:, None], np.concatenate(times), 0.7, found.sizes["tr"])
+    mine = found["features"].values.reshape(-1, 3, 4, 4, 4)[:, 2, 0, 1, 2]
+    np.testing.assert_allclose(mine[counts > 0], means[counts > 0, 0], rtol=1e-3, atol=1e-3)
+    assert mine[counts > 0].std() > 0.01
 
 
 def test_cells_average_energy_over_their_filters():

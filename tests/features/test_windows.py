@@ -13,17 +13,19 @@ from vidbrain.features.windows import Window, cut
 from vidbrain.video.clock import average_into_trs, frame_times
 
 WINDOWS = st.builds(
-    lambda slices, per, step, margin, share: Window(
+    lambda slices, per, step, margin, before, share: Window(
         n_frames=slices * per,
         step=step,
         n_slices=slices,
         margin=margin,
+        before=before,
         stride=None if share is None else max(1, round(share * slices * per * step)),
     ),
     st.integers(1, 4),
     st.integers(1, 3),
     st.integers(1, 5),
     st.integers(0, 3),
+    st.just(0) | st.integers(1, 4),
     st.none() | st.floats(0.1, 1.0),
 )
 
@@ -48,12 +50,13 @@ def test_cut_gives_the_frames_of_each_clip(window, n, sizes, batch_size):
     batches = list(cut(blocks_of(frames, sizes), n, window, batch_size))
     starts = window.starts(n)
     assert [len(b) for b in batches[:-1]] == [batch_size] * (len(batches) - 1)
-    seen = np.concatenate(batches)[:, :, 0, 0, 0]
-    expected = [
-        [min(max(start + k * window.step, 0), n - 1) for k in range(-window.margin, window.n_frames + window.margin)]
-        for start in starts
-    ]
-    np.testing.assert_array_equal(seen, expected)
+    first, end = -window.before - window.margin, window.n_frames + window.margin
+    expected = [[min(max(start + k * window.step, 0), n - 1) for k in range(first, end)] for start in starts]
+    assert bool(batches) == (not window.before or n > window.before * window.step)
+    if batches:
+        np.testing.assert_array_equal(np.concatenate(batches)[:, :, 0, 0, 0], expected)
+    # What is told before a clip is there, and never its first frame again and again.
+    assert all(start >= window.before * window.step for start in starts)
 
 
 @settings(max_examples=50, deadline=None)
@@ -63,9 +66,12 @@ def test_every_frame_is_covered_and_none_beyond_the_end(window, n):
     covered = np.zeros(n, int)
     for begin, end in spans:
         covered[begin:end] += 1
-    assert covered.min() >= 1
-    if window.stride is None and n % window.covered == 0:
-        assert covered.max() == 1
+    lead = min(n, window.before * window.step)
+    assert not covered[:lead].any()
+    assert covered[lead:].all()
+    assert window.first_row(n) == lead
+    if window.stride is None and (n - lead) % window.covered == 0:
+        assert covered.max() <= 1
 
 
 @settings(max_examples=50, deadline=None)
@@ -84,8 +90,9 @@ def test_volumes_agree_with_a_loop_over_frames_on_any_clock(window, n, onset_s, 
     weights, n_frames = volume_weights(spans, times_s, tr_s, n_trs)
     features, valid = mean_of_sums(weights @ rows, n_frames)
 
-    values = [rows[[begin <= frame < end for begin, end in spans]].mean(0) for frame in range(n)]
-    means, counts = average_into_trs(values, times_s, tr_s, n_trs)
+    first = min(n, window.before * window.step)
+    values = [rows[[begin <= frame < end for begin, end in spans]].mean(0) for frame in range(first, n)]
+    means, counts = average_into_trs(np.reshape(values, (-1, 3)), times_s[first:], tr_s, n_trs)
     np.testing.assert_array_equal(n_frames, counts)
     np.testing.assert_array_equal(valid, counts > 0)
     np.testing.assert_allclose(features[valid], means[valid], rtol=1e-5, atol=1e-6)
@@ -102,6 +109,11 @@ def test_constant_rows_stay_constant():
     assert n_frames.sum() == 1000
 
 
+def test_windows_without_a_clip_before_keep_their_name():
+    assert "before" not in Window().record()
+    assert Window(before=3).record()["before"] == 3
+
+
 def test_token_slices_of_the_models_clip():
     window = Window(n_frames=16, step=4, n_slices=4)
     assert (window.covered, window.slice_frames, window.n_input) == (64, 16, 16)
@@ -111,7 +123,8 @@ def test_token_slices_of_the_models_clip():
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"n_frames": 0}, {"n_frames": 10, "n_slices": 4}, {"stride": 65}, {"stride": 0}, {"margin": -1}]
+    "wrong",
+    [{"n_frames": 0}, {"n_frames": 10, "n_slices": 4}, {"stride": 65}, {"stride": 0}, {"margin": -1}, {"before": -1}],
 )
 def test_impossible_windows_are_refused(wrong):
     with pytest.raises(ConfigError):

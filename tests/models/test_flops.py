@@ -15,7 +15,8 @@ STUDY = {"block": "study", "norm": "study", "positions": "thirds", "embedding": 
 def gpt(**settings):
     config = GPTConfig(**{"hidden": 24, "n_layers": 4, "n_heads": 2, "condition_width": 6} | settings)
     actions = ("A", "B") if config.condition == "actions" else ()
-    return GPT(config, n_codes=9, grid=GRID, code_dim=5 if config.embedding == "codebook" else None, actions=actions)
+    return GPT(config, n_codes=9, grid=GRID, code_dim=5 if config.embedding == "codebook" else None, actions=actions,
+               frames=(2, 16, 8) if config.condition == "frames" else None)  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -29,6 +30,8 @@ def gpt(**settings):
         {"positions": "rotary"},
         STUDY,
         STUDY | {"condition": "previous"},
+        STUDY | {"condition": "previous", "reader": "study"},
+        STUDY | {"condition": "frames", "reader": "study"},
         {"condition": "previous"},
         {"condition": "actions"},
     ],

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from vidbrain.errors import ModelError
+from vidbrain.models.gpt import Condition
 from vidbrain.models.lightning import gpt_of, vqvae_of, vqvae_part
 from vidbrain.models.vqvae import to_float
 
@@ -23,9 +24,11 @@ def original():
 
 
 def randomised(model, seed=0):
-    """Random weights and statistics everywhere, also where training starts from zero."""
+    """Random weights and statistics everywhere, also where training starts from zero; a GPT's tokenizer stays."""
     torch.manual_seed(seed)
     for name, value in [*model.named_parameters(), *model.named_buffers()]:
+        if name.startswith("vqvae."):
+            continue
         if name.endswith("running_var"):
             value.data.uniform_(0.5, 2.0)
         elif value.is_floating_point() and not name.endswith("mask"):
@@ -79,10 +82,65 @@ def test_gpt_gives_the_same_logits(original, theirs, width, heads):
     clips = video(1)
     with torch.no_grad():
         vectors, codes = theirs.encode(to_float(clips))
+        assert len(codes.unique()) > 3
         expected = gpt.logits(vectors.movedim(1, -1))
         assert float(expected.std()) > 0.1
         assert float((ours.logits(codes) - expected).abs().max()) < 1e-4
         torch.testing.assert_close(ours(codes), gpt(to_float(clips)), rtol=1e-4, atol=1e-5)
+
+
+CONDITIONED = {
+    "the study's: the clip before": {"emb_cond": True, "cond_norm": "ChannelNorm"},
+    "the clip before, batch norm": {"emb_cond": True},
+    "VideoGPT's: first frames": {"cond_frames": (2, 16, 16), "learned_start": False},
+    "classes": {"n_classes": 5},
+    "classes and the clip before": {"n_classes": 5, "emb_cond": True, "cond_width": 24},
+}
+
+
+@pytest.mark.parametrize("kind", CONDITIONED)
+def test_a_gpt_that_is_told_more_gives_the_same_logits(original, theirs, kind):
+    settings = dict(CONDITIONED[kind])
+    if "cond_norm" in settings:
+        settings["cond_norm"] = getattr(original, settings["cond_norm"])
+    gpt = randomised(original.OriginalGPT(theirs, 12, 2, 4, (2, 4, 4), **settings), seed=2)
+    for name, weight in gpt.named_parameters():
+        if "enc_attn" in name:
+            weight.data.mul_(3)  # sharp attention, so that what is read counts
+    label = 3 if "n_classes" in settings else None
+    for module in gpt.modules():
+        if isinstance(module, original.ClassNorm):
+            module.label = label
+    ours = gpt_of(gpt.state_dict(), 4, class_label=label)
+    clips, before = video(1), video(2)
+    with torch.no_grad():
+        vectors, codes = theirs.encode(to_float(clips))
+        context = gpt.told(to_float(before), to_float(clips))
+        assert len(codes.unique()) > 3
+        expected = gpt.logits(vectors.movedim(1, -1), context)
+        assert ours.frames == settings.get("cond_frames")
+        told = Condition(
+            previous=codes_of(theirs, before) if "emb_cond" in settings else None,
+            frames=clips[:, : ours.frames[0]] if ours.frames else None,
+        )
+        found = ours.logits(codes, told)
+    assert float(expected.std()) > 0.1
+    assert float((found - expected).abs().max()) < 1e-4
+    if context is not None:
+        with torch.no_grad():
+            other = gpt.logits(vectors.movedim(1, -1), gpt.told(to_float(video(4)), to_float(video(4))))
+        assert float((other - expected).abs().max()) > 1e-3
+    if label is not None:
+        with pytest.raises(ModelError, match="told one of 5 classes"):
+            gpt_of(gpt.state_dict(), 4)
+        with pytest.raises(ModelError, match="which 5 is not"):
+            gpt_of(gpt.state_dict(), 4, class_label=5)
+        second = gpt_of(gpt.state_dict(), 4, class_label=0).norm.weight
+        assert not torch.allclose(ours.norm.weight, second)
+
+
+def codes_of(theirs, clips):
+    return theirs.encode(to_float(clips))[1]
 
 
 def test_a_gpts_checkpoint_holds_its_vqvae(original, theirs):
@@ -104,7 +162,9 @@ def test_what_is_not_videogpts_is_refused(original, theirs):
     gpt = dict(original.OriginalGPT(theirs, 12, 1, 2, (2, 4, 4)).state_dict())
     with pytest.raises(ModelError, match="5 heads do not divide 12"):
         gpt_of(gpt, 5)
-    with pytest.raises(ModelError, match="conditioned"):
+    with pytest.raises(ModelError, match=r"1 entries that are not VideoGPT's, attn_stack\.attn_nets\.0\.enc_attn"):
         gpt_of(gpt | {"attn_stack.attn_nets.0.enc_attn.fc.bias": torch.zeros(3)}, 2)
+    with pytest.raises(ModelError, match="no causal mask"):
+        gpt_of({k: v for k, v in gpt.items() if not k.endswith("mask")}, 2)
     with pytest.raises(ModelError, match="lacks the code vectors"):
         gpt_of({k: v for k, v in gpt.items() if not k.startswith("vqvae.")}, 2)

@@ -26,7 +26,7 @@ KINDS = [
     {"positions": "rotary", "attention": "axial", "norm": "layer"},
     {"positions": "rotary", "attention": "window", "parametrization": "mup", "base_hidden": 36},
     STUDY,
-    STUDY | {"condition": "previous", "condition_width": 6},
+    STUDY | {"condition": "previous", "condition_width": 6, "reader": "study"},
     {"condition": "previous", "condition_width": 6},
     {"condition": "actions"},
 ]
@@ -238,6 +238,8 @@ def test_presets_are_kept_apart():
         ({"window": -1}, "window must be at least 0"),
         ({"attention_dropout": 1.0}, "attention_dropout is a share"),
         ({"condition": "previous", "condition_width": 241}, "do not divide a condition_width"),
+        ({"condition": "previous", "condition_width": 8, "reader": "study"}, "that 3 divides, not 8"),
+        ({"condition": "frames"}, "frames have VideoGPT's readers"),
         ({"embedding": "codebook"}, "need"),
         ({"condition": "actions"}, "needs their names"),
     ],

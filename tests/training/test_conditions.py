@@ -12,13 +12,15 @@ from vidbrain.models.gpt import GPT, Condition, GPTConfig
 from vidbrain.models.pretrained import load_gpt, load_vqvae
 from vidbrain.records import ClipSpec
 from vidbrain.sharding.manifest import open_manifest
+from vidbrain.stream.batch import ClipBatch
 from vidbrain.stream.codes import CodesTable, load_codes
 from vidbrain.training.conditions import Buttons, pairs, read_buttons
 from vidbrain.training.gpt import train_gpt
+from vidbrain.training.samples import _told as condition_of_samples
 
 STUDY = GPTConfig(
     hidden=12, n_layers=1, n_heads=2, block="study", norm="study", positions="thirds", embedding="codebook",
-    condition="previous", condition_width=8, dropout=0.2, attention_dropout=0.3,
+    condition="previous", condition_width=6, reader="study", dropout=0.2, attention_dropout=0.3,
 )  # fmt: skip
 
 
@@ -131,11 +133,26 @@ def test_a_gpt_learns_what_only_the_clip_before_knows():
     assert losses["previous"] < 0.6 * np.log(8)
 
 
+def test_samples_are_told_the_first_frames_of_their_clips(shards):
+    settings = {"hidden": 6, "n_layers": 1, "n_heads": 1, "condition": "frames", "reader": "videogpt"}
+    gpt = GPT(GPTConfig(**settings, condition_width=3), n_codes=4, grid=(1, 2, 2), frames=(2, 32, 32)).eval()
+    manifest = open_manifest(shards)
+    video = np.random.default_rng(0).integers(0, 256, (2, 8, 32, 32, 3), np.uint8)
+    batch = ClipBatch(video=video, index=np.arange(2), segment=np.arange(2), start_frame=np.zeros(2, np.int64))
+    found = condition_of_samples(gpt, None, manifest, batch, ClipSpec(8, 2, 4), None)
+    np.testing.assert_array_equal(found.frames, video[:, :2])
+    drawn = gpt.sample(torch.zeros(2, 0, 2, 2, dtype=torch.int64), condition=found)
+    assert drawn.shape == (2, 1, 2, 2)
+
+
 def test_what_a_condition_needs_is_asked_for(codes, shards, vqvae, small, tmp_path):
     with pytest.raises(ModelError, match="needs the recordings"):
         train_gpt(codes, tmp_path / "a", replace(small, model=replace(small.model, condition="actions")))
     with pytest.raises(ModelError, match="needs the tokenizer"):
         train_gpt(codes, tmp_path / "a", replace(small, model=STUDY))
+    frames = replace(small.model, condition="frames", reader="study")
+    with pytest.raises(ModelError, match="needs their number and size"):
+        train_gpt(codes, tmp_path / "a", replace(small, model=frames))
     assert load_codes(codes).clip.stride == 4
 
 

@@ -13,6 +13,8 @@ import torch
 
 from vidbrain.cli.app import run
 from vidbrain.errors import ConfigError, ModelError
+from vidbrain.models.gpt import Condition
+from vidbrain.models.presets import preset_of
 from vidbrain.models.pretrained import load_gpt, load_vqvae
 from vidbrain.models.vqvae import to_float
 from vidbrain.stream.codes import load_codes
@@ -25,11 +27,12 @@ TOOL = Path(__file__).parents[2] / "tools" / "bench" / "original.py"
 @pytest.fixture(scope="module")
 def models():
     spec = importlib.util.spec_from_file_location("original", TOOL)
-    original = importlib.util.module_from_spec(spec)
+    original = sys.modules["original"] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(original)
     torch.manual_seed(0)
     vqvae = original.OriginalVQVAE(12, 1, (2, 8, 8), 16, 6).eval()
-    return vqvae, original.OriginalGPT(vqvae, 12, 2, 2, (4, 4, 4)).eval()
+    yield vqvae, original.OriginalGPT(vqvae, 12, 2, 2, (4, 4, 4)).eval()
+    del sys.modules["original"]
 
 
 def write(path, model, monkeypatch, **settings):
@@ -71,6 +74,36 @@ def test_a_gpt_and_its_vqvae_become_folders_that_others_read(models, shards, tmp
     assert load_gpt(out / "gpt").config.attention_dropout == 0.3
     tokenize(shards, out / "vqvae", tmp_path / "codes")
     assert load_codes(tmp_path / "codes").codes.shape[1:] == (4, 4, 4)
+
+
+def test_the_studys_gpt_with_its_condition_and_classes(models, tmp_path, monkeypatch, capsys):
+    vqvae, _ = models
+    original = sys.modules[type(vqvae).__module__]
+    torch.manual_seed(1)
+    gpt = original.OriginalGPT(
+        vqvae, 12, 2, 2, (4, 4, 4), emb_cond=True, cond_width=12, cond_norm=original.ChannelNorm, n_classes=3
+    ).eval()
+    for name, weight in gpt.named_parameters():
+        if not name.startswith("vqvae."):
+            torch.nn.init.normal_(weight, std=0.5)
+    path = write(tmp_path / "gpt.ckpt", gpt, monkeypatch, **SAID, emb_cond=True, class_cond=True)
+    arguments = ["convert", str(path), "--out", str(tmp_path / "out"), "--json"]
+    assert run(arguments) == 1
+    assert "--class-label 0 to 2" in capsys.readouterr().err
+    assert run([*arguments, "--class-label", "2"]) == 0
+    ours = load_gpt(tmp_path / "out" / "gpt")
+    assert preset_of(ours.config) == "paper"
+    for module in gpt.modules():
+        if isinstance(module, original.ClassNorm):
+            module.label = 2
+    clips, before = torch.randint(256, (2, 2, 8, 32, 32, 3), dtype=torch.uint8)
+    with torch.no_grad():
+        vectors, codes = vqvae.encode(to_float(clips))
+        told = Condition(previous=vqvae.encode(to_float(before))[1])
+        expected = gpt.logits(vectors.movedim(1, -1), gpt.told(to_float(before)))
+        torch.testing.assert_close(ours.logits(codes, told), expected, rtol=0, atol=1e-4)
+    assert run([*arguments, "--class-label", "1"]) == 1
+    assert "class_label was 2, is 1" in capsys.readouterr().err
 
 
 def test_what_a_checkpoint_does_not_say_is_asked_for(models, tmp_path, monkeypatch):

@@ -208,40 +208,178 @@ class QuickGELU(nn.Module):
         return x * torch.sigmoid(1.702 * x)
 
 
-class OriginalBlock(nn.Module):
-    def __init__(self, width, n_heads, n_layers, n_tokens, dropout, attention_dropout):
+class ClassNorm(nn.Module):
+    """Gain and offset by class: `label` is set before a pass."""
+
+    def __init__(self, width, n_classes):
         super().__init__()
-        self.pre_attn_norm, self.pre_fc_norm = OddNorm(width), OddNorm(width)
-        self.attn = Heads(width, n_heads, n_layers, None, n_tokens, attention_dropout)
-        self.post_attn_dp, self.post_fc_dp = nn.Dropout(dropout), nn.Dropout(dropout)
-        self.fc_block = nn.Sequential(nn.Linear(width, 4 * width), QuickGELU(), nn.Linear(4 * width, width))
+        self.w, self.wb = nn.Linear(n_classes, width, bias=False), nn.Linear(n_classes, width, bias=False)
+        nn.init.constant_(self.w.weight, n_classes**-0.5)
+        self.label = 0
 
     def forward(self, x):
+        one_hot = F.one_hot(torch.tensor(self.label), self.w.in_features).float()
+        centred = x.float() - x.float().mean(-1, keepdim=True)
+        normed = centred * (1e-5 + centred.pow(2).mean(-1, keepdim=True).rsqrt())
+        return (normed * (1 + self.w(one_hot)) + self.wb(one_hot)).type_as(x)
+
+
+class ChannelNorm(nn.Module):
+    """Layer norm over channels, which the study's version has where VideoGPT has batch norm."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, x):
+        return self.norm(x.movedim(1, -1)).movedim(-1, 1)
+
+
+class NormReLU(nn.Module):
+    def __init__(self, norm, width, relu=True):
+        super().__init__()
+        self.norm, self.relu = norm(width), relu
+
+    def forward(self, x):
+        y = self.norm(x.float()).type_as(x)
+        return F.relu(y) if self.relu else y
+
+
+class ResidualBlock(nn.Module):
+    def __init__(self, norm, channels, width, stride=(1, 1, 1), use_projection=False):
+        super().__init__()
+        self.use_projection = use_projection
+        if use_projection:
+            self.proj_conv = nn.Conv3d(channels, width, 1, stride=stride, bias=False)
+            self.proj_bnr = NormReLU(norm, width, relu=False)
+        self.conv1, self.bnr1 = nn.Conv3d(channels, width, 3, stride, 1, bias=False), NormReLU(norm, width)
+        self.conv2, self.bnr2 = nn.Conv3d(width, width, 3, 1, 1, bias=False), NormReLU(norm, width)
+
+    def forward(self, x):
+        shortcut = self.proj_bnr(self.proj_conv(x)) if self.use_projection else x
+        return F.relu(self.bnr2(self.conv2(self.bnr1(self.conv1(x)))) + shortcut)
+
+
+class BlockGroup(nn.Module):
+    def __init__(self, norm, channels, width, n_blocks, stride):
+        super().__init__()
+        self.start_block = ResidualBlock(norm, channels, width, stride, use_projection=True)
+        self.blocks = nn.Sequential(*(ResidualBlock(norm, width, width) for _ in range(n_blocks - 1)))
+
+    def forward(self, x):
+        return self.blocks(self.start_block(x))
+
+
+class ResNet34(nn.Module):
+    """3-D, with a stem that keeps the resolution; rows and columns are halved twice."""
+
+    def __init__(self, norm, width):
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv3d(3, 64, 3, padding=1, bias=False), NormReLU(norm, 64))
+        self.group1 = BlockGroup(norm, 64, 64, 3, (1, 1, 1))
+        self.group2 = BlockGroup(norm, 64, 128, 4, (1, 2, 2))
+        self.group3 = BlockGroup(norm, 128, 256, 6, (1, 2, 2))
+        self.group4 = BlockGroup(norm, 256, width, 3, (1, 1, 1))
+
+    def forward(self, x):
+        return self.group4(self.group3(self.group2(self.group1(self.stem(x)))))
+
+
+class Places(nn.Module):
+    """Thirds of the width for the axes of a grid."""
+
+    def __init__(self, grid, width):
+        super().__init__()
+        self.emb = nn.ParameterDict(
+            {f"d_{k}": nn.Parameter(torch.randn(n, width // 3) * 0.01) for k, n in enumerate(grid)}
+        )
+
+    def forward(self, x):
+        t, h, w = (self.emb[f"d_{k}"] for k in range(3))
+        shape = (*x.shape[1:4], -1)
+        places = [t[:, None, None].expand(shape), h[None, :, None].expand(shape), w[None, None].expand(shape)]
+        return x + torch.cat(places, -1)
+
+
+class CrossHeads(nn.Module):
+    """Attention of tokens to a context, all of it."""
+
+    def __init__(self, width, context, n_heads, n_layers):
+        super().__init__()
+        self.n_heads, d_k, d_v = n_heads, width // n_heads, context // n_heads
+        for name, channels, d in (("w_qs", width, d_k), ("w_ks", context, d_k), ("w_vs", context, d_v)):
+            setattr(self, name, nn.Linear(channels, n_heads * d, bias=False))
+            nn.init.normal_(getattr(self, name).weight, std=channels**-0.5)
+        self.fc = nn.Linear(n_heads * d_v, width)
+        nn.init.normal_(self.fc.weight, std=(width * n_layers) ** -0.5)
+
+    def forward(self, x, context):
+        q, k, v = (
+            layer(lines.flatten(1, 3)).unflatten(-1, (self.n_heads, -1)).transpose(-2, -3)
+            for layer, lines in ((self.w_qs, x), (self.w_ks, context), (self.w_vs, context))
+        )
+        return self.fc(softmax_attention(q, k, v).transpose(-2, -3).flatten(-2)).view_as(x)
+
+
+class OriginalBlock(nn.Module):
+    def __init__(self, width, n_heads, n_layers, n_tokens, dropout, attention_dropout, norm=OddNorm, context=0):
+        super().__init__()
+        self.pre_attn_norm, self.pre_fc_norm = norm(width), norm(width)
+        self.attn = Heads(width, n_heads, n_layers, None, n_tokens, attention_dropout)
+        self.post_attn_dp, self.post_fc_dp = nn.Dropout(dropout), nn.Dropout(dropout)
+        if context:
+            self.pre_enc_norm, self.post_enc_dp = norm(width), nn.Dropout(dropout)
+            self.enc_attn = CrossHeads(width, context, n_heads, n_layers)
+        self.fc_block = nn.Sequential(nn.Linear(width, 4 * width), QuickGELU(), nn.Linear(4 * width, width))
+
+    def forward(self, x, context=None):
         x = x + self.post_attn_dp(self.attn(self.pre_attn_norm(x)))
+        if context is not None:
+            x = x + self.post_enc_dp(self.enc_attn(self.pre_enc_norm(x), context))
         return x + self.post_fc_dp(self.fc_block(self.pre_fc_norm(x)))
 
 
 class OriginalGPT(nn.Module):
-    """Holds its frozen VQ-VAE, and encodes with it in every step."""
+    """Holds its frozen VQ-VAE, and encodes with it in every step.
 
-    def __init__(self, vqvae, width, n_layers, n_heads, grid, dropout=0.0, attention_dropout=0.0):
+    `emb_cond`: reads code vectors of the clip before (the study's version, layer norm). `cond_frames`: (n, H, W) of the
+    clip's first frames. `n_classes`: gains and offsets of norms by class. `learned_start`: False for the last version.
+    """
+
+    def __init__(
+        self, vqvae, width, n_layers, n_heads, grid, dropout=0.0, attention_dropout=0.0, emb_cond=False,
+        cond_frames=None, cond_width=240, cond_norm=nn.BatchNorm3d, n_classes=None, learned_start=True,
+    ):  # fmt: skip
         super().__init__()
-        self.vqvae, self.grid = vqvae.requires_grad_(False), grid
+        self.vqvae, self.grid, self.emb_cond, self.cond_frames = (
+            vqvae.requires_grad_(False),
+            grid,
+            emb_cond,
+            cond_frames,
+        )
         n_codes, code_dim = vqvae.codebook.embeddings.shape
+        context = cond_width if emb_cond or cond_frames else 0
+        if emb_cond:
+            self.resnet = ResidualBlock(cond_norm, code_dim, cond_width, use_projection=True)
+            self.cond_pos_embd = Places(grid, cond_width)
+        if cond_frames:
+            self.resnet = ResNet34(cond_norm, cond_width)
+            n, h, w = cond_frames
+            self.cond_pos_embd = Places((n, h // 4, w // 4), cond_width)
+        norm = OddNorm if n_classes is None else lambda channels: ClassNorm(channels, n_classes)
         self.fc_in = nn.Linear(code_dim, width, bias=False)
         nn.init.normal_(self.fc_in.weight, std=0.02)
         stack = self.attn_stack = nn.Module()
-        stack.right_shift = nn.Module()
-        stack.right_shift.sos = nn.Parameter(torch.randn(width) * 0.02)
-        stack.pos_embd = nn.Module()
-        stack.pos_embd.emb = nn.ParameterDict(
-            {f"d_{k}": nn.Parameter(torch.randn(n, width // 3) * 0.01) for k, n in enumerate(grid)}
-        )
+        if learned_start:
+            stack.right_shift = nn.Module()
+            stack.right_shift.sos = nn.Parameter(torch.randn(width) * 0.02)
+        stack.pos_embd = Places(grid, width)
         n_tokens = math.prod(grid)
         stack.attn_nets = nn.ModuleList(
-            OriginalBlock(width, n_heads, n_layers, n_tokens, dropout, attention_dropout) for _ in range(n_layers)
+            OriginalBlock(width, n_heads, n_layers, n_tokens, dropout, attention_dropout, norm, context)
+            for _ in range(n_layers)
         )
-        self.norm = OddNorm(width)
+        self.norm = norm(width)
         self.fc_out = nn.Linear(width, n_codes, bias=False)
         nn.init.zeros_(self.fc_out.weight)
 
@@ -250,21 +388,29 @@ class OriginalGPT(nn.Module):
         self.vqvae.eval()
         return self
 
-    def logits(self, vectors):
+    def told(self, previous=None, video=None):
+        """Context of blocks: from video (B, 3, T, H, W) of the clip before, or of the clip itself."""
+        if self.emb_cond:
+            read = self.resnet(self.vqvae.encode(previous)[0])
+        elif self.cond_frames:
+            read = self.resnet(video[:, :, : self.cond_frames[0]])
+        else:
+            return None
+        return self.cond_pos_embd(read.movedim(1, -1))
+
+    def logits(self, vectors, context=None):
         """Of code vectors (B, t, h, w, D)."""
         x = self.fc_in(vectors)
-        flat = x.flatten(1, 3)
-        x = torch.cat([self.attn_stack.right_shift.sos.expand(len(x), 1, -1), flat[:, :-1]], 1).view_as(x)
-        t, h, w = (self.attn_stack.pos_embd.emb[f"d_{k}"] for k in range(3))
-        shape = (*self.grid, -1)
-        places = [t[:, None, None].expand(shape), h[None, :, None].expand(shape), w[None, None].expand(shape)]
-        x = x + torch.cat(places, -1)
-        for net in self.attn_stack.attn_nets:
-            x = checkpoint(net, x, use_reentrant=False) if self.training else net(x)
+        flat, stack = x.flatten(1, 3), self.attn_stack
+        start = stack.right_shift.sos.expand(len(x), 1, -1) if hasattr(stack, "right_shift") else 0 * flat[:, :1]
+        x = stack.pos_embd(torch.cat([start, flat[:, :-1]], 1).view_as(x))
+        for net in stack.attn_nets:
+            x = checkpoint(net, x, context, use_reentrant=False) if self.training else net(x, context)
         return self.fc_out(self.norm(x))
 
-    def forward(self, video):
+    def forward(self, video, previous=None):
         """Training loss of clips, encoded anew."""
         with torch.no_grad():
             vectors, codes = self.vqvae.encode(video)
-        return F.cross_entropy(self.logits(vectors.movedim(1, -1)).flatten(0, -2), codes.flatten())
+        logits = self.logits(vectors.movedim(1, -1), self.told(previous, video))
+        return F.cross_entropy(logits.flatten(0, -2), codes.flatten())

@@ -15,7 +15,7 @@ from vidbrain.features.arrays import ArraySource
 from vidbrain.features.buttons import ButtonSource
 from vidbrain.features.catalog import LookConfig, SourceConfig, make_source
 from vidbrain.features.drivers import extract_drivers, list_drivers
-from vidbrain.features.extract import ExtractConfig, estimate_bytes, estimate_memory, extract
+from vidbrain.features.extract import ExtractConfig, estimate_bytes, estimate_memory, extract, frames_without_rows
 from vidbrain.features.runs import frame_rate, plan_runs
 from vidbrain.features.sources import receptive_field_s
 from vidbrain.features.timed import TimedSource, estimate_timed_bytes, extract_timed, plan_timed
@@ -66,7 +66,7 @@ def features(
     truth
         Simulated derivatives, for drivers; default `DATA/game/derivatives/simulated-fmriprep`.
     game
-        BIDS tree of game play, for buttons; default `DATA/game`.
+        BIDS tree of game play, for buttons, and for a GPT that is told them; default `DATA/game`.
     config
         Layers and pooling.
     look
@@ -108,7 +108,8 @@ def features(
         vqvae = vqvae or data_root() / "runs" / "vqvae"
         default = data_root() / "runs" / "gpt"
         gpt = gpt or (default if default.is_dir() else None)
-    made = make_source(source, shards, config, vqvae=vqvae, gpt=gpt, look=look, trust=trust)
+        game = game or data_root() / "game"
+    made = make_source(source, shards, config, vqvae=vqvae, gpt=gpt, game=game, look=look, trust=trust)
     if dry_run:
         manifest = open_manifest(shards)
         runs, fps = plan_runs(manifest, clock.tr_s, clock.slice_time_ref), frame_rate(manifest)
@@ -118,6 +119,7 @@ def features(
             {
                 "runs": len(runs),
                 "frames": sum(run.n_frames for run in runs),
+                "frames_without_row": frames_without_rows(window, runs),
                 "volumes": sum(run.n_trs for run in runs),
                 "window": f"{window.n_frames} frames, every {window.step}th, {rows}",
                 "window_s": {layer.name: sum(receptive_field_s(layer, window, fps)) for layer in made.layers},

@@ -6,6 +6,9 @@ the GPT's blocks that gives a vector for each token, by its path: ``gpt.blocks.0
 read-out of the study, `STUDY_LAYER`. A clip gives t token slices; slice j stands for its
 j-th part of the clip's frames. The encoder attends over the whole clip. The GPT is causal over codes (the state at a
 token has seen the codes before it), but the codes come from that encoder: every layer may see the whole clip.
+
+A GPT with a condition is told what it was told in training (`features.told`): the codes of the clip before, in the same
+recording, or the buttons held in each slice. Frames that have no whole clip before theirs have no row.
 """
 
 from __future__ import annotations
@@ -19,16 +22,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vidbrain.config import from_mapping
+from vidbrain.config import fingerprint, from_mapping
 from vidbrain.errors import ModelError
 from vidbrain.features.modules import caught
 from vidbrain.features.networks import NetworkSource, clips_at_once, weights_fingerprint
 from vidbrain.features.sources import Layer, choose_layers
-from vidbrain.features.windows import Window
-from vidbrain.models.gpt import GPT
+from vidbrain.features.told import PressedButtons, any_condition, condition_of
+from vidbrain.features.windows import Places, Window
+from vidbrain.models.gpt import GPT, Condition
 from vidbrain.models.pretrained import load_gpt, load_vqvae, untrained_like
 from vidbrain.models.vqvae import VQVAE
 from vidbrain.records import ClipSpec
+from vidbrain.sharding.manifest import open_manifest
 from vidbrain.storage.info import read_info
 
 ENCODER_LAYER = "vqvae.encoder"
@@ -55,6 +60,8 @@ class ModelSource(NetworkSource):
         Layers that are wanted; none for the encoder and the residual stream after every block.
     stride
         Source frames between clips; None for clips that do not overlap.
+    buttons
+        What was pressed, for a GPT that is told actions.
 
     Raises
     ------
@@ -73,12 +80,13 @@ class ModelSource(NetworkSource):
         frame_size: tuple[int, int],
         layer_names: Sequence[str] = (),
         stride: int | None = None,
+        buttons: PressedButtons | None = None,
     ) -> None:
         super().__init__()
         grid = vqvae.config.latent_grid(clip_frames, *frame_size)
         channels = {ENCODER_LAYER: vqvae.config.code_dim}
         if gpt is not None:
-            _check_fit(vqvae, gpt, grid)
+            _check_fit(vqvae, gpt, grid, (clip_frames, *frame_size))
             channels |= dict.fromkeys(gpt.layers, gpt.config.hidden)
         inside = _inside(gpt)
         asked = [_study_layer(channels) if layer == "study" else layer for layer in layer_names]
@@ -89,39 +97,64 @@ class ModelSource(NetworkSource):
         self._vqvae = vqvae.eval().to(self._device)
         self._gpt = gpt.eval().to(self._device) if gpt is not None and chosen != (ENCODER_LAYER,) else None
         if self._gpt is not None and self._inside:
-            found = self._states(torch.zeros(1, *grid, dtype=torch.int64, device=self._device))
+            codes = torch.zeros(1, *grid, dtype=torch.int64, device=self._device)
+            found = self._states(codes, any_condition(self._gpt))
             channels |= {layer: found[layer].shape[-1] for layer in self._inside}
 
-        self.name = name
-        self.window = Window(n_frames=clip_frames, step=clip_step, n_slices=grid[0], stride=stride)
-        beyond = self.window.covered - self.window.slice_frames
+        self.name, self._buttons = name, buttons
+        told_before = self._gpt is not None and self._gpt.config.condition == "previous"
+        self.window = Window(
+            n_frames=clip_frames, step=clip_step, n_slices=grid[0], stride=stride, before=clip_frames * told_before
+        )
+        beyond, lead = self.window.covered - self.window.slice_frames, self.window.lead
         self.layers = tuple(
-            Layer(name=layer, grid=grid[1:], n_channels=channels[layer], sees_before=beyond, sees_after=beyond,
+            Layer(name=layer, grid=grid[1:], n_channels=channels[layer],
+                  sees_before=beyond + (0 if layer == ENCODER_LAYER else lead), sees_after=beyond,
                   weights=("vqvae",) if layer == ENCODER_LAYER else ("vqvae", "gpt"))
             for layer in chosen
         )  # fmt: skip
         self.settings: dict[str, Any] = {}
         networks = {"vqvae": self._vqvae, "gpt": self._gpt}
         self.made_from = {k: weights_fingerprint(network) for k, network in networks.items() if network is not None}
+        if self._gpt is not None and buttons is not None:
+            self.made_from["actions"] = fingerprint(buttons.names, buttons.fingerprints)
         self.clips_at_once = clips_at_once(self.window, self.layers)
 
     def extract(self, video: NDArray[np.uint8]) -> dict[str, Tensor]:
-        """Activations of the layers: uint8 (B, T, H, W, 3) -> float (B, t, h, w, C), on the device of the networks."""
+        """Activations of the layers: uint8 (B, n_input, H, W, 3) -> float (B, t, h, w, C), where the networks are."""
+        return self._extract(video, None)
+
+    def extract_at(self, video: NDArray[np.uint8], places: Places) -> dict[str, Tensor]:
+        """As `extract`, of clips whose places are known."""
+        return self._extract(video, places)
+
+    def told(self, recordings: Sequence[str]) -> str:
+        """Name the buttons of recordings; empty for a GPT that is told none."""
+        if self._gpt is None or self._buttons is None:
+            return ""
+        return fingerprint(self._buttons.names, [self._buttons.fingerprints[key] for key in recordings])
+
+    def _extract(self, video: NDArray[np.uint8], places: Places | None) -> dict[str, Tensor]:
         with self._running():
-            encoded = self._vqvae.encode_features(torch.from_numpy(video).to(self._device))
+            frames = torch.from_numpy(video).to(self._device)
+            encoded = self._vqvae.encode_features(frames[:, self.window.before :])
             found = {ENCODER_LAYER: encoded}
             if self._gpt is not None:
-                found |= self._states(self._vqvae.codebook(encoded).codes)
+                codes = self._vqvae.codebook(encoded).codes
+                told = condition_of(
+                    self._gpt, frames, codes, self.window, places, encode=self._vqvae.encode, buttons=self._buttons
+                )
+                found |= self._states(codes, told)
         return {layer.name: found[layer.name] for layer in self.layers}
 
-    def _states(self, codes: Tensor) -> dict[str, Tensor]:
+    def _states(self, codes: Tensor, told: Condition | None) -> dict[str, Tensor]:
         """States of the GPT over codes (B, t, h, w): by layer, (B, t, h, w, C)."""
         assert self._gpt is not None
         # Blocks are run as deep as the deepest module that is wanted.
         deepest = max((int(path.split(".")[1]) for path in self._inside.values()), default=-1)
         wanted = [*self._blocks, *([f"gpt.block_{deepest}"] if deepest >= 0 else [])]
         with self._running(), caught(self._gpt, self._inside, None) as outputs:
-            found = self._gpt.hidden_states(codes, wanted)
+            found = self._gpt.hidden_states(codes, wanted, told)
         for layer, given in outputs.items():
             value = given[0][0] if given and isinstance(given[0], tuple) else given[0] if given else None
             shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
@@ -144,6 +177,8 @@ def open_model(
     layers: Sequence[str] = (),
     stride: int | None = None,
     seed: int = 0,
+    game: str | Path | None = None,
+    shards: str | Path | None = None,
 ) -> ModelSource:
     """Load trained networks, or make fresh ones of their architecture.
 
@@ -159,11 +194,13 @@ def open_model(
         See `ModelSource`.
     seed
         Of fresh weights.
+    game, shards
+        For a GPT that is told actions: what was sharded, with its tables of buttons, and the shards.
 
     Raises
     ------
     StorageError, ModelError
-        If a network is missing, unfinished or damaged, or the GPT belongs to another VQ-VAE.
+        If a network is missing, unfinished or damaged, the GPT belongs to another VQ-VAE, or lacks its buttons.
     """
     trained = read_info(vqvae, "vqvae")
     if gpt is not None:
@@ -182,20 +219,38 @@ def open_model(
         codec, prior = untrained_like(vqvae, seed), None if gpt is None else untrained_like(gpt, seed)
     assert isinstance(codec, VQVAE)
     assert prior is None or isinstance(prior, GPT)
+    if name == "untrained" and prior is not None and prior.config.embedding == "codebook":
+        # As in the trained pair, the GPT embeds the vectors of its own tokenizer.
+        prior.set_codebook(codec.codebook.vectors())
     clip = from_mapping(ClipSpec, trained["config"]["clip"], vqvae)
     source = ModelSource(
         name, codec, prior, clip_frames=clip.n_frames, clip_step=clip.step, frame_size=frame_size, layer_names=layers,
-        stride=stride,
+        stride=stride, buttons=None if tuple(layers) == (ENCODER_LAYER,) else _buttons(prior, game, shards),
     )  # fmt: skip
     arguments = {"name": name, "vqvae": vqvae, "gpt": gpt, "frame_size": frame_size, "layers": layers}
-    source.opened_by(open_model, {**arguments, "stride": stride, "seed": seed})
+    source.opened_by(open_model, {**arguments, "stride": stride, "seed": seed, "game": game, "shards": shards})
     return source
 
 
 def _inside(gpt: GPT | None) -> dict[str, str]:
     """Paths of the modules inside the blocks, by layer."""
     modules = [] if gpt is None else [path for path, _ in gpt.named_modules()]
-    return {f"gpt.{path}": path for path in modules if path.startswith("blocks.") and path.count(".") > 1}
+    inside = [path for path in modules if path.startswith("blocks.") and path.count(".") > 1]
+    # Keys and values of cross-attention are of what is read, not of the tokens.
+    return {f"gpt.{path}": path for path in inside if not path.endswith(("cross.k", "cross.v"))}
+
+
+def _buttons(gpt: GPT | None, game: str | Path | None, shards: str | Path | None) -> PressedButtons | None:
+    if gpt is None or gpt.config.condition != "actions":
+        return None
+    if game is None or shards is None:
+        raise ModelError(
+            "the GPT is told actions, and needs the recordings with their buttons",
+            where="condition",
+            hint="name what was sharded: --game",
+        )
+    table = open_manifest(shards).recordings
+    return PressedButtons(game, table.index[table["run"] != ""].tolist(), gpt.actions)
 
 
 def _study_layer(known: Collection[str]) -> str:
@@ -208,11 +263,11 @@ def _study_layer(known: Collection[str]) -> str:
     return STUDY_LAYER
 
 
-def _check_fit(vqvae: VQVAE, gpt: GPT, grid: tuple[int, int, int]) -> None:
-    if gpt.config.condition != "none":
+def _check_fit(vqvae: VQVAE, gpt: GPT, grid: tuple[int, int, int], clip: tuple[int, int, int]) -> None:
+    if gpt.frames is not None and (gpt.frames[0] > clip[0] or gpt.frames[1:] != clip[1:]):
         raise ModelError(
-            f"the GPT is told more than the clip ({gpt.config.condition}), which extraction does not know",
-            hint="train a GPT with --condition none for features, or leave the GPT's layers out",
+            f"the GPT is told the first {gpt.frames[0]} frames of {gpt.frames[1:]}, clips have {clip[0]} of {clip[1:]}",
+            likely="the shards have frames of another size than those it was trained on",
         )
     if gpt.grid != grid or gpt.n_codes != vqvae.config.n_codes:
         raise ModelError(

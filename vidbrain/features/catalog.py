@@ -87,6 +87,7 @@ def make_source(
     *,
     vqvae: str | Path | None = None,
     gpt: str | Path | None = None,
+    game: str | Path | None = None,
     look: LookConfig = LookConfig(),
     trust: bool = False,
 ) -> Pooled:
@@ -103,6 +104,8 @@ def make_source(
         What is asked for.
     vqvae, gpt
         Folders of the trained networks, for ``"model"`` and ``"untrained"``; without a GPT there are no gpt layers.
+    game
+        What was sharded, with its tables of buttons, for a GPT that is told actions.
     look
         What other people's networks are shown.
     trust
@@ -127,7 +130,7 @@ def make_source(
     manifest = open_manifest(data)
     source: FeatureSource
     if spelled in ("model", "untrained"):
-        source = _own(spelled, manifest, config, vqvae, gpt)
+        source = _own(spelled, manifest, config, vqvae, gpt, game)
     elif spelled == "module":
         source = _of_module(rest, manifest, config, look, trust=trust, untrained=untrained)
     elif spelled in PREFIXES:
@@ -157,7 +160,12 @@ def _control(name: str, manifest: Manifest, config: SourceConfig) -> FeatureSour
 
 
 def _own(
-    name: str, manifest: Manifest, config: SourceConfig, vqvae: str | Path | None, gpt: str | Path | None
+    name: str,
+    manifest: Manifest,
+    config: SourceConfig,
+    vqvae: str | Path | None,
+    gpt: str | Path | None,
+    game: str | Path | None,
 ) -> FeatureSource:
     from vidbrain.features.activations import open_model  # the controls need no torch
 
@@ -166,6 +174,7 @@ def _own(
     return open_model(
         "untrained" if name == "untrained" else "model", vqvae=vqvae, gpt=gpt,
         frame_size=(manifest.height, manifest.width), layers=config.layers, stride=config.stride, seed=config.seed,
+        game=game, shards=str(manifest.root),
     )  # fmt: skip
 
 

@@ -15,14 +15,14 @@ from threadpoolctl import threadpool_limits
 
 from vidbrain.cluster import Client
 from vidbrain.config import fingerprint, to_mapping
-from vidbrain.errors import ConfigError, ModelError
+from vidbrain.errors import AlignmentError, ConfigError, ModelError
 from vidbrain.features.pooled import Pooled
 from vidbrain.features.projection import projection_error
 from vidbrain.features.resample import mean_of_sums, volume_weights
 from vidbrain.features.runs import RecordingPlan, RunPlan, frame_rate, plan_runs, video_fingerprint
-from vidbrain.features.sources import receptive_field_s
+from vidbrain.features.sources import PlacedSource, receptive_field_s
 from vidbrain.features.store import KIND, is_written, standing_record, write_run
-from vidbrain.features.windows import cut
+from vidbrain.features.windows import Places, Window, cut
 from vidbrain.progress import SILENT, Progress
 from vidbrain.sharding.manifest import Manifest, open_manifest
 from vidbrain.storage.atomic import check_writable, sweep
@@ -75,8 +75,9 @@ def extract(
     """Write features of every run, one Zarr for each layer and run, then the root record.
 
     A volume is valid if at least one frame of video that a row stands for begins in it; other volumes hold zeros and
-    are marked. All layers are made in one pass of the video. Layers of runs that are on disk, from the same weights,
-    settings and video, are left alone; a finished set grows by the layers that it lacks.
+    are marked, among them those before the first clip of a source that is told the clip before. All layers are made in
+    one pass of the video. Layers of runs that are on disk, from the same weights, settings and video, are left alone; a
+    finished set grows by the layers that it lacks.
 
     Parameters
     ----------
@@ -101,7 +102,7 @@ def extract(
     Raises
     ------
     AlignmentError
-        If the shards hold no run, or only a part of one.
+        If the shards hold no run, or only a part of one, or recordings too short for any row.
     ModelError
         If a source gives activations that are not finite.
     ResumeError
@@ -116,7 +117,7 @@ def extract(
     settings = {
         "source": source.name,
         **to_mapping(config),
-        "window": to_mapping(source.window),
+        "window": source.window.record(),
         "settings": source.source.settings,
         "layers": [source.record(layer) for layer in source.layers],
     }
@@ -124,11 +125,16 @@ def extract(
     found = standing_record(out, settings, made_from)
     if found is not None and found.whole:
         return found.record
+    lacking = frames_without_rows(source.window, runs)
     check_writable(out, estimate_bytes(source, runs))
     for layer in source.layers:
         sweep(out / layer.name)
     pending = _pending(source, manifest, runs, out, config, fps)
     total = sum(run.n_frames for run in runs)
+    if source.window.lead:
+        progress.note(
+            f"{lacking:,} of {total:,} frames have no clip before theirs, which {source.name} is told: they have no row"
+        )
     progress.start(source.name, total, "frames", total - sum(work.run.n_frames for work in pending))
     if source.in_process or client.n_workers == 0:
         # Small matrix products gain nothing from threads, and lose much where other processes want the cores. The
@@ -151,6 +157,7 @@ def extract(
             if pooling.kind == "projection"
         },
         "n_frames": total,
+        "n_frames_without_row": lacking,
         "fps": fps,
     }
     if found is not None:
@@ -168,6 +175,8 @@ def _pending(
     pending = []
     for run in runs:
         seen = video_fingerprint(manifest, run)
+        if isinstance(source.source, PlacedSource) and (told := source.source.told([r.key for r in run.recordings])):
+            seen = fingerprint(seen, told)
         wanted = {name: fingerprint(digits, to_mapping(config), seen) for name, digits in of_layer.items()}
         lacking = {name: digits for name, digits in wanted.items() if not is_written(out, name, run.label, digits)}
         if lacking:
@@ -275,7 +284,7 @@ def rows_of(
     done = told = 0
     frames = frames_of(manifest, recording.key)
     for video in cut(frames, recording.n_frames, window, _batch_size(source, manifest)):
-        rows = source.rows(video)
+        rows = source.rows(video, Places(recording.key, starts[done : done + len(video)]))
         for name, values in rows.items():
             bad = np.flatnonzero(~np.isfinite(values).all(axis=(1, 2)))
             if len(bad):
@@ -291,3 +300,22 @@ def rows_of(
         advance(reached - told)
         told = reached
         yield {name: values.reshape(-1, values.shape[-1]) for name, values in rows.items()}
+    if not len(starts):
+        advance(recording.n_frames)
+
+
+def frames_without_rows(window: Window, runs: Sequence[RunPlan]) -> int:
+    """Frames before the first row of each recording, all of its frames where it has no clip.
+
+    Raises
+    ------
+    AlignmentError
+        If no frame has a row.
+    """
+    lacking = sum(window.first_row(recording.n_frames) for run in runs for recording in run.recordings)
+    if lacking == sum(run.n_frames for run in runs):
+        raise AlignmentError(
+            f"no recording has a clip of {window.covered} frames after the {window.lead} that come before its first",
+            likely="the recordings are too short for a model that is told the clip before",
+        )
+    return lacking

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import json
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -30,6 +33,9 @@ class _Family:
     blocks: str
     arguments: Mapping[str, Any] = field(default_factory=dict)
 
+
+_DECLARED = torch.library.Library("torchvision", "FRAGMENT")
+"""Held as long as this module is: what it declares goes with it."""
 
 FAMILIES = {
     "videomae": _Family("num_frames", "image_size", "embeddings", "encoder.layer"),
@@ -87,6 +93,7 @@ def open_hf(
             hint="write a factory that returns the network, and give module:package.factory",
         )
     family = FAMILIES[kind]
+    mend_torchvision()
     try:
         from transformers import AutoConfig, AutoModel
     except ImportError as error:
@@ -146,10 +153,10 @@ def open_timm(
     """
     folder = Path(folder)
     _config(folder)
+    mend_torchvision()
     try:
         import timm
     except (ImportError, RuntimeError) as error:
-        # RuntimeError: a torchvision that was built for another torch.
         raise MissingExtraError(
             f"timm: needs timm and a torchvision of torch {torch.__version__}: {error}",
             hint="pip install 'vidbrain[timm]'",
@@ -176,6 +183,25 @@ def open_timm(
     arguments = {"folder": folder, "frame_size": frame_size, "fps": fps, "sample_hz": sample_hz, "layers": layers}
     source.opened_by(open_timm, {**arguments, "untrained": untrained, "seed": seed})
     return source
+
+
+def mend_torchvision() -> None:
+    """Make torchvision importable where its compiled part cannot be loaded; timm and transformers import it.
+
+    Its wheels are built for a torch with CUDA. Beside one without, its Python code stops at operators that it finds
+    undeclared. They are of object detection, and no network here calls them: declared, they do no harm.
+    """
+    if "torchvision" in sys.modules or importlib.util.find_spec("torchvision") is None:
+        return
+    try:
+        importlib.import_module("torchvision")
+    except RuntimeError as error:
+        if "operator torchvision::" not in str(error):
+            return  # whoever needs it will meet the same error
+        for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
+            del sys.modules[name]
+        for name in ("nms", "qnms"):
+            _DECLARED.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 
 
 def _config(folder: Path) -> dict[str, Any]:

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from vidbrain.config import fingerprint, to_mapping
 from vidbrain.errors import ConfigError, ModelError
 from vidbrain.features.pooling import Pooling, default_pooling, pool
-from vidbrain.features.sources import FeatureSource, Layer
-from vidbrain.features.windows import Window
+from vidbrain.features.sources import FeatureSource, Layer, PlacedSource
+from vidbrain.features.windows import Places, Window
 
 RowTime = Literal["centre", "end"]
 
@@ -86,8 +86,14 @@ class Pooled:
         """The source's layers, with the receptive field of their rows."""
         if self.time == "centre":
             return self.source.layers
-        before = self.window.covered - self.window.row_frames
-        return tuple(replace(layer, sees_before=before, sees_after=0) for layer in self.source.layers)
+        before, clip = self.window.covered - self.window.row_frames, self.source.window
+        # What a layer sees before its clip, it sees before every row of it.
+        return tuple(
+            replace(
+                layer, sees_before=before + max(0, layer.sees_before - clip.covered + clip.slice_frames), sees_after=0
+            )
+            for layer in self.source.layers
+        )
 
     @cached_property
     def n_features(self) -> dict[str, int]:
@@ -102,15 +108,17 @@ class Pooled:
     def fingerprint(self, layer: Layer) -> str:
         """Name the rows of a layer by what decides them, but for the video: weights, settings, window, pooling."""
         weights = {k: v for k, v in self.source.made_from.items() if layer.weights is None or k in layer.weights}
-        return fingerprint(self.name, to_mapping(self.window), self.record(layer), self.source.settings, weights)
+        return fingerprint(self.name, self.window.record(), self.record(layer), self.source.settings, weights)
 
-    def rows(self, video: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
+    def rows(self, video: NDArray[np.uint8], places: Places | None = None) -> dict[str, NDArray[np.float32]]:
         """Rows of each layer.
 
         Parameters
         ----------
         video : (B, n_input, H, W, 3) uint8
             Clips of the window.
+        places
+            Where they lie, for a source that wants to know.
 
         Returns
         -------
@@ -131,7 +139,10 @@ class Pooled:
         parts: dict[str, list[NDArray[np.float32]]] = {layer.name: [] for layer in self.layers}
         for first in range(0, len(video), self.source.clips_at_once):
             clips = video[first : first + self.source.clips_at_once]
-            found = self.source.extract(clips)
+            if places is not None and isinstance(self.source, PlacedSource):
+                found = self.source.extract_at(clips, places[first : first + len(clips)])
+            else:
+                found = self.source.extract(clips)
             self._check(found, len(clips))
             for name, kept in parts.items():
                 kept.append(_as_array(self._row(found[name], self.poolings[name])))

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from vidbrain.config import did_you_mean
 from vidbrain.errors import ModelError
-from vidbrain.features.windows import Window
+from vidbrain.features.windows import Places, Window
 
 SAMPLING_HZ = 15.0
 """Rate at which video is looked at unless a source is told otherwise (every 4th frame at 60 Hz)."""
@@ -81,6 +81,17 @@ class FeatureSource(Protocol):
 
         Arrays of NumPy, or tensors on the device that made them.
         """
+
+
+@runtime_checkable
+class PlacedSource(Protocol):
+    """A source that wants to know where its clips lie, because it is told more of them than their frames."""
+
+    def extract_at(self, video: Any, places: Places, /) -> dict[str, Any]:  # noqa: ANN401 -- as `extract`
+        """Activations of each layer, as `FeatureSource.extract` gives them."""
+
+    def told(self, recordings: Sequence[str], /) -> str:
+        """Name what it is told of recordings beside their frames; empty for nothing."""
 
 
 def choose_layers(asked: Sequence[str], known: Sequence[str], source: str) -> tuple[str, ...]:

@@ -4,19 +4,39 @@ A source sees clips; each clip gives `n_slices` rows (token slices along time), 
 ``[begin, end)`` that its slice covers. Every frame of a recording is covered: the last clip is moved back to end with
 the recording, and frames that two clips cover are shared between their rows when they are averaged into volumes. With
 `time` "end" a row stands for the frames that were new when its clip ended, and for those before the end of the first
-clip there is none.
+clip there is none; nor for those that lie `before` the first clip of a source that is told what came before.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from vidbrain.config import to_mapping
 from vidbrain.errors import ConfigError, ShardError
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where clips lie.
+
+    Attributes
+    ----------
+    recording
+        Key of the recording that they are cut from.
+    starts : (B,) int64
+        First covered frame of each.
+    """
+
+    recording: str
+    starts: NDArray[np.int64]
+
+    def __getitem__(self, part: slice) -> Places:
+        return Places(self.recording, self.starts[part])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +54,9 @@ class Window:
     margin
         Sampled frames of context on either side, which the source sees and the rows do not stand for. Beyond the ends
         of a recording its first and last frame are repeated.
+    before
+        Sampled frames in front of those, which the source is told and the rows do not stand for. They are never made
+        up: clips begin where a recording has them, and the frames before have no row.
     stride
         Distance between the begins of neighbouring clips, in source frames; None for clips that do not overlap.
     time
@@ -45,11 +68,12 @@ class Window:
     step: int = 4
     n_slices: int = 4
     margin: int = 0
+    before: int = 0
     stride: int | None = None
     time: Literal["centre", "end"] = "centre"
 
     def __post_init__(self) -> None:
-        if min(self.n_frames, self.step, self.n_slices) < 1 or self.margin < 0:
+        if min(self.n_frames, self.step, self.n_slices) < 1 or min(self.margin, self.before) < 0:
             raise ConfigError(f"a window needs positive n_frames, step and n_slices, not {self}")
         if self.n_frames % self.n_slices:
             raise ConfigError(f"{self.n_slices} token slices do not divide a clip of {self.n_frames} frames")
@@ -64,7 +88,12 @@ class Window:
     @property
     def n_input(self) -> int:
         """Sampled frames that the source sees of each clip."""
-        return self.n_frames + 2 * self.margin
+        return self.before + self.n_frames + 2 * self.margin
+
+    @property
+    def lead(self) -> int:
+        """Source frames that a recording has before its first clip."""
+        return self.before * self.step
 
     @property
     def covered(self) -> int:
@@ -82,15 +111,29 @@ class Window:
         return self.slice_frames if self.time == "centre" else self.stride or self.covered
 
     def starts(self, n_recording: int) -> NDArray[np.int64]:
-        """First covered frame of each clip of a recording with `n_recording` frames, in time order."""
-        last = max(0, n_recording - self.covered)
-        starts = np.arange(0, last, self.stride or self.covered, dtype=np.int64)
+        """First covered frame of each clip of a recording with `n_recording` frames, in time order.
+
+        None where the recording ends before its first clip would begin.
+        """
+        if self.lead and n_recording <= self.lead:
+            return np.empty(0, np.int64)
+        last = max(self.lead, n_recording - self.covered)
+        starts = np.arange(self.lead, last, self.stride or self.covered, dtype=np.int64)
         return np.append(starts, np.int64(last))
 
     def frame_numbers(self, start: int, n_recording: int) -> NDArray[np.int64]:
         """Source frames that enter the clip at `start`, (n_input,), held inside the recording."""
-        sampled = start + np.arange(-self.margin, self.n_frames + self.margin, dtype=np.int64) * self.step
+        sampled = start + np.arange(-self.before - self.margin, self.n_frames + self.margin, dtype=np.int64) * self.step
         return np.clip(sampled, 0, n_recording - 1)
+
+    def first_row(self, n_recording: int) -> int:
+        """First frame of a recording that a row stands for; `n_recording` where there is none."""
+        starts = self.starts(n_recording)[:1]
+        return int(self.spans(starts, n_recording)[0, 0]) if len(starts) else n_recording
+
+    def record(self) -> dict[str, Any]:
+        """Plain values; `before` only where there is one, so that other windows are named as they always were."""
+        return {name: value for name, value in to_mapping(self).items() if name != "before" or value}
 
     def spans(self, starts: NDArray[np.int64], n_recording: int) -> NDArray[np.int64]:
         """Source frames ``[begin, end)`` that each row stands for.

@@ -1,4 +1,4 @@
-"""What a GPT is made of: its blocks, and the reader of the clip before.
+"""The block of a GPT: attention, cross-attention to what it is told, and an MLP.
 
 Shapes: B clips; S tokens; C channels; E channels of the condition.
 """
@@ -10,16 +10,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 -- as torch's own documents name it
 
 from vidbrain.models.causal import Cache, CausalSelfAttention, CrossAttention, Reach
-from vidbrain.models.norms import NORMS, ChannelNorm
+from vidbrain.models.norms import NORMS
 from vidbrain.models.options import GPTConfig
-from vidbrain.models.positions import Triple, summed
+from vidbrain.models.positions import Triple
 
 AXES = (2, 1, 0)
 """Lines of axial attention, block after block: along the columns of a row, along rows, along time."""
 
 
 class Block(nn.Module):
-    """Pre-norm attention, cross-attention to the clip before where it is told, and an MLP of four times the width."""
+    """Pre-norm attention, cross-attention where something is read beside the clip, and an MLP of four widths."""
 
     def __init__(self, config: GPTConfig, number: int, grid: Triple) -> None:
         super().__init__()
@@ -40,7 +40,7 @@ class Block(nn.Module):
         )
         self.cross_norm: nn.Module | None = None
         self.cross: CrossAttention | None = None
-        if config.condition == "previous":
+        if config.reads:
             self.cross_norm = norm(width)
             self.cross = CrossAttention(
                 width,
@@ -89,29 +89,6 @@ class Block(nn.Module):
             nn.init.normal_(weight, std=weight.shape[1] ** -0.5)
         for out in [attention.out, *([] if cross is None else [cross.out])]:
             nn.init.normal_(out.weight, std=(config.hidden * config.n_layers) ** -0.5)
-
-
-class PreviousClip(nn.Module):
-    """Turns code vectors of the clip before (B, t, h, w, D) into a context (B, t·h·w, E).
-
-    A residual block of two 3 x 3 x 3 convolutions, and learned positions (VideoGPT, conditioning on frames; the study
-    feeds it code vectors). RMS norm stands for the batch norm of the original.
-    """
-
-    def __init__(self, channels: int, width: int, grid: Triple) -> None:
-        super().__init__()
-        self.conv_in = nn.Conv3d(channels, width, 3, padding=1, bias=False)
-        self.conv_out = nn.Conv3d(width, width, 3, padding=1, bias=False)
-        self.shortcut = nn.Conv3d(channels, width, 1, bias=False)
-        self.norms = nn.ModuleList([ChannelNorm(width), ChannelNorm(width)])
-        self.positions = nn.ParameterList(torch.randn(n, width) * 0.01 for n in grid)
-
-    def forward(self, vectors: Tensor) -> Tensor:
-        """Read the clip before."""
-        x = vectors.movedim(-1, 1)
-        y = self.norms[1](self.conv_out(F.relu(self.norms[0](self.conv_in(x)))))
-        read = F.relu(y + self.shortcut(x)).flatten(2).transpose(1, 2)
-        return read + summed(self.positions)
 
 
 def relu2(x: Tensor) -> Tensor:

@@ -19,8 +19,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from vidbrain.models.blocks import Block
 from vidbrain.models.causal import Reach
 from vidbrain.models.codec import VQVAEConfig, halvings
-from vidbrain.models.gpt import GPT, Condition
+from vidbrain.models.gpt import GPT, Condition, GPTConfig
 from vidbrain.models.positions import Triple
+from vidbrain.models.readers import context_grid, frames_flops
 from vidbrain.models.vqvae import VQVAE
 
 Model = TypeVar("Model", GPT, VQVAE)
@@ -53,13 +54,23 @@ def gpt_flops(model: GPT) -> Flops:
         e = config.condition_width
         channels = e if model.code_dim is None else model.code_dim
         rest += 2 * n * e * (27 * channels + 27 * e + channels)
-        rest += config.n_layers * 2 * n * (width * inner + e * inner + e * e + e * width + n * (inner + e))
+        rest += _cross(config, n, n)
+    if config.condition == "frames" and model.frames is not None:
+        read = math.prod(context_grid(model.frames))
+        rest += 2 * frames_flops(config.condition_width, model.frames) + _cross(config, n, read)
     if config.condition == "actions":
         rest += 2 * model.grid[0] * len(model.actions) * width
     reaches = [block.attention.reach for block in model.blocks if isinstance(block, Block)]
     dense = sum(_scores(reach) for reach in reaches)
     causal = sum(_seen(reach, n) for reach in reaches)
     return Flops(rest + 4 * inner * dense, rest + 4 * inner * causal)
+
+
+def _cross(config: GPTConfig, n: int, n_read: int) -> int:
+    """Cross-attention of n tokens to `n_read` positions, in every block."""
+    width, inner, e = config.hidden, config.n_heads * config.d_head, config.condition_width
+    each = n * (width * inner + e * width) + n_read * (e * inner + e * e) + n * n_read * (inner + e)
+    return config.n_layers * 2 * each
 
 
 def _seen(reach: Reach, n: int) -> int:
@@ -137,6 +148,8 @@ def count_gpt(model: GPT) -> Counted:
         condition = Condition(previous=codes)
     if model.config.condition == "actions":
         condition = Condition(actions=torch.zeros(1, model.grid[0], len(model.actions), device="meta"))
+    if model.frames is not None:
+        condition = Condition(frames=torch.zeros(1, *model.frames, 3, dtype=torch.uint8, device="meta"))
     bare = _without_data(model)
     return _count(bare, lambda: bare(codes, condition))
 

@@ -17,11 +17,14 @@ from torch.nn import functional as F  # noqa: N812 -- as torch's own documents n
 
 from vidbrain.config import did_you_mean
 from vidbrain.errors import ModelError
-from vidbrain.models.blocks import Block, PreviousClip
+from vidbrain.models.blocks import Block
 from vidbrain.models.causal import Cache
 from vidbrain.models.norms import NORMS, widened
 from vidbrain.models.options import GPTConfig
 from vidbrain.models.positions import Triple, summed, thirds
+from vidbrain.models.readers import NORMS as READER_NORMS
+from vidbrain.models.readers import FramesReader, PreviousClip, StudyPreviousClip
+from vidbrain.models.vqvae import to_float
 
 __all__ = ["GPT", "Condition", "GPTConfig"]
 
@@ -36,10 +39,13 @@ class Condition:
         Codes of the clip before.
     actions : (B, t, n_actions) float32
         Share of each time slice during which each button was held.
+    frames : (B, n, H, W, 3) uint8
+        The first frames of the clip.
     """
 
     previous: Tensor | None = None
     actions: Tensor | None = None
+    frames: Tensor | None = None
 
 
 class GPT(nn.Module):
@@ -61,11 +67,13 @@ class GPT(nn.Module):
         Channels of a code vector, for ``embedding = "codebook"``; `set_codebook` gives the vectors.
     actions
         Names of the buttons, for ``condition = "actions"``.
+    frames
+        (n, H, W) of the frames that it is told, for ``condition = "frames"``.
 
     Raises
     ------
     ModelError
-        If the configuration needs code vectors or actions and none are given.
+        If the configuration needs code vectors, actions or frames and none are given.
     """
 
     codebook: Tensor
@@ -78,9 +86,11 @@ class GPT(nn.Module):
         grid: Triple,
         code_dim: int | None = None,
         actions: tuple[str, ...] = (),
+        frames: Triple | None = None,
     ) -> None:
         super().__init__()
-        self.config, self.n_codes, self.grid, self.code_dim, self.actions = config, n_codes, grid, code_dim, actions
+        self.config, self.n_codes, self.grid, self.code_dim = config, n_codes, grid, code_dim
+        self.actions, self.frames = actions, frames
         width = config.hidden
         if config.embedding == "learned":
             self.embedding = nn.Embedding(n_codes, width)
@@ -107,9 +117,21 @@ class GPT(nn.Module):
         width = config.hidden
         if config.condition == "previous":
             channels = config.condition_width if self.code_dim is None else self.code_dim
-            self.previous = PreviousClip(channels, config.condition_width, self.grid)
+            self.previous: nn.Module = (
+                PreviousClip(channels, config.condition_width, self.grid)
+                if config.reader == "modern"
+                else StudyPreviousClip(channels, config.condition_width, self.grid, READER_NORMS[config.reader])
+            )
             if config.embedding == "learned":
                 self.previous_embedding = nn.Embedding(self.n_codes, channels)
+        if config.condition == "frames":
+            if self.frames is None:
+                raise ModelError(
+                    "a GPT that is told frames needs their number and size",
+                    where="frames",
+                    hint="convert one of VideoGPT's: training starts from codes, which hold no pixels",
+                )
+            self.read_frames = FramesReader(config.condition_width, self.frames, READER_NORMS[config.reader])
         if config.condition == "actions":
             if not self.actions:
                 raise ModelError("a GPT that is told actions needs their names", where="actions")
@@ -263,7 +285,7 @@ class GPT(nn.Module):
     def _told(self, condition: Condition | None) -> Condition:
         """Refuse a condition that is not the one of the configuration."""
         told, kind = condition or Condition(), self.config.condition
-        for name, value in (("previous", told.previous), ("actions", told.actions)):
+        for name, value in (("previous", told.previous), ("actions", told.actions), ("frames", told.frames)):
             if (value is not None) != (kind == name):
                 raise ModelError(
                     f"the GPT's condition is {kind}, and {name} is {'absent' if value is None else 'given'}",
@@ -274,9 +296,13 @@ class GPT(nn.Module):
                 f"actions must be (B, {self.grid[0]}, {len(self.actions)}), not {tuple(told.actions.shape)}",
                 where="condition",
             )
+        if told.frames is not None and tuple(told.frames.shape[1:4]) != self.frames:
+            raise ModelError(f"frames must be {self.frames}, not {tuple(told.frames.shape[1:4])}", where="condition")
         return told
 
     def _context(self, told: Condition) -> Tensor | None:
+        if told.frames is not None:
+            return self.read_frames(to_float(told.frames).to(self.start.dtype))
         if told.previous is None:
             return None
         codes = self._checked(told.previous).long()

@@ -6,6 +6,8 @@ What a checkpoint does not say (strides, heads) comes from its hyper-parameters,
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,6 +16,7 @@ from vidbrain.errors import ModelError
 from vidbrain.models.codec import VQVAEConfig
 from vidbrain.models.gpt import GPT, GPTConfig
 from vidbrain.models.positions import Triple
+from vidbrain.models.readers import FRAMES_PER_CELL
 from vidbrain.models.vqvae import VQVAE
 
 State = Mapping[str, Tensor]
@@ -83,22 +86,37 @@ def vqvae_of(state: State, downsample: Triple) -> VQVAE:
     return model.eval()
 
 
-def gpt_of(state: State, n_heads: int, *, dropout: float = 0.0, attention_dropout: float = 0.0) -> GPT:
-    """Make the unconditional GPT of a state dict; entries of its VQ-VAE give the code vectors.
+def gpt_of(
+    state: State,
+    n_heads: int,
+    *,
+    class_label: int | None = None,
+    dropout: float = 0.0,
+    attention_dropout: float = 0.0,
+) -> GPT:
+    """Make the GPT of a state dict; entries of its VQ-VAE give the code vectors.
+
+    It may read the clip before (the study's) or the first frames of its clip (VideoGPT's). A class decides nothing but
+    the gains and offsets of norms: of a GPT that is told classes, the one that it is for a single class is made.
+
+    Parameters
+    ----------
+    state
+        Of the whole checkpoint.
+    n_heads
+        Of its attention.
+    class_label
+        For which class, where it is told classes.
+    dropout, attention_dropout
+        As it was trained.
 
     Raises
     ------
     ModelError
-        If it is not VideoGPT's, or is conditioned: names of what reads a condition differ between its versions.
+        If it is not VideoGPT's, its attention is sparse, or it is told classes and none of them is chosen.
     """
-    held = _Held({name: value for name, value in state.items() if not name.startswith("vqvae.")})
-    conditioned = [name for name in held.left if "enc" in name or "cond" in name or name.startswith("resnet")]
-    if conditioned:
-        raise ModelError(
-            f"the GPT is conditioned on frames or classes ({conditioned[0]}), which is not converted",
-            hint="train one with --model.condition previous on the same codes",
-        )
-    n_layers = sum(f"attn_stack.attn_nets.{k}.pre_fc_norm.g" in state for k in range(1024))
+    held = _Held({name: value for name, value in state.items() if not name.startswith("vqvae.")}, class_label)
+    n_layers = sum(f"attn_stack.attn_nets.{k}.attn.w_qs.weight" in state for k in range(1024))
     hidden, code_dim = held["fc_in.weight"].shape
     places = [held[f"attn_stack.pos_embd.emb.d_{k}"] for k in range(3)]
     grid = (len(places[0]), len(places[1]), len(places[2]))
@@ -108,6 +126,7 @@ def gpt_of(state: State, n_heads: int, *, dropout: float = 0.0, attention_dropou
     codebook = state.get("vqvae.codebook.embeddings")
     if codebook is None or codebook.shape[1] != code_dim:
         raise ModelError("the checkpoint of the GPT lacks the code vectors that it embeds", where="vqvae.codebook")
+    read = _reader(held)
     config = GPTConfig(
         hidden=hidden,
         n_layers=n_layers,
@@ -119,18 +138,20 @@ def gpt_of(state: State, n_heads: int, *, dropout: float = 0.0, attention_dropou
         norm="study",
         positions="thirds",
         embedding="codebook",
+        **read.settings,
     )
     made = {
         "codebook": codebook,
-        "start": held["attn_stack.right_shift.sos"],
+        "start": held.start(hidden),
         "embed.weight": held["fc_in.weight"],
         "head.weight": held["fc_out.weight"],
         **{f"positions.{k}": place for k, place in enumerate(places)},
         **held.norm("norm", "norm"),
+        **read.weights,
     }
     for k in range(n_layers):
         theirs, ours = f"attn_stack.attn_nets.{k}", f"blocks.{k}"
-        held.left.discard(f"{theirs}.attn.attn.mask")
+        held.causal(f"{theirs}.attn")
         made |= {
             **held.norm(f"{theirs}.pre_attn_norm", f"{ours}.attention_norm"),
             f"{ours}.attention.qkv.weight": held.qkv(f"{theirs}.attn"),
@@ -139,17 +160,57 @@ def gpt_of(state: State, n_heads: int, *, dropout: float = 0.0, attention_dropou
             **held.layer(f"{theirs}.fc_block.0", f"{ours}.up"),
             **held.layer(f"{theirs}.fc_block.2", f"{ours}.down"),
         }
+        if config.reads:
+            made |= held.norm(f"{theirs}.pre_enc_norm", f"{ours}.cross_norm")
+            for their, our in (("w_qs", "q"), ("w_ks", "k"), ("w_vs", "v"), ("fc", "out")):
+                made |= held.layer(f"{theirs}.enc_attn.{their}", f"{ours}.cross.{our}")
     held.refuse_rest()
-    model = GPT(config, n_codes=len(codebook), grid=grid, code_dim=code_dim)
+    model = GPT(config, n_codes=len(codebook), grid=grid, code_dim=code_dim, frames=read.frames)
     _load(model, made)
     return model.eval()
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """What reads a condition: settings of the GPT, weights by our names, and (n, H, W) of frames."""
+
+    settings: dict[str, Any] = field(default_factory=dict)
+    weights: dict[str, Tensor] = field(default_factory=dict)
+    frames: Triple | None = None
+
+
+def _reader(held: _Held) -> _Reader:
+    """Take what reads a condition: of the clip before, a residual block; of frames, a ResNet."""
+    previous, frames = "resnet.proj_conv.weight" in held.left, "resnet.stem.0.weight" in held.left
+    if not previous and not frames:
+        return _Reader()
+    ours = "previous" if previous else "read_frames"
+    places = [held[f"cond_pos_embd.emb.d_{k}"] for k in range(3)]
+    weights = {f"{ours}.positions.{k}": place for k, place in enumerate(places)}
+    settings = {
+        "condition": "previous" if previous else "frames",
+        "reader": "videogpt" if any(name.endswith(".norm.running_mean") for name in held.left) else "study",
+        "condition_width": 3 * places[0].shape[1],
+    }
+    if previous:
+        weights |= held.residual("resnet", f"{ours}.block")
+        return _Reader(settings, weights)
+    weights |= held.layer("resnet.stem.0", f"{ours}.stem") | held.reader_norm("resnet.stem.1", f"{ours}.stem_norm")
+    number = 0
+    for group in range(1, 5):
+        following = sum(f"resnet.group{group}.blocks.{k}.conv1.weight" in held.left for k in range(64))
+        for name in ("start_block", *(f"blocks.{k}" for k in range(following))):
+            weights |= held.residual(f"resnet.group{group}.{name}", f"{ours}.blocks.{number}")
+            number += 1
+    t, h, w = (len(place) * cell for place, cell in zip(places, FRAMES_PER_CELL, strict=True))
+    return _Reader(settings, weights, (t, h, w))
 
 
 class _Held:
     """A state dict that remembers what has not been taken from it."""
 
-    def __init__(self, state: State) -> None:
-        self._state = state
+    def __init__(self, state: State, class_label: int | None = None) -> None:
+        self._state, self._class_label = state, class_label
         self.left = set(state)
 
     def __getitem__(self, name: str) -> Tensor:
@@ -164,8 +225,46 @@ class _Held:
         return {f"{ours}.{name}": self[f"{theirs}.{name}"] for name in names}
 
     def norm(self, theirs: str, ours: str) -> dict[str, Tensor]:
-        """Gain and offset of a layer norm."""
-        return {f"{ours}.weight": self[f"{theirs}.g"], f"{ours}.bias": self[f"{theirs}.b"]}
+        """Gain and offset of a layer norm; for one class, where classes decide them."""
+        if f"{theirs}.w.weight" not in self._state:
+            return {f"{ours}.weight": self[f"{theirs}.g"], f"{ours}.bias": self[f"{theirs}.b"]}
+        gains, offsets = self[f"{theirs}.w.weight"], self[f"{theirs}.wb.weight"]
+        label, n_classes = self._class_label, gains.shape[1]
+        if label is None or not 0 <= label < n_classes:
+            asked = "" if label is None else f", which {label} is not"
+            raise ModelError(
+                f"the GPT is told one of {n_classes} classes{asked}",
+                where="class_label",
+                hint=f"give the class that it is made for: --class-label 0 to {n_classes - 1}",
+            )
+        return {f"{ours}.weight": 1 + gains[:, label], f"{ours}.bias": offsets[:, label].clone()}
+
+    def start(self, hidden: int) -> Tensor:
+        """Vector before the first token: learned in the study's version, zero in VideoGPT's last."""
+        name = "attn_stack.right_shift.sos"
+        return self[name] if name in self._state else torch.zeros(hidden)
+
+    def causal(self, theirs: str) -> None:
+        """Drop the mask of causal attention, which sparse attention does not have."""
+        if f"{theirs}.attn.mask" not in self._state:
+            raise ModelError(f"{theirs} has no causal mask", likely="it was trained with sparse attention")
+        self.left.discard(f"{theirs}.attn.mask")
+
+    def reader_norm(self, theirs: str, ours: str) -> dict[str, Tensor]:
+        """Norm in what reads a condition: over the batch in VideoGPT, over channels in the study's version."""
+        if f"{theirs}.norm.running_mean" in self._state:
+            return self.batch_norm(f"{theirs}.norm", ours)
+        return self.layer(f"{theirs}.norm.norm", ours)
+
+    def residual(self, theirs: str, ours: str) -> dict[str, Tensor]:
+        """Residual block of what reads a condition."""
+        made = self.layer(f"{theirs}.conv1", f"{ours}.conv_in") | self.layer(f"{theirs}.conv2", f"{ours}.conv_out")
+        for k in range(2):
+            made |= self.reader_norm(f"{theirs}.bnr{k + 1}", f"{ours}.norms.{k}")
+        if f"{theirs}.proj_conv.weight" in self._state:
+            made |= self.layer(f"{theirs}.proj_conv", f"{ours}.shortcut")
+            made |= self.reader_norm(f"{theirs}.proj_bnr", f"{ours}.shortcut_norm")
+        return made
 
     def batch_norm(self, theirs: str, ours: str) -> dict[str, Tensor]:
         """Gain, offset and running statistics."""

@@ -69,5 +69,13 @@ class ChannelNorm(RMSNorm):
         return super().forward(x.movedim(1, -1)).movedim(-1, 1)
 
 
+class ChannelLayerNorm(LayerNorm):
+    """Layer norm over the channels of every position of (B, C, t, h, w)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise."""
+        return super().forward(x.movedim(1, -1)).movedim(-1, 1)
+
+
 NORMS: dict[str, type[nn.Module]] = {"rms": RMSNorm, "layer": LayerNorm, "study": StudyNorm}
 """Open for more: a norm is a module that is made from a width."""

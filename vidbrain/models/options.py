@@ -9,6 +9,7 @@ from vidbrain.errors import ConfigError, ModelError
 from vidbrain.models.attention import head_width
 from vidbrain.models.causal import AttentionName
 from vidbrain.models.norms import NormName
+from vidbrain.models.readers import ReaderName
 
 MOST_HIDDEN, MOST_LAYERS = 16_384, 1_024
 """Far beyond what one GPU trains: a file that asks for more is damaged, and would fill the memory before it failed."""
@@ -49,11 +50,15 @@ class GPTConfig:
     """Time slices before its own that a code attends to, where `attention` is window."""
     embedding: Literal["learned", "codebook"] = "learned"
     """learned: a table of its own. codebook: the tokenizer's vectors, fixed, through a linear map (VideoGPT)."""
-    condition: Literal["none", "previous", "actions"] = "none"
+    condition: Literal["none", "previous", "actions", "frames"] = "none"
     """none; previous: cross-attention to the codes of the clip before, as the study did; actions: the buttons held in
-    each time slice, added to its tokens."""
+    each time slice, added to its tokens; frames: cross-attention to the clip's first frames, of VideoGPT's checkpoints
+    only (training starts from codes, which hold no pixels)."""
     condition_width: int = 240
-    """Channels in which the previous clip is kept; the study's 240."""
+    """Channels in which the previous clip, or the frames, are kept; the study's 240."""
+    reader: ReaderName = "modern"
+    """What makes the context that cross-attention reads. modern: RMS norm, positions added. study: layer norm over
+    channels, on the shortcut too, positions in thirds. videogpt: as study, with batch norm."""
     parametrization: Literal["sp", "mup"] = "sp"
     """sp: one learning rate. mup: matrices learn at a rate times base_hidden / hidden, outputs are multiplied by
     it, scores are divided by the width of a head: a rate tuned at one width serves others (arXiv 2203.03466)."""
@@ -87,11 +92,28 @@ class GPTConfig:
             )
         if self.head_dim is None:
             head_width(self.hidden, self.n_heads)
-        if self.condition == "previous" and self.condition_width % self.n_heads:
+        if self.reads:
+            self._check_reader()
+
+    def _check_reader(self) -> None:
+        if self.condition_width % self.n_heads:
             raise ModelError(
                 f"{self.n_heads} heads do not divide a condition_width of {self.condition_width}",
                 where="condition_width",
             )
+        if self.reader != "modern" and self.condition_width % 3:
+            raise ConfigError(
+                f"positions in thirds need a condition_width that 3 divides, not {self.condition_width}",
+                where="condition_width",
+                hint="use --model.reader modern, or the study's 240",
+            )
+        if self.condition == "frames" and self.reader == "modern":
+            raise ConfigError("frames have VideoGPT's readers: study or videogpt", where="reader")
+
+    @property
+    def reads(self) -> bool:
+        """Whether blocks attend to something beside the clip: codes of the clip before, or frames."""
+        return self.condition in ("previous", "frames")
 
     @property
     def d_head(self) -> int:

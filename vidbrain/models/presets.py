@@ -25,6 +25,7 @@ PAPER_GPT = GPTConfig(
     positions="thirds",
     embedding="codebook",
     condition="previous",
+    reader="study",
 )
 """The study's GPT: 40.3 M trainable parameters on codes of 4 x 8 x 8."""
 

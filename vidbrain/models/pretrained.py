@@ -14,10 +14,14 @@ from torch import nn
 from vidbrain.config import from_mapping, to_mapping
 from vidbrain.errors import ModelError
 from vidbrain.models.gpt import GPT, GPTConfig
+from vidbrain.models.positions import Triple
 from vidbrain.models.vqvae import VQVAE, VQVAEConfig
 from vidbrain.storage.atomic import read_json, write_bytes, write_json
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
+
+_NOT_SETTINGS = ("n_codes", "grid", "code_dim", "actions", "frames")
+"""Of a GPT's record: what the codes, the buttons and the frames decide."""
 
 
 def save_pretrained(model: VQVAE | GPT, folder: str | Path) -> None:
@@ -33,6 +37,7 @@ def save_pretrained(model: VQVAE | GPT, folder: str | Path) -> None:
             "grid": list(model.grid),
             "code_dim": model.code_dim,
             "actions": list(model.actions),
+            "frames": None if model.frames is None else list(model.frames),
         }
     write_json(folder / CONFIG, record)
 
@@ -129,14 +134,20 @@ def _fresh_vqvae(record: Mapping[str, Any], source: Path) -> VQVAE:
     return VQVAE(from_mapping(VQVAEConfig, {k: v for k, v in record.items() if k != "model"}, source))
 
 
+def _triple(values: Any) -> Triple:  # noqa: ANN401 -- from a file
+    t, h, w = (int(n) for n in values)
+    return t, h, w
+
+
 def _fresh_gpt(record: Mapping[str, Any], source: Path) -> GPT:
-    shape = {k: v for k, v in record.items() if k not in ("model", "n_codes", "grid", "code_dim", "actions")}
+    shape = {k: v for k, v in record.items() if k not in ("model", *_NOT_SETTINGS)}
     try:
-        t, h, w = (int(n) for n in record["grid"])
+        grid = _triple(record["grid"])
         n_codes = int(record["n_codes"])
         code_dim = None if record.get("code_dim") is None else int(record["code_dim"])
         actions = tuple(str(name) for name in record.get("actions", ()))
+        frames = None if record.get("frames") is None else _triple(record["frames"])
     except (KeyError, TypeError, ValueError):
         raise ModelError("the configuration names no n_codes or no grid of three numbers", where=source) from None
     config = from_mapping(GPTConfig, shape, source)
-    return GPT(config, n_codes=n_codes, grid=(t, h, w), code_dim=code_dim, actions=actions)
+    return GPT(config, n_codes=n_codes, grid=grid, code_dim=code_dim, actions=actions, frames=frames)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 from numpy.typing import NDArray
 
@@ -102,8 +103,8 @@ class Buttons:
         return (np.diff(sums, axis=1) / length).astype(np.float32)
 
 
-def read_buttons(game: str | Path, recordings: Sequence[str], names: tuple[str, ...] = ()) -> Buttons:
-    """Read the buttons of recordings.
+def find_tables(game: str | Path, recordings: Sequence[str]) -> dict[str, Recording]:
+    """Find the recordings that have the tables of buttons, by key, sorted.
 
     Parameters
     ----------
@@ -111,6 +112,43 @@ def read_buttons(game: str | Path, recordings: Sequence[str], names: tuple[str, 
         What was sharded: a tree, a folder of videos with their tables, or of `.bk2` files.
     recordings
         Keys of the recordings.
+
+    Raises
+    ------
+    VideoError
+        If there is no such source.
+    ModelError
+        If a recording is not there.
+    """
+    known: dict[str, Recording] = {recording.key: recording for recording in find_recordings(game)}
+    lost = sorted(set(recordings) - set(known))
+    if lost:
+        raise ModelError(
+            f"{len(lost)} recordings of the codes are not there, {lost[0]} among them",
+            where=game,
+            likely="the codes were made from other recordings",
+        )
+    return {key: known[key] for key in sorted(set(recordings))}
+
+
+def held_buttons(recording: Recording, names: Sequence[str]) -> NDArray[np.float64]:
+    """Running sums over frames of which buttons were held, (n_frames + 1, n_buttons); 0 for those that it lacks.
+
+    Raises
+    ------
+    VideoError
+        If the recording has no table of buttons.
+    """
+    return _held(read_table(recording), names)
+
+
+def read_buttons(game: str | Path, recordings: Sequence[str], names: tuple[str, ...] = ()) -> Buttons:
+    """Read the buttons of recordings.
+
+    Parameters
+    ----------
+    game, recordings
+        See `find_tables`.
     names
         The buttons that a model knows; by default all that any recording has.
 
@@ -121,24 +159,17 @@ def read_buttons(game: str | Path, recordings: Sequence[str], names: tuple[str, 
     ModelError
         If a recording of the codes is not there, or none has a button.
     """
-    known: dict[str, Recording] = {recording.key: recording for recording in find_recordings(game)}
-    lost = sorted(set(recordings) - set(known))
-    if lost:
-        raise ModelError(
-            f"{len(lost)} recordings of the codes are not there, {lost[0]} among them",
-            where=game,
-            likely="the codes were made from other recordings",
-        )
-    tables = {key: read_table(known[key]) for key in sorted(set(recordings))}
+    tables = {key: read_table(recording) for key, recording in find_tables(game, recordings).items()}
     found = sorted({name for table in tables.values() for name in table.columns[table.dtypes == np.bool_]})
     names = names or tuple(found)
     if not names:
         raise ModelError("no recording has a table with buttons", where=game)
-    held = {}
-    for key, table in tables.items():
-        pressed = np.stack([table[n].to_numpy(np.float64) if n in table else np.zeros(len(table)) for n in names], 1)
-        held[key] = np.concatenate([np.zeros((1, len(names))), np.cumsum(pressed, axis=0)])
-    return Buttons(names, held)
+    return Buttons(names, {key: _held(table, names) for key, table in tables.items()})
+
+
+def _held(table: pd.DataFrame, names: Sequence[str]) -> NDArray[np.float64]:
+    pressed = np.stack([table[n].to_numpy(np.float64) if n in table else np.zeros(len(table)) for n in names], 1)
+    return np.concatenate([np.zeros((1, len(names))), np.cumsum(pressed, axis=0)])
 
 
 @dataclass(frozen=True)

@@ -44,6 +44,8 @@ class ConvertConfig:
     """Frames, rows and columns per code; by default what the checkpoint's own settings say."""
     n_heads: int | None = None
     """Heads of the GPT; by default what the checkpoint's own settings say."""
+    class_label: int | None = None
+    """Class for which a GPT is made that is told classes, counted from 0 as in its training."""
     n_frames: int | None = None
     """Frames of a clip; by default what the checkpoint's own settings say."""
     step: int = 4
@@ -51,7 +53,7 @@ class ConvertConfig:
 
 
 def convert(checkpoint: str | Path, out: str | Path, config: ConvertConfig = ConvertConfig()) -> dict[str, Any]:
-    """Convert a checkpoint of a VQ-VAE, or of a GPT with the VQ-VAE in it.
+    """Convert a checkpoint of a VQ-VAE, or of a GPT with the VQ-VAE in it, whatever the GPT is told.
 
     Parameters
     ----------
@@ -97,12 +99,15 @@ def convert(checkpoint: str | Path, out: str | Path, config: ConvertConfig = Con
         gpt = gpt_of(
             state,
             n_heads,
+            class_label=config.class_label,
             dropout=float(said.get("dropout", 0.0)),
             attention_dropout=float(said.get("attn_dropout", 0.0)),
         )
         made_from = {**own, "vqvae": str(read_info(folder, "vqvae")["fingerprint"])}
         folder = out / GPT_FOLDER
         settings = {"model": to_mapping(gpt.config)}
+        if config.class_label is not None:
+            settings["class_label"] = config.class_label
         if not is_done(folder, "gpt", config=settings, made_from=made_from):
             save_pretrained(gpt, folder)
             write_info(folder, "gpt", config=settings, made_from=made_from)

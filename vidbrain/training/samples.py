@@ -175,6 +175,8 @@ def _told(
                 here = (rows["recording"].to_numpy() == name) & (owned[0] <= start) & (start < owned[1])
                 clips.append(reader.clip(int(np.flatnonzero(here)[0]), start, clip))
         return Condition(previous=vqvae.encode(torch.from_numpy(np.stack(clips)).to(device)))
+    if gpt.frames is not None:
+        return Condition(frames=torch.from_numpy(batch.video[:, : gpt.frames[0]]).to(device))
     if gpt.config.condition == "actions":
         if game is None:
             raise ModelError(
