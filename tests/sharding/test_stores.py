@@ -124,9 +124,11 @@ STORM = [
 
 
 def test_a_storm_changes_no_byte(remote, videos, config, expected):
-    remote.proxy.inject(*(Fault(**vars(fault)) for fault in STORM))
+    faults = [Fault(**vars(fault)) for fault in STORM]
+    remote.proxy.inject(*faults)
     write_shards(videos, remote.url, config)
     remote.proxy.clear()
+    assert not any(fault.times for fault in faults)  # it met them all
     assert objects(remote.url) == expected
 
 
