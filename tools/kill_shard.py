@@ -1,12 +1,12 @@
 """Kill sharding again and again, give the same command each time, and compare with an undisturbed run.
 
-Usage: python tools/kill_shard.py SOURCE WORK [--s3 [--latency-s 1]] [--kills 50] [--workers 2] [--seed 0]
-           [--json FILE [--add]] [-- OPTIONS]
+Usage: python tools/kill_shard.py SOURCE WORK [--s3 [--latency-s 1]] [--kills 50] [--at-most-s 3600]
+           [--workers 2] [--seed 0] [--json FILE [--add]] [-- OPTIONS]
 
 OPTIONS are those of vidbrain shard. WORK is removed. First the source is sharded undisturbed into WORK/whole, and with
 --s3 once more into a bucket of a moto server on this machine, which also says how long the work takes. Then a data set
 is begun again and again, and the whole process group is killed with SIGKILL after a random part of that time, until it
-has been killed so many times; one that gets finished in between is compared, removed and begun anew. The server is no
+has been killed so many times, or --at-most-s have passed; one that gets finished in between is compared, removed and begun anew. The server is no
 member of the group and lives on; with --latency-s each request of an upload in parts takes so much longer, as on a
 real network, so that kills meet uploads that are under way. At the end the bytes must be equal, `vidbrain shards gc`
 must have nothing left, the work folder of this machine must be gone, and `vidbrain verify` must find no damage. Uploads
@@ -137,6 +137,7 @@ def main() -> int:
     parser.add_argument("--s3", action="store_true")
     parser.add_argument("--latency-s", type=float, default=0.0)
     parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--at-most-s", type=float, default=3600.0, help="begin no further kill after so long")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path)
@@ -153,6 +154,7 @@ def main() -> int:
 
 
 def run(options: argparse.Namespace, rest: list[str], proxy: ChaosProxy | None) -> int:
+    began_s = time.monotonic()
     whole = open_root(options.work / "whole")
     whole_s = run_whole(command(options.source, whole, options.workers, rest))
     expected = digest(whole)
@@ -163,7 +165,7 @@ def run(options: argparse.Namespace, rest: list[str], proxy: ChaosProxy | None) 
         differing += check(undisturbed, expected)
     arguments = command(options.source, root, options.workers, rest)
     rng, kills, finished, went_on = random.Random(options.seed), 0, 0, 0
-    while kills < options.kills:
+    while kills < options.kills and time.monotonic() - began_s < options.at_most_s:
         begun = bool(digest(root))
         delay_s = rng.uniform(0, whole_s)
         if run_killed(arguments, delay_s):
