@@ -6,12 +6,12 @@ Usage: python tools/kill_shard.py SOURCE WORK [--s3 [--latency-s 1]] [--kills 50
 OPTIONS are those of vidbrain shard. WORK is removed. First the source is sharded undisturbed into WORK/whole, and with
 --s3 once more into a bucket of a moto server on this machine, which also says how long the work takes. Then a data set
 is begun again and again, and the whole process group is killed with SIGKILL after a random part of that time, until it
-has been killed so many times, or --at-most-s have passed; one that gets finished in between is compared, removed and begun anew. The server is no
-member of the group and lives on; with --latency-s each request of an upload in parts takes so much longer, as on a
-real network, so that kills meet uploads that are under way. At the end the bytes must be equal, `vidbrain shards gc`
-must have nothing left, the work folder of this machine must be gone, and `vidbrain verify` must find no damage. Uploads
-in parts that nobody ended are counted, not judged: see docs/object-storage.md. With --add the counts of FILE are added
-to, so that many kills can be had in several calls with different seeds.
+has been killed so many times, or --at-most-s have passed; one that gets finished in between is compared, removed and
+begun anew. The server is no member of the group and lives on; with --latency-s each request of an upload in parts takes
+so much longer, as on a real network, so that kills meet uploads that are under way. At the end the bytes must be equal,
+`vidbrain shards gc` must have nothing left, the work folder of this machine must be gone, and `vidbrain verify` must
+find no damage. Uploads in parts that nobody ended are counted, not judged: see docs/object-storage.md. With --add the
+counts of FILE are added to, so that many kills can be had in several calls with different seeds.
 """
 
 from __future__ import annotations
