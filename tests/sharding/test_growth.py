@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from vidbrain import cluster
+from vidbrain.cli.app import run
 from vidbrain.errors import ResumeError, ShardError, StorageError
 from vidbrain.sharding.filters import Filter
 from vidbrain.sharding.manifest import open_manifest
@@ -48,6 +49,24 @@ def test_growing_in_place_gives_what_sharding_at_once_gives_and_touches_no_shard
             assert len(tars) > len(tars_before)
             tars_before = tars
     assert files_of(tmp_path / "grown") == whole
+
+
+def test_ten_thousand_frames_by_two_workers_grow_to_what_one_worker_makes_at_once(tmp_path, capsys):
+    """With the sizes as they are, from the command line."""
+    for i in range(3):
+        write_video(tmp_path / "source" / f"play-{i}.mp4", toy_frames(3600 + i, height=16, width=16, seed=i))
+    shard = ["shard", str(tmp_path / "source"), "--frame-size", "8", "--codec", "zstd", "--json"]
+    assert run([*shard, "--out", str(tmp_path / "grown"), "--size", "10k", "--workers", "2"]) == 0
+    assert json.loads(capsys.readouterr().out)["n_frames"] == 10_000
+    small = files_of(tmp_path / "grown")
+    assert run([*shard, "--out", str(tmp_path / "grown"), "--size", "all", "--workers", "1"]) == 0
+    assert run([*shard, "--out", str(tmp_path / "whole"), "--size", "all", "--workers", "1"]) == 0
+    whole = files_of(tmp_path / "whole")
+    assert files_of(tmp_path / "grown") == whole
+    assert json.loads(whole["dataset.json"])["n_frames"] == 10_803
+    shards = {name: data for name, data in small.items() if name.startswith("shards/")}
+    assert len(shards) == 2
+    assert shards.items() <= whole.items()
 
 
 def test_a_data_set_stays_readable_while_it_grows(videos, config, landmarks, tmp_path):

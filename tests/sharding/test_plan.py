@@ -1,3 +1,4 @@
+import itertools
 from collections import Counter
 from dataclasses import replace
 
@@ -99,6 +100,47 @@ def test_each_named_prefix_holds_every_subject_and_level_within_a_tenth_of_its_s
         assert all(abs(found[name] / share - 1) < 0.1 for name, share in expected.items()), (size, found)
 
 
+def six_million(seed=0):
+    """The source of `tools/shard_6m.py`: 4 subjects, 4 sessions, 4 runs of each of two games, 6M frames.
+
+    Three quarters are Airstriker, which has one level, one quarter is Doom, whose three maps take turns. Repetitions
+    are as long as played ones: they end when the player dies.
+    """
+    rng, items = np.random.default_rng(seed), []
+    games = (("airstriker", ("1-0",), 0.75, (3300, 5400)), ("doom", ("map01", "map02", "map03"), 0.25, (1000, 2950)))
+    for subject, session, number in itertools.product(range(1, 5), range(1, 5), range(1, 5)):
+        for task, levels, share, (shortest, longest) in games:
+            run, left, turn = RunKey(f"{subject:02d}", f"{session:03d}", task, number), 6_100_000 * share / 64, 0
+            while left > 0:
+                n, level = int(rng.integers(shortest, longest)), levels[turn % len(levels)]
+                left, turn = left - n, turn + 1
+                name = f"{run.label}_level-{level}_rep-{turn:02d}"
+                items.append(Listed(Recording(key=name, run=run, level=level), n))
+    return items
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_ten_thousand_of_six_million_frames_hold_every_subject_and_level_within_a_tenth_of_its_share(seed):
+    source = six_million(seed)
+    recording = {item.recording.key: item.recording for item in source}
+    assert len({r.run.label for r in recording.values()}) == 128
+    expected = shares((item.recording, item.n_frames) for item in source)
+    assert 0.07 < min(expected.values()) < 0.09  # a map of Doom
+    plan = make_plan(source, ShardConfig(size="10k", segment_frames=128, seed=seed))
+    cut = int(plan.segments.n_frames.sum()) - plan.n_frames
+    assert plan.n_frames == 10_000
+    assert 0 <= cut < 128
+    rows = [(recording[s.recording], s.n_frames) for s in plan.segments]
+    rows[-1] = rows[-1][0], rows[-1][1] - cut
+    found = shares(rows)
+    assert found.keys() == expected.keys()
+    assert all(abs(found[name] / share - 1) < 0.1 for name, share in expected.items()), (found, expected)
+    whole = make_plan(source, ShardConfig(size="6M", segment_frames=128, seed=seed))
+    assert whole.n_frames == 6_000_000
+    assert plan.segments == whole.segments[: len(plan.segments)]
+    assert plan.shards == whole.shards[: len(plan.shards)]
+
+
 def skewed(seed):
     """Some people never played some levels, some hardly played at all; recordings of any length."""
     rng = np.random.default_rng(seed)
@@ -148,13 +190,17 @@ def test_a_million_segments_are_planned_exactly():
     assert all(int(np.searchsorted(ends, mark)) + 1 in stops for mark in LANDMARKS if mark < total)
 
 
-def test_paper_order_takes_whole_recordings_by_subject_level_and_session():
+@pytest.mark.parametrize(
+    ("source", "sizes"),
+    [(study(300_000, seed=3), (50_000, 100_000, 250_000)), (six_million(), (10_000, 100_000, 1_000_000, 6_000_000))],
+    ids=["study", "six million"],
+)
+def test_paper_order_takes_whole_recordings_by_subject_level_and_session(source, sizes):
     """By the study's rule, written here a second time: sort, then cut at the last that does not exceed the size."""
-    source = study(300_000, seed=3)
     rows = sorted(
         source, key=lambda i: (i.recording.run.subject, i.recording.level, i.recording.run.session, i.recording.key)
     )
-    for size in (50_000, 100_000, 250_000):
+    for size in sizes:
         expected, total = [], 0
         for item in rows:
             if total + item.n_frames > size:
