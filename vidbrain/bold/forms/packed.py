@@ -7,7 +7,7 @@ from typing import IO
 
 from isal import isal_zlib
 
-_DAMAGED: type[Exception] = isal_zlib.error  # type: ignore[assignment] -- its stubs call the class an instance
+_DAMAGED: type[Exception] = isal_zlib.error  # type: ignore[assignment]  # its stubs call the class an instance
 _GZIP = 31
 """zlib's word for a gzip member, whose header and checksum it then reads itself."""
 _PACKED_BYTES, _UNPACKED_BYTES = 1 << 18, 1 << 20
