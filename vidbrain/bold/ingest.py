@@ -9,12 +9,9 @@ from typing import Any, Literal
 from vidbrain.bold.bids import (
     RunFiles,
     description,
-    events_above,
-    events_end,
     grey_matter,
     identity,
     is_simulated,
-    raw_runs,
     refuse_absent,
     refuse_missing,
 )
@@ -25,6 +22,7 @@ from vidbrain.bold.forms.nifti import SeriesFacts
 from vidbrain.bold.forms.series import Series
 from vidbrain.bold.forms.sources import find_series, open_series
 from vidbrain.bold.layout import Layout
+from vidbrain.bold.raw import events_above, events_end, raw_runs
 from vidbrain.bold.run import GRID, IngestRow, ingest_run, is_ingested, run_record
 from vidbrain.bold.spool import HELD_BYTES
 from vidbrain.bold.store import KIND, TEMPLATE

@@ -185,7 +185,7 @@ def parcels(
     json
         Print JSON.
     """
-    from vidbrain.bold.parcels.parcellation import add_parcels
+    from vidbrain.bold.parcels.placement import add_parcels
     from vidbrain.bold.parcels.series import write_parcel_store
     from vidbrain.bold.store import open_bold
 
