@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -79,13 +80,32 @@ class RunFiles:
     @property
     def sidecar_tr_s(self) -> float | None:
         """Repetition time of the JSON file, where it says one."""
+        return self._seconds("RepetitionTime")
+
+    @property
+    def sidecar_start_s(self) -> float | None:
+        """Time on the run's clock that the first volume stands for (``StartTime``), where the JSON file says one.
+
+        fMRIPrep writes it where it corrected slices: the time of the slice that the others were brought to.
+        """
+        return self._seconds("StartTime")
+
+    def _seconds(self, field: str) -> float | None:
         if self.sidecar is None:
             return None
         try:
-            value = json.loads(self.sidecar.read_text(encoding="utf-8")).get("RepetitionTime")
+            value = json.loads(self.sidecar.read_text(encoding="utf-8")).get(field)
         except (ValueError, AttributeError, OSError) as error:
             raise BoldError(f"the sidecar is not a JSON object: {error}", where=self.sidecar) from error
-        return float(value) if isinstance(value, int | float) else None
+        if value is None:
+            return None
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise BoldError(
+                f"{field} of the sidecar is {value!r}, not a number of seconds",
+                where=self.sidecar,
+                hint="mend the file",
+            )
+        return float(value)
 
 
 def find_runs(

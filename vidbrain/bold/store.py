@@ -119,11 +119,11 @@ class BoldStore:
         Returns
         -------
         Dataset
-            ``bold`` (tr, voxel) float32; ``i j k`` (voxel) int32; ``time_s`` (tr), middle of each volume; ``kept``
-            (tr), False before the steady state and in scrubbed volumes, where bold is 0; ``dead`` (voxel), constant or
-            not finite, bold is 0; ``confounds`` (tr, confound), what was regressed out. ``structure`` and ``vertex``
-            (voxel) where there are surfaces. Where columns are parcels, ``parcel`` (voxel); where the store has a
-            parcellation, ``parcel`` and ``network`` (voxel), with names in their attributes.
+            ``bold`` (tr, voxel) float32; ``i j k`` (voxel) int32; ``time_s`` (tr), time that each volume stands for;
+            ``kept`` (tr), False before the steady state and in scrubbed volumes, where bold is 0; ``dead`` (voxel),
+            constant or not finite, bold is 0; ``confounds`` (tr, confound), what was regressed out. ``structure`` and
+            ``vertex`` (voxel) where there are surfaces. Where columns are parcels, ``parcel`` (voxel); where the store
+            has a parcellation, ``parcel`` and ``network`` (voxel), with names in their attributes.
         """
         return with_parcels(open_dataset(self.root / f"{self.label(run)}.zarr"), self.root, self.parcels_in_use)
 

@@ -53,7 +53,7 @@ def simulate(
     mask
         3-D image of the voxels to simulate, in MNI space; default nilearn's brain at --resolution-mm.
     store
-        Also ingest what was simulated, into this BOLD store.
+        Folder of a BOLD store to write in place of NIfTI series, cleaned as `vidbrain bold ingest` does by default.
     config
         Scanner and planted brain.
     workers
@@ -63,7 +63,6 @@ def simulate(
     json
         Print JSON.
     """
-    from vidbrain.bold import ingest as ingest_stage
     from vidbrain.bold.simulation import simulate as stage
     from vidbrain.features.store import open_features
 
@@ -77,16 +76,14 @@ def simulate(
         if features is None:
             tree = bids or data_root() / "game"
             target = out or tree / stage.DERIVATIVE
-            facts = stage.simulate(tree, target, config, mask=mask, client=client, progress=progress)
+            facts = stage.simulate(tree, target, config, mask=mask, store=store, client=client, progress=progress)
         else:
             target = out or data_root() / "simulated"
             facts = stage.simulate_features(
-                open_features(features), target, config, layer=layer, n_subjects=n_subjects, mask=mask, client=client,
-                progress=progress,
+                open_features(features), target, config, layer=layer, n_subjects=n_subjects, mask=mask, store=store,
+                client=client, progress=progress,
             )  # fmt: skip
-        if store is not None:
-            ingest_stage.ingest(target, store, client=client, progress=progress)
-            facts |= {"store": str(store)}
+    facts |= {} if store is None else {"store": str(store)}
     console.print_result(facts, title="Simulated fMRI")
 
 

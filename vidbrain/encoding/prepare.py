@@ -16,6 +16,7 @@ from vidbrain.encoding.design.align import BoldStoreLike, FeatureStoreLike, choo
 from vidbrain.encoding.design.assembly import build_design
 from vidbrain.encoding.design.matrix import Design
 from vidbrain.encoding.design.nuisance import nuisance_columns
+from vidbrain.encoding.design.shifted import ShiftedFeatures
 from vidbrain.encoding.folds import TEST, Layout, cells_of, deal, lay_out, matching
 from vidbrain.encoding.inference.null import draw_block_permutations
 from vidbrain.encoding.ridge import gram
@@ -116,6 +117,7 @@ def prepare(
         if config.clean and "confounds" in data:
             confounds = np.asarray(data["confounds"].values, np.float64)
             nuisance[run] = nuisance_columns(confounds, **taken_from(bold))
+    features = ShiftedFeatures(features, begins_s)
     design = build_design(
         features,
         layers,

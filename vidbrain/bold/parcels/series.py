@@ -20,6 +20,7 @@ from vidbrain.errors import BoldError, ConfigError
 from vidbrain.progress import SILENT, Progress
 from vidbrain.storage.atomic import check_writable, sweep
 from vidbrain.storage.info import expected_fingerprint, is_done, write_info
+from vidbrain.storage.locks import locked, sweep_lock
 from vidbrain.storage.objects import Root
 from vidbrain.storage.zarrs import open_dataset, write_dataset
 
@@ -143,6 +144,8 @@ def write_parcel_store(
         If all parcels of a run are dead.
     ResumeError
         If another store lies there.
+    StorageError
+        If another process writes there, or the place cannot be written.
     """
     out, client = Path(out), client or Client()
     found = read_parcels(store, parcels)
@@ -153,29 +156,31 @@ def write_parcel_store(
     made_from = {"bold": str(store.info["fingerprint"]), "parcels": str(found.facts["fingerprint"])}
     facts = {"parcels": found.name, "kind": found.kind, "n_parcels": found.n_parcels, "runs": len(store.runs)}
     if is_done(out, KIND, config=settings, made_from=made_from):
+        sweep_lock(out)
         progress.note(f"the store of parcels is there already: {out}")
         return facts
     check_writable(out, 8 * found.n_parcels * sum(store.n_trs(run) for run in store.runs))
-    sweep(out)
-    name = expected_fingerprint(KIND, settings, made_from)
-    rows = [ParcelRow(source=source, parcels=found.name, out=out, run=run, fingerprint=name) for run in store.runs]
-    todo = [row for row in rows if not _is_written(row)]
-    progress.start("parcels", len(rows), "runs", done=len(rows) - len(todo))
-    for _ in client.run(write_parcel_run, todo):
-        progress.advance()
-    progress.finish()
-    ijk = {axis: ("voxel", column) for axis, column in zip("ijk", store.ijk.T, strict=True)}
-    write_dataset(out / MEMBERS, xr.Dataset({"parcel": ("voxel", found.parcel), **ijk}))
-    kept = {key: store.info[key] for key in ("simulated", "source", "space", "shape", "affine", "tr_s")}
-    records = [_record(store, row) for row in rows]
-    write_info(
-        out,
-        KIND,
-        config=settings,
-        made_from=made_from,
-        facts={**kept, "layout": "parcels", "parcels_of": found.name, "n_voxels": found.n_parcels, "runs": records},
-    )
-    return facts
+    with locked(out):
+        sweep(out)
+        name = expected_fingerprint(KIND, settings, made_from)
+        rows = [ParcelRow(source=source, parcels=found.name, out=out, run=run, fingerprint=name) for run in store.runs]
+        todo = [row for row in rows if not _is_written(row)]
+        progress.start("parcels", len(rows), "runs", done=len(rows) - len(todo))
+        for _ in client.run(write_parcel_run, todo):
+            progress.advance()
+        progress.finish()
+        ijk = {axis: ("voxel", column) for axis, column in zip("ijk", store.ijk.T, strict=True)}
+        write_dataset(out / MEMBERS, xr.Dataset({"parcel": ("voxel", found.parcel), **ijk}))
+        kept = {key: store.info[key] for key in ("simulated", "source", "space", "shape", "affine", "tr_s")}
+        records = [_record(store, row) for row in rows]
+        write_info(
+            out,
+            KIND,
+            config=settings,
+            made_from=made_from,
+            facts={**kept, "layout": "parcels", "parcels_of": found.name, "n_voxels": found.n_parcels, "runs": records},
+        )
+        return facts
 
 
 def _is_written(row: ParcelRow) -> bool:
