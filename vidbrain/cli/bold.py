@@ -197,8 +197,10 @@ def parcels(
 
 
 @app.command(name="ls")
-def list_runs(store: str | None = None, /, *, verify: Flag = False, json: Flag = False) -> None:
-    """List what a BOLD store holds.
+def list_runs(
+    store: str | None = None, /, *, parcels: str | None = None, verify: Flag = False, json: Flag = False
+) -> None:
+    """List what a BOLD store holds: its runs, or the parcels of a set.
 
     Example: `vidbrain bold ls shards/demo/bold`
 
@@ -206,15 +208,24 @@ def list_runs(store: str | None = None, /, *, verify: Flag = False, json: Flag =
     ----------
     store
         Folder or URL of the store; default `bold` in the data root.
+    parcels
+        Name of a set of parcels: list its parcels in place of the runs.
     verify
         Read everything and compare checksums; stops at the first difference, `vidbrain bold verify` names all.
     json
         Print JSON.
     """
+    from vidbrain.bold.parcels.parcellation import parcel_rows, read_parcels, read_sets
     from vidbrain.bold.store import open_bold
 
     console = Console(json=json)
-    bold = open_bold(store or data_root() / "bold")
+    bold = open_bold(store or data_root() / "bold", parcels)
+    if parcels is not None:
+        console.print_rows(parcel_rows(read_parcels(bold)), title=f"parcels {parcels} of {bold.root}")
+        return
+    sets = read_sets(bold.root)["sets"]
+    if len(sets) > 1:
+        console.note(f"sets of parcels: {', '.join(sets)}; {bold.parcels_in_use} is in use, --parcels lists one")
     rows: list[dict[str, Any]] = []
     for run in bold.info["runs"]:
         if verify:
@@ -229,6 +240,7 @@ def list_runs(store: str | None = None, /, *, verify: Flag = False, json: Flag =
                 "space": bold.info.get("space"),
                 "kept": run.get("n_kept"),
                 "dead": run["n_dead"],
+                "parcels": bold.parcels_in_use or bold.info.get("parcels_of"),
                 "simulated": bold.simulated,
                 **({"checksum": "right"} if verify else {}),
             }

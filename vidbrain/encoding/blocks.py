@@ -334,6 +334,7 @@ def assemble(
         "bands": list(plan.bands),
         "simulated": bool(bold.info.get("simulated", False)),
         "space": bold.info.get("space"),
+        "parcels": data.attrs.get("parcels"),
         "layout": bold.info.get("layout", "volume"),
         "shape": [int(size) for size in bold.shape],
         "affine": np.asarray(bold.affine, np.float64).tolist(),

@@ -78,7 +78,8 @@ def identity(
     for name in PERFORMANCE_ONLY:
         del settings[name]
     made_from = {"features": str(features.info["fingerprint"]), "bold": str(bold.info["fingerprint"])}
-    if config.alpha_per == "parcel":  # parcels are added to a finished store, whose own name stays
+    # Parcels are added to a finished store, whose own name stays.
+    if config.alpha_per == "parcel" or bold.parcels is not None:
         data = bold.open(runs[0])
         made_from["parcels"] = fingerprint(np.asarray(data["parcel"].values).tolist() if "parcel" in data else None)
     return settings, made_from

@@ -1,7 +1,7 @@
 """Parcels on a BOLD store: which parcel and network each voxel belongs to, beside the series, which stay as they are.
 
 A store may hold several sets of parcels, each a Zarr of its own (``parcels/<name>.zarr``); the one added last is in
-use: `BoldStore.open` shows it as the coordinates ``parcel`` and ``network`` of the voxels.
+use unless another is asked for: `BoldStore.open` shows it as the coordinates ``parcel`` and ``network`` of the voxels.
 """
 
 from __future__ import annotations
@@ -106,6 +106,28 @@ def read_sets(root: Path | Root) -> dict[str, Any]:
     return dict(found)
 
 
+def known_set(root: Path | Root, name: str | None) -> str:
+    """Check the name of a set of parcels; None stands for the one in use.
+
+    Raises
+    ------
+    ConfigError
+        If the store has no such set, or none.
+    """
+    known = read_sets(root)
+    sets = list(known["sets"])
+    if not sets:
+        raise ConfigError("the BOLD store has no parcels", where=root, hint="vidbrain bold parcels STORE …")
+    name = name or str(known["in_use"])
+    if name not in sets:
+        raise ConfigError(
+            f"the BOLD store has no parcels {name!r}{did_you_mean(name, sets)}",
+            where=root,
+            hint=f"it has {', '.join(sets)}",
+        )
+    return name
+
+
 def write_parcels(root: Path, parcels: Parcellation) -> None:
     """Write a set of parcels beside the runs of a store and put it in use; nothing else is touched.
 
@@ -164,20 +186,14 @@ def read_parcels(store: BoldStore, name: str | None = None) -> Parcellation:
     store
         With parcels.
     name
-        Of the set; default the one in use.
+        Of the set; default the one that the store was opened with, else the one in use.
 
     Raises
     ------
     ConfigError
         If the store has no such set, or none.
     """
-    known = read_sets(store.root)
-    sets = list(known["sets"])
-    if not sets:
-        raise ConfigError("the BOLD store has no parcels", where=store.root, hint="vidbrain bold parcels STORE …")
-    name = name or str(known["in_use"])
-    if name not in sets:
-        raise ConfigError(f"the BOLD store has no parcels {name!r}{did_you_mean(name, sets)}", where=store.root)
+    name = known_set(store.root, name or store.parcels)
     data = open_dataset(store.root / FOLDER / f"{name}.zarr").load()
     label = np.asarray(data["parcel"].attrs["parcel_labels"], np.int64)
     titles = data["network"].attrs["network_names"]
@@ -198,9 +214,21 @@ def read_parcels(store: BoldStore, name: str | None = None) -> Parcellation:
     )
 
 
+def parcel_rows(parcels: Parcellation) -> list[dict[str, Any]]:
+    """Say of each parcel its number, name, network and how many voxels it holds."""
+    sizes = np.bincount(parcels.position[parcels.position >= 0], minlength=parcels.n_parcels)
+    return [
+        {"parcel": int(label), "name": name, "network": network, "voxels": int(n)}
+        for label, name, network, n in zip(parcels.label, parcels.names, parcels.networks, sizes, strict=True)
+    ]
+
+
 def with_parcels(data: xr.Dataset, root: Path | Root, name: str | None) -> xr.Dataset:
-    """Show a set of parcels as coordinates of a run: ``parcel`` and ``network`` (voxel), lazily; None shows none."""
+    """Show a set of parcels as coordinates of a run: ``parcel`` and ``network`` (voxel), lazily; None shows none.
+
+    The attribute ``parcels`` names the set.
+    """
     if name is None:
         return data
     found = open_dataset(root / FOLDER / f"{name}.zarr")
-    return data.assign_coords(parcel=found["parcel"], network=found["network"])
+    return data.assign_coords(parcel=found["parcel"], network=found["network"]).assign_attrs(parcels=name)

@@ -262,10 +262,39 @@ def paint(store: BoldStore, values: NDArray[Any], fill: float = np.nan) -> NDArr
     (ni, nj, nk) float64
     """
     members = open_dataset(store.root / MEMBERS).load()
-    label = store.open(store.runs[0])["parcel"].values
-    place = np.searchsorted(label, members["parcel"].values)
-    found = (members["parcel"].values > 0) & (members["i"].values >= 0)  # vertices lie in no volume
-    volume = np.full(store.shape, fill, np.float64)
+    return fill_parcels(members, store.open(store.runs[0])["parcel"].values, values, store.shape, fill)
+
+
+def fill_parcels(
+    members: xr.Dataset,
+    label: NDArray[np.integer[Any]],
+    values: NDArray[Any],
+    shape: tuple[int, ...],
+    fill: float = np.nan,
+) -> NDArray[np.float64]:
+    """Put one value a parcel into the volume of its voxels.
+
+    Parameters
+    ----------
+    members
+        ``parcel`` and ``i j k`` of every voxel.
+    label : (n_parcels,)
+        Number of each parcel, ascending.
+    values : (n_parcels,)
+        In that order.
+    shape
+        Of the volume.
+    fill
+        Where there is no parcel, or none of these.
+
+    Returns
+    -------
+    (ni, nj, nk) float64
+    """
+    parcel = members["parcel"].values
+    place = np.minimum(np.searchsorted(label, parcel), len(label) - 1)
+    found = (label[place] == parcel) & (members["i"].values >= 0)  # vertices lie in no volume
+    volume = np.full(shape, fill, np.float64)
     inside = tuple(members[axis].values[found] for axis in "ijk")
-    volume[inside] = np.asarray(values, np.float64)[np.minimum(place, len(label) - 1)[found]]
+    volume[inside] = np.asarray(values, np.float64)[place[found]]
     return volume

@@ -51,6 +51,10 @@ class BoldStoreLike(Protocol):
         """Run labels."""
 
     @property
+    def parcels(self) -> str | None:
+        """Name of the set of parcels that was asked for, or None."""
+
+    @property
     def tr_s(self) -> float:
         """Repetition time in seconds."""
 
