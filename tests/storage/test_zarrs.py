@@ -105,3 +105,22 @@ def test_parts_that_do_not_fill_the_array_leave_nothing(tmp_path):
     with pytest.raises(ValueError, match="a part of shape"):
         by_columns(tmp_path / "x.zarr", values, iter([values[:, :40]]))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_part_that_does_not_read_back_as_it_was_written_is_an_error(tmp_path, monkeypatch):
+    """A disk that turns one bit of the second part."""
+    whole, calls = zarr.Array.__setitem__, []
+
+    def spoilt(array, place, values):
+        calls.append(place)
+        values = values.copy()
+        if len(calls) == 2:
+            values[3, 4] = np.nextafter(values[3, 4], np.float32(9))
+        whole(array, place, values)
+
+    monkeypatch.setattr(zarr.Array, "__setitem__", spoilt)
+    bold = toy()["bold"].values
+    columns = Columns(name="bold", dims=("tr", "voxel"), shape=bold.shape, chunk=10, part=50)
+    with pytest.raises(StorageError, match="columns 50 to 100 of bold do not read back"):
+        write_by_columns(tmp_path / "x.zarr", columns, (bold[:, :50], bold[:, 50:]), lambda: toy().drop_vars("bold"))
+    assert list(tmp_path.iterdir()) == []

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 
 import nibabel
@@ -94,6 +96,27 @@ def test_the_commands_take_the_name_of_a_set(copied_store, tmp_path, capsys):
     np.testing.assert_array_equal(open_result(tmp_path / "r").dataset["parcel"], parcels.parcel)
 
 
+def test_voxels_and_results_can_be_grouped_by_network(copied_store, tmp_path):
+    """Names of networks reach every voxel, and a result groups by them as a naive loop does."""
+    half = copied_store.shape[0] // 2
+    atlas = np.zeros(copied_store.shape, np.int16)
+    atlas[:half, ::2], atlas[:half, 1::2], atlas[half:, ::2] = 3, 4, 7
+    network = {0: "", 3: "Vis", 4: "Cont", 7: "Vis"}
+    nibabel.Nifti1Image(atlas, copied_store.affine).to_filename(tmp_path / "toy_dseg.nii.gz")
+    names = ["7Networks_LH_Vis_1", "7Networks_LH_Cont_1", "7Networks_RH_Vis_1"]
+    pd.DataFrame({"index": [3, 4, 7], "name": names}).to_csv(tmp_path / "toy_dseg.tsv", sep="\t", index=False)
+    add_parcels(copied_store, tmp_path / "toy_dseg.nii.gz")
+    store = open_bold(copied_store.root)
+    expected = np.array([network[int(number)] for number in atlas[tuple(store.ijk.T)]])
+    assert set(expected) == {"", "Vis", "Cont"}
+    data = store.open(store.runs[0])
+    titles = np.array(data["network"].attrs["network_names"])
+    np.testing.assert_array_equal(titles[data["network"].values], expected)
+    result = fit_encoding(toy_features(store), store, FAST, tmp_path / "r").dataset
+    for code, mean in result["r_mean"].groupby("network").mean().to_series().items():
+        assert mean == pytest.approx(result["r_mean"].values[expected == titles[code]].mean(), abs=1e-6)
+
+
 @pytest.fixture
 def subjects(derivatives, tmp_path):
     """Results of two brains with other voxels, in parcels of one atlas; the second brain lacks the first parcel."""
@@ -164,3 +187,32 @@ def test_groups_meet_parcel_by_parcel(subjects, tmp_path, capsys):
     )
     with pytest.raises(AlignmentError, match="parcel 20 is another, not two"):
         group_results({"sub-01": results["sub-01"], "sub-02": other}, tmp_path / "i")
+
+
+ALONE = """
+import sys, xarray
+for path in sys.argv[1:]:
+    data = xarray.open_zarr(path, chunks=None)
+    assert not [name for name in sys.modules if name.startswith("vidbrain")]
+    assert not [name for name in data.variables if not data[name].attrs.get("long_name")], path
+    if "bold" in data:
+        assert {"time_s", "i", "j", "k", "parcel", "network"} <= set(data.coords), path
+        assert data["bold"].attrs["units"] == "standard deviations" and data["time_s"].attrs["units"] == "s"
+        assert len(data["parcel"].attrs["names"]) == data.sizes["voxel"]
+    else:
+        assert len(data["parcel"].attrs["parcel_names"]) == data.sizes["parcels"]
+"""
+
+
+def test_parcels_and_their_series_explain_themselves_to_xarray_alone(copied_store, tmp_path):
+    soft = np.random.default_rng(0).random((*copied_store.shape, 3)).astype(np.float32)
+    nibabel.Nifti1Image(soft, copied_store.affine).to_filename(tmp_path / "soft_probseg.nii.gz")
+    add_parcels(copied_store, "own", n=4)
+    add_parcels(copied_store, tmp_path / "soft_probseg.nii.gz")
+    paths = [copied_store.root / "parcels" / name for name in ("bisection-4.zarr", "soft_probseg.zarr")]
+    for name in ("bisection-4", "soft_probseg"):
+        write_parcel_store(open_bold(copied_store.root, name), tmp_path / name)
+        paths += [tmp_path / name / f"{label}.zarr" for label in copied_store.runs]
+    words = [sys.executable, "-W", "error", "-c", ALONE, *map(str, paths)]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -168,13 +168,14 @@ def _dataset(parcels: Parcellation) -> xr.Dataset:
                 "network_names": [*parcels.network_names],
             },
         ),
-        "network_of_parcel": ("parcels", parcels.network_codes),
+        "network_of_parcel": ("parcels", parcels.network_codes, {"long_name": "network of each parcel, likewise"}),
     }
     if parcels.maps is not None:
         entries = parcels.maps.tocoo()
-        variables["map_voxel"] = ("entry", entries.coords[0].astype(np.int32))
-        variables["map_parcel"] = ("entry", entries.coords[1].astype(np.int32))
-        variables["map_weight"] = ("entry", np.asarray(entries.data, np.float64))
+        variables["map_voxel"] = ("entry", entries.coords[0].astype(np.int32), {"long_name": "voxel"})
+        variables["map_parcel"] = ("entry", entries.coords[1].astype(np.int32), {"long_name": "place of the parcel"})
+        said = {"long_name": "weight of the voxel in the parcel", "units": "1"}
+        variables["map_weight"] = ("entry", np.asarray(entries.data, np.float64), said)
     return xr.Dataset(variables, attrs={"name": parcels.name, "kind": parcels.kind, **parcels.facts})
 
 

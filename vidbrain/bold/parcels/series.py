@@ -197,6 +197,7 @@ def write_parcel_run(row: ParcelRow) -> str:
     if dead.all():
         raise BoldError("every parcel of the run is dead", where=store.root / f"{row.run}.zarr")
     bold = series.astype(np.float32)
+    how = "mean over voxels" if parcels.maps is None else "least squares of maps"
     voxels = store.open(row.run)
     centre = store.ijk[nearest_to_centre(parcels, store)]
     codes = {"long_name": "network, by its place in network_names", "network_names": list(parcels.network_names)}
@@ -205,9 +206,16 @@ def write_parcel_run(row: ParcelRow) -> str:
     inherited = {key: value for key, value in voxels.attrs.items() if not key.startswith("part_")}
     data = xr.Dataset(
         {
-            "bold": (("tr", "voxel"), bold),
-            "dead": ("voxel", dead),
-            **{axis: ("voxel", column) for axis, column in zip("ijk", centre.T, strict=True)},
+            "bold": (("tr", "voxel"), bold, {**voxels["bold"].attrs, "long_name": f"BOLD signal of parcels, {how}"}),
+            "dead": ("voxel", dead, {"long_name": "no voxel of the parcel is alive in this run"}),
+            **{
+                axis: (
+                    "voxel",
+                    column,
+                    {**voxels[axis].attrs, "long_name": f"{axis} of the voxel nearest to its centre"},
+                )
+                for axis, column in zip("ijk", centre.T, strict=True)
+            },
             "parcel": ("voxel", parcels.label.astype(np.int32), titles),
             "network": ("voxel", parcels.network_codes, codes),
             **{name: voxels[name].load().variable for name in ("kept", "confounds", "time_s")},
@@ -220,7 +228,8 @@ def write_parcel_run(row: ParcelRow) -> str:
             "sha256": array_sha256(bold),
             "fingerprint": row.fingerprint,
         },
-    ).drop_encoding()
+    )
+    data = data.set_coords(["i", "j", "k", "parcel", "network", "time_s"]).drop_encoding()
     write_dataset(row.out / f"{row.run}.zarr", data, chunks={"bold": (len(bold), min(1024, bold.shape[1]))})
     return row.run
 
