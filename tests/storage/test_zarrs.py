@@ -4,6 +4,7 @@ import xarray as xr
 import zarr
 
 from vidbrain.errors import StorageError
+from vidbrain.storage.files import Files
 from vidbrain.storage.zarrs import EVERY_CHUNK, Columns, open_dataset, read_columns, write_by_columns, write_dataset
 
 
@@ -72,7 +73,7 @@ def test_a_flipped_bit_is_an_error(tmp_path):
     content = bytearray(chunk.read_bytes())
     content[300] ^= 4
     chunk.write_bytes(bytes(content))
-    with pytest.raises(ValueError, match="checksum"):
+    with pytest.raises(StorageError, match="checksum"):
         read_columns(tmp_path / "x.zarr", "bold", slice(50, 60))
 
 
@@ -124,3 +125,27 @@ def test_a_part_that_does_not_read_back_as_it_was_written_is_an_error(tmp_path, 
     with pytest.raises(StorageError, match="columns 50 to 100 of bold do not read back"):
         write_by_columns(tmp_path / "x.zarr", columns, (bold[:, :50], bold[:, 50:]), lambda: toy().drop_vars("bold"))
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("columns", "n_spans"),
+    [
+        (slice(0, 40), 2),  # four chunks of one Zarr shard: its index, and one stretch
+        (slice(25, 75), 4),  # over the border of two
+        (slice(0, 50), 1),  # a whole one
+        (slice(0, 100), 2),
+    ],
+)
+def test_neighbouring_columns_are_one_stretch_of_a_file(tmp_path, monkeypatch, columns, n_spans):
+    bold = toy()["bold"].values
+    layout = Columns(name="bold", dims=("tr", "voxel"), shape=bold.shape, chunk=10, part=50)
+    write_by_columns(tmp_path / "x.zarr", layout, (bold[:, :50], bold[:, 50:]), lambda: toy().drop_vars("bold"))
+    whole, read = Files.get, []
+
+    def watched(files, key, span=None, etag=None):
+        read.append((key, span))
+        return whole(files, key, span, etag)
+
+    monkeypatch.setattr(Files, "get", watched)
+    assert np.array_equal(read_columns(tmp_path / "x.zarr", "bold", columns), bold[:, columns])
+    assert len([key for key, _ in read if "/c/" in key]) == n_spans
