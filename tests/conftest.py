@@ -1,3 +1,6 @@
+import contextlib
+import subprocess
+import sys
 import uuid
 from dataclasses import dataclass, replace
 
@@ -18,6 +21,42 @@ def videos(tmp_path_factory):
     for i, n in enumerate((150, 70, 231)):
         write_video(root / f"play-{i}.mp4", toy_frames(n, seed=i))
     return root
+
+
+HOLD = """
+import sys
+from importlib import import_module
+module, name = import_module(sys.argv[1]), sys.argv[2]
+whole = getattr(module, name)
+def held(*arguments, **options):
+    print("inside", flush=True)
+    sys.stdin.readline()
+    return whole(*arguments, **options)
+setattr(module, name, held)
+from vidbrain.cli.app import run
+sys.exit(run(sys.argv[3:]))
+"""
+
+
+@contextlib.contextmanager
+def _holding(where, *arguments):
+    """Run a command in a second process up to its first call of ``module.function``; let it go on afterwards."""
+    words = [sys.executable, "-c", HOLD, *where.rsplit(".", 1), *map(str, arguments)]
+    process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout.readline() == "inside\n"
+        yield process
+        process.communicate("\n" * 99)
+        assert process.returncode == 0
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.communicate()
+
+
+@pytest.fixture(scope="session")
+def holding():
+    return _holding
 
 
 @pytest.fixture

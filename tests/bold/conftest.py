@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import pytest
 from vidbrain.bold.ingest import ingest
 from vidbrain.bold.simulation.experiment import SimulateConfig
 from vidbrain.bold.simulation.simulate import DERIVATIVE, simulate
+from vidbrain.bold.store import BoldStore, open_bold
 
 FRAMES = 700
 REPETITIONS = ((0.5, 70.0), (76.4, 72.5))
@@ -102,3 +104,9 @@ def store_root(derivatives: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     out = tmp_path_factory.mktemp("store") / "bold"
     ingest(derivatives, out)
     return out
+
+
+@pytest.fixture
+def copied_store(store_root: Path, tmp_path: Path) -> BoldStore:
+    """A store that a test may change."""
+    return open_bold(shutil.copytree(store_root, tmp_path / "bold"))

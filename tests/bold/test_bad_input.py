@@ -11,9 +11,10 @@ import pandas as pd
 import pytest
 from nilearn.signal import clean
 
-from vidbrain.bold.bids import find_runs, raw_runs
+from vidbrain.bold.bids import find_runs
 from vidbrain.bold.clean import CleanConfig
 from vidbrain.bold.ingest import IngestConfig, ingest
+from vidbrain.bold.raw import raw_runs
 from vidbrain.bold.store import open_bold
 from vidbrain.cli.app import run
 from vidbrain.errors import BoldError, StorageError

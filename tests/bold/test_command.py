@@ -1,7 +1,12 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
+import nibabel
+import numpy as np
+
+from vidbrain.bold.store import open_bold
 from vidbrain.cli.app import run
 
 
@@ -18,6 +23,22 @@ def test_ingest_goes_from_flags_to_a_store(derivatives, tmp_path, capsys):
     facts = json.loads(capsys.readouterr().out)
     assert facts["confounds"] == "none"
     assert facts["runs"] == 2
+
+
+def test_export_writes_the_runs_that_were_named(store_root, tmp_path, capsys):
+    flags = ["--run", "sub-01_ses-001_task-toy_run-02", "--out", str(tmp_path / "out"), "--json"]
+    assert run(["bold", "export", str(store_root), *flags]) == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    image, store = nibabel.load(row["file"]), open_bold(store_root)
+    assert image.shape == (*store.shape, 104)
+    expected = np.zeros(image.shape, np.float32)
+    expected[tuple(store.ijk.T)] = store.read(store.runs[1]).T
+    np.testing.assert_array_equal(image.get_fdata(dtype=np.float32), expected)
+    sidecar = json.loads((tmp_path / "out" / (Path(row["file"]).name.split(".")[0] + ".json")).read_text())
+    assert sidecar["Simulated"] is True
+    assert sidecar["Cleaning"]["confounds"] == "simple"
+    assert run(["bold", "export", str(store_root), "--run", "sub-09_task-x", "--out", str(tmp_path / "out")]) == 1
+    assert "no run" in capsys.readouterr().err
 
 
 def test_errors_say_what_where_and_what_next(tmp_path, capsys):

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import warnings
 from pathlib import Path
 
 import nibabel
@@ -113,6 +114,60 @@ def test_every_preset_equals_nilearn_run_by_run(derivatives, tmp_path, preset):
         assert 0 in left_out
         assert len(left_out) == (4 if preset.startswith("scrubbing") else 1)
         assert (found[left_out] == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("options", "strategy"),
+    [
+        ({"detrend": False}, "simple"),
+        ({"high_pass": "butterworth", "confounds": "scrubbing"}, "scrubbing"),
+        ({"high_pass": "butterworth", "confounds": "simple", "standardize": "psc"}, "simple"),
+        ({"high_pass": "none", "confounds": "scrubbing", "standardize": "none"}, "scrubbing"),
+    ],
+)
+def test_other_choices_equal_nilearn_too(derivatives, tmp_path, options, strategy):
+    """Volumes are left out after the filter, which fills them in, as nilearn does."""
+    config = CleanConfig(**options)
+    ingest(derivatives, tmp_path / "b", IngestConfig(clean=config))
+    store = open_bold(tmp_path / "b")
+    for run, label in enumerate(store.runs, start=1):
+        path = series_of(derivatives, "preproc", run)
+        table, kept = fmriprep.load_confounds_strategy(str(path), **PRESETS[strategy])
+        if config.high_pass != "cosines":
+            table = table[[name for name in table if "cosine" not in name]]
+        butterworth = config.high_pass == "butterworth"
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # advice about detrending, and what a sample mask does
+            expected = clean(
+                in_order(store, nibabel.load(path)),
+                confounds=table,
+                sample_mask=kept,
+                filter="butterworth" if butterworth else False,
+                high_pass=1 / 128 if butterworth else None,
+                t_r=TR_S,
+                detrend=config.detrend,
+                standardize=None if config.standardize == "none" else config.standardize,
+                extrapolate=False,
+            )
+        found = store.read(label)
+        assert np.flatnonzero(store.open(label)["kept"]).tolist() == kept.tolist()
+        assert np.abs(found[kept] - expected).max() < 1e-5 * max(1.0, np.abs(expected).max())
+
+
+def test_voxels_are_those_inside_every_runs_mask(derivatives, tmp_path):
+    ingest(derivatives, tmp_path / "b")
+    masks = [nibabel.load(path).get_fdata() > 0 for path in derivatives.rglob("*brain_mask.nii.gz")]
+    assert len(masks) == 2
+    assert (masks[0] != masks[1]).any()
+    store = open_bold(tmp_path / "b")
+    assert np.array_equal(store.to_volume(np.ones(store.n_voxels)) > 0, masks[0] & masks[1])
+    other = Path(shutil.copytree(derivatives, tmp_path / "apart"))
+    path = next(other.rglob("*run-2*brain_mask.nii.gz"))
+    nibabel.Nifti1Image((~(masks[0] | masks[1])).astype(np.uint8), AFFINE).to_filename(path)
+    one = next(other.rglob("*run-1*brain_mask.nii.gz"))
+    nibabel.Nifti1Image((masks[0] | masks[1]).astype(np.uint8), AFFINE).to_filename(one)
+    with pytest.raises(BoldError, match="no voxel lies inside all 2 masks"):
+        ingest(other, tmp_path / "c")
 
 
 @pytest.mark.parametrize("standardize", ["zscore_sample", "psc"])

@@ -4,6 +4,7 @@ import xarray as xr
 import zarr
 
 from vidbrain.errors import StorageError
+from vidbrain.storage.files import Files
 from vidbrain.storage.plain import IN_ORDER
 from vidbrain.storage.zarrs import EVERY_CHUNK, Columns, open_dataset, read_columns, write_by_columns, write_dataset
 
@@ -73,7 +74,7 @@ def test_a_flipped_bit_is_an_error(tmp_path):
     content = bytearray(chunk.read_bytes())
     content[300] ^= 4
     chunk.write_bytes(bytes(content))
-    with pytest.raises(ValueError, match="checksum"):
+    with pytest.raises(StorageError, match="checksum"):
         read_columns(tmp_path / "x.zarr", "bold", slice(50, 60))
 
 
@@ -106,3 +107,49 @@ def test_parts_that_do_not_fill_the_array_leave_nothing(tmp_path):
     with pytest.raises(ValueError, match="a part of shape"):
         by_columns(tmp_path / "x.zarr", values, iter([values[:, :40]]))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_part_that_does_not_read_back_as_it_was_written_is_an_error(tmp_path, monkeypatch):
+    """A disk that turns one bit of the second part."""
+    whole, calls = zarr.Array.__setitem__, []
+
+    def spoilt(array, place, values):
+        calls.append(place)
+        values = values.copy()
+        if len(calls) == 2:
+            values[3, 4] = np.nextafter(values[3, 4], np.float32(9))
+        whole(array, place, values)
+
+    monkeypatch.setattr(zarr.Array, "__setitem__", spoilt)
+    bold = toy()["bold"].values
+    columns = Columns(name="bold", dims=("tr", "voxel"), shape=bold.shape, chunk=10, part=50)
+    with pytest.raises(StorageError, match="columns 50 to 100 of bold do not read back"):
+        write_by_columns(tmp_path / "x.zarr", columns, (bold[:, :50], bold[:, 50:]), lambda: toy().drop_vars("bold"))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("columns", "n_packed", "n_plain"),
+    [
+        (slice(0, 40), 2, 1),  # four chunks of one Zarr shard: its index where it is compressed, and one stretch
+        (slice(25, 75), 4, 2),  # over the border of two
+        (slice(0, 50), 1, 1),  # a whole one
+        (slice(0, 100), 2, 2),
+    ],
+)
+def test_neighbouring_columns_are_one_stretch_of_a_file(tmp_path, monkeypatch, columns, n_packed, n_plain):
+    bold = toy()["bold"].values
+    layout = Columns(name="bold", dims=("tr", "voxel"), shape=bold.shape, chunk=10, part=50)
+    write_by_columns(tmp_path / "plain.zarr", layout, (bold[:, :50], bold[:, 50:]), lambda: toy().drop_vars("bold"))
+    write_dataset(tmp_path / "packed.zarr", toy(), chunks={"bold": (20, 10)}, shards={"bold": (20, 50)})
+    whole, read = Files.get, []
+
+    def watched(files, key, span=None, etag=None):
+        read.append(f"/{key}")
+        return whole(files, key, span, etag)
+
+    monkeypatch.setattr(Files, "get", watched)
+    for name, n_spans in (("packed", n_packed), ("plain", n_plain)):
+        read.clear()
+        assert np.array_equal(read_columns(tmp_path / f"{name}.zarr", "bold", columns), bold[:, columns])
+        assert len([key for key in read if "/c/" in key]) == n_spans

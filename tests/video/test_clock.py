@@ -6,7 +6,15 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from vidbrain.video.clock import average_into_trs, frame_times, n_trs_covered, trimmed, volume_of, volume_times
+from vidbrain.video.clock import (
+    average_into_trs,
+    covered_s,
+    frame_times,
+    n_trs_covered,
+    trimmed,
+    volume_of,
+    volume_times,
+)
 
 TR_S = "1.49"
 # Onset and duration in seconds as a table writes them, and frames.
@@ -58,6 +66,16 @@ def test_volumes_reach_just_as_far_as_the_last_frame(name, reference):
     # The interval of volume k begins at (k + reference - 1/2) TR.
     expected = max(0, math.ceil(end / tr - (Fraction(reference) - Fraction(1, 2))))
     assert n_trs_covered(float(end), float(TR_S), float(reference)) == expected
+
+
+@pytest.mark.parametrize("reference", ["0.5", "0.75", "1", "2.5"])
+def test_a_series_covers_what_falls_into_its_volumes(reference):
+    tr, n_trs = Fraction(TR_S), 37
+    end = covered_s(n_trs, float(TR_S), float(reference))
+    assert end == pytest.approx(float((n_trs + Fraction(reference) - Fraction(1, 2)) * tr))
+    inside, outside = volume_of([end - 1e-3, end + 1e-3], float(TR_S), float(reference))
+    assert (inside, outside) == (n_trs - 1, n_trs)
+    assert covered_s(n_trs, float(TR_S), 0.0) == pytest.approx(float(n_trs * tr))  # the scan itself was as long
 
 
 def test_a_volume_stands_for_the_middle_of_what_is_averaged_into_it():

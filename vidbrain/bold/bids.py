@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-
-import pandas as pd
 
 from vidbrain.errors import BoldError, ConfigError
 from vidbrain.records import RunKey
@@ -81,13 +80,32 @@ class RunFiles:
     @property
     def sidecar_tr_s(self) -> float | None:
         """Repetition time of the JSON file, where it says one."""
+        return self._seconds("RepetitionTime")
+
+    @property
+    def sidecar_start_s(self) -> float | None:
+        """Time on the run's clock that the first volume stands for (``StartTime``), where the JSON file says one.
+
+        fMRIPrep writes it where it corrected slices: the time of the slice that the others were brought to.
+        """
+        return self._seconds("StartTime")
+
+    def _seconds(self, field: str) -> float | None:
         if self.sidecar is None:
             return None
         try:
-            value = json.loads(self.sidecar.read_text(encoding="utf-8")).get("RepetitionTime")
+            value = json.loads(self.sidecar.read_text(encoding="utf-8")).get(field)
         except (ValueError, AttributeError, OSError) as error:
             raise BoldError(f"the sidecar is not a JSON object: {error}", where=self.sidecar) from error
-        return float(value) if isinstance(value, int | float) else None
+        if value is None:
+            return None
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise BoldError(
+                f"{field} of the sidecar is {value!r}, not a number of seconds",
+                where=self.sidecar,
+                hint="mend the file",
+            )
+        return float(value)
 
 
 def find_runs(
@@ -312,14 +330,6 @@ def refuse_missing(runs: list[RunFiles], *, need_mask: bool, need_confounds: boo
         )
 
 
-def raw_runs(bids_root: str | Path) -> list[RunKey]:
-    """Runs of a raw BIDS tree that have a series, fetched or not; ``__dup`` repeats are none."""
-    root = Path(bids_root)
-    paths = [*root.glob("sub-*/func/*_bold.nii*"), *root.glob("sub-*/ses-*/func/*_bold.nii*")]
-    keys = {run_of(path) for path in paths if "__dup" not in path.name and "_task-" in path.name}
-    return sorted(keys, key=run_order)
-
-
 def grey_matter(source: str | Path, files: RunFiles) -> Path | None:
     """Probability of grey matter that fMRIPrep wrote for a run's subject in its space, or None."""
     name, *extra = files.space.split(":")
@@ -333,46 +343,6 @@ def grey_matter(source: str | Path, files: RunFiles) -> Path | None:
 
 
 _ANATOMY = re.compile(r"^sub-[0-9a-zA-Z]+(?:_(?:ses|acq|run|rec|desc)-[0-9a-zA-Z]+)*")
-
-
-def events_above(source: str | Path) -> Path | None:
-    """The BIDS tree that holds ``derivatives/<source>``, where it has events; else None."""
-    source = Path(source).resolve()
-    if source.parent.name != "derivatives":
-        return None
-    root = source.parent.parent
-    return root if any(_event_files(root)) else None
-
-
-def events_end(bids_root: str | Path) -> dict[RunKey, float]:
-    """Second at which the last event of each run ends, on the run's clock.
-
-    Rows without a recording count: they were played, and their volumes exist.
-
-    Raises
-    ------
-    BoldError
-        If there are no events, or a table cannot be read or has no onset and duration.
-    """
-    ends: dict[RunKey, float] = {}
-    for path in _event_files(Path(bids_root)):
-        try:
-            table = pd.read_csv(path, sep="\t")
-            ends[RunKey.parse(path.name)] = float((table["onset"] + table["duration"]).max())
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise BoldError(
-                f"the events table cannot be read: {type(error).__name__}: {error}",
-                where=path,
-                likely="a damaged table, or a DataLad file whose content has not been fetched",
-            ) from error
-    if not ends:
-        raise BoldError("there are no *_events.tsv files", where=bids_root, hint="give the root of the BIDS tree")
-    return ends
-
-
-def _event_files(root: Path) -> list[Path]:
-    paths = [*root.glob("sub-*/func/*_events.tsv"), *root.glob("sub-*/ses-*/func/*_events.tsv")]
-    return sorted(path for path in paths if "_desc-" not in path.name and "__dup" not in path.name)
 
 
 def is_simulated(source: str | Path) -> bool:

@@ -14,6 +14,7 @@ from vidbrain.bold.layout import Layout, masked_volume
 from vidbrain.bold.voxels import flat_index
 from vidbrain.errors import BoldError
 from vidbrain.records import RunKey
+from vidbrain.video.clock import MIDDLE, covered_s
 
 
 def refuse_other_grids(series: Sequence[Series]) -> None:
@@ -82,6 +83,34 @@ def agreed_tr_s(runs: Sequence[RunFiles], facts: Sequence[Series], given: float 
     return value
 
 
+def reference_of(files: RunFiles, n_trs: int, tr_s: float) -> float:
+    """Find the time that the first volume of a run stands for, as a share of the TR (`vidbrain.video.clock`).
+
+    Parameters
+    ----------
+    files
+        Of the run; where the sidecar has no ``StartTime``, the volume stands for its middle.
+    n_trs, tr_s
+        Volumes, and repetition time in seconds.
+
+    Raises
+    ------
+    BoldError
+        If the sidecar says a time that lies further away than the run is long.
+    """
+    start_s = files.sidecar_start_s
+    if start_s is None:
+        return MIDDLE
+    if abs(start_s) > n_trs * tr_s:
+        raise BoldError(
+            f"StartTime of the sidecar is {start_s:g} s, the run has {n_trs * tr_s:g} s",
+            where=files.sidecar,
+            likely="milliseconds, or the time of day",
+            hint="seconds from the begin of the run to the time that the first volume stands for",
+        )
+    return start_s / tr_s
+
+
 def refuse_short(runs: Sequence[RunFiles], facts: Sequence[Series], tr_s: float, ends: dict[RunKey, float]) -> None:
     """Refuse series that end before their last event does.
 
@@ -90,11 +119,13 @@ def refuse_short(runs: Sequence[RunFiles], facts: Sequence[Series], tr_s: float,
     BoldError
         If there are any; runs without events are not looked at.
     """
-    short = [
-        f"{files.run} has {series.n_trs} volumes ({series.n_trs * tr_s:.1f} s), events end at {ends[files.run]:.1f} s"
-        for files, series in zip(runs, facts, strict=True)
-        if files.run in ends and series.n_trs * tr_s < ends[files.run] - 1e-6
-    ]
+    short = []
+    for files, series in zip(runs, facts, strict=True):
+        reach_s = covered_s(series.n_trs, tr_s, reference_of(files, series.n_trs, tr_s))
+        if files.run in ends and reach_s < ends[files.run] - 1e-6:
+            short.append(
+                f"{files.run} has {series.n_trs} volumes ({reach_s:.1f} s), events end at {ends[files.run]:.1f} s"
+            )
     if short:
         raise BoldError(
             f"{len(short)} series are shorter than their events: {'; '.join(short[:4])}",

@@ -175,6 +175,7 @@ def _sidecar(store: BoldStore, label: str) -> dict[str, Any]:
         "Description": f"SIMULATED. {title}" if store.simulated else title,
         "Simulated": store.simulated,
         "RepetitionTime": store.tr_s,
+        "StartTime": float(data["time_s"][0]),
         "TaskName": data.attrs.get("task", ""),
         "Cleaning": store.info["config"].get("clean", {}),
         "Confounds": data.attrs.get("confound_names", []),

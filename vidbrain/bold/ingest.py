@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -9,22 +10,20 @@ from typing import Any, Literal
 from vidbrain.bold.bids import (
     RunFiles,
     description,
-    events_above,
-    events_end,
     grey_matter,
     identity,
     is_simulated,
-    raw_runs,
     refuse_absent,
     refuse_missing,
 )
-from vidbrain.bold.checks import agreed_tr_s, chosen_voxels, refuse_other_grids, refuse_short
+from vidbrain.bold.checks import agreed_tr_s, chosen_voxels, reference_of, refuse_other_grids, refuse_short
 from vidbrain.bold.clean import CleanConfig, read_confounds, refuse_unsolvable
 from vidbrain.bold.forms.cifti import write_template
 from vidbrain.bold.forms.nifti import SeriesFacts
 from vidbrain.bold.forms.series import Series
 from vidbrain.bold.forms.sources import find_series, open_series
 from vidbrain.bold.layout import Layout
+from vidbrain.bold.raw import events_above, events_end, raw_runs
 from vidbrain.bold.run import GRID, IngestRow, ingest_run, is_ingested, run_record
 from vidbrain.bold.spool import HELD_BYTES
 from vidbrain.bold.store import KIND, TEMPLATE
@@ -35,6 +34,7 @@ from vidbrain.progress import SILENT, Progress
 from vidbrain.records import RunKey
 from vidbrain.storage.atomic import check_writable, sweep
 from vidbrain.storage.info import is_done, read_info, write_info
+from vidbrain.storage.locks import locked, sweep_lock
 from vidbrain.storage.zarrs import write_dataset
 
 
@@ -100,6 +100,8 @@ def ingest(
         If anything is missing, damaged or does not fit; whatever headers and tables show is known before work starts.
     ResumeError
         If the store was made with other settings.
+    StorageError
+        If another process writes there, or the place cannot be written.
     """
     config = config or IngestConfig()
     client = client or Client()
@@ -110,10 +112,11 @@ def ingest(
     grey = _grey_images(source, runs) if config.voxels == "grey" else []
 
     settings = to_mapping(config)
-    made_from = {files.run.label: _inputs_of(files) for files in runs}
+    made_from = {files.run.label: _inputs_of(files, facts) for files, facts in zip(runs, series, strict=True)}
     made_from |= {"mask": identity(mask_path)} if mask_path is not None else {}
     made_from |= {path.name: identity(path) for path in grey}
     if is_done(out, KIND, config=settings, made_from=made_from):
+        sweep_lock(out)
         progress.note(f"the BOLD store is there already: {out}")
         return summary(read_info(out, KIND))
     masks = [mask_path] if mask_path else [files.mask for files in runs if files.mask is not None]
@@ -121,47 +124,105 @@ def ingest(
     left_out = [] if tree is None else _left_out(tree, runs, config.subject)
     if left_out:
         progress.note(f"{len(left_out)} runs have raw series but none here: {', '.join(map(str, left_out[:6]))}")
-    _refuse_full_disk(out, len(layout), series)
-    sweep(out)
-    write_dataset(out / GRID, layout.dataset())
-    if layout.kind == "parcels" and series[0].form == "CIFTI":
-        write_template(series[0].path, out / TEMPLATE)
-
     name = fingerprint(KIND, settings, made_from)
     rows = [
-        IngestRow(root=out, files=files, series=facts, tr_s=tr_s, clean=config.clean, fingerprint=name)
+        IngestRow(
+            root=out,
+            files=files,
+            series=facts,
+            tr_s=tr_s,
+            slice_time_ref=reference_of(files, facts.n_trs, tr_s),
+            clean=config.clean,
+            fingerprint=name,
+        )
         for files, facts in zip(runs, series, strict=True)
     ]
-    todo = [row for row in rows if not is_ingested(row)]
-    progress.start("ingest", len(rows), "runs", done=len(rows) - len(todo))
-    for _ in client.run(ingest_run, todo, weight=lambda row: float(row.series.n_trs)):
-        progress.advance()
-    progress.finish()
-
-    info = write_info(
+    info = write_store(
         out,
-        KIND,
-        config=settings,
+        layout,
+        rows,
+        settings=settings,
         made_from=made_from,
         facts={
             "simulated": is_simulated(source),
             "source": str(description(source).get("Name", "unnamed derivatives")),
-            "space": runs[0].space,
-            "form": series[0].form,
-            "layout": layout.kind,
-            "shape": list(layout.shape),
-            "affine": [list(row) for row in layout.affine],
-            "tr_s": tr_s,
-            "n_voxels": len(layout),
-            "voxel_order": "Morton curve" if layout.kind == "volume" else "as in the source",
-            "dead_voxels": "constant or not finite in a run: kept as zeros, flagged `dead` in that run",
             "mask": _mask_words(mask_path, config) if series[0].layout() is None else "every column of the source",
             "events_checked": tree is not None,
             "runs_without_series": [run.label for run in left_out],
-            "runs": [run_record(row) for row in rows],
         },
+        client=client,
+        progress=progress,
     )
     return summary(info)
+
+
+def write_store(
+    out: Path,
+    layout: Layout,
+    rows: Sequence[IngestRow],
+    *,
+    settings: Mapping[str, Any],
+    made_from: Mapping[str, str],
+    facts: Mapping[str, Any],
+    client: Client,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Write every run that is not whole yet, then the root record; nobody else writes there meanwhile.
+
+    Parameters
+    ----------
+    out
+        Folder of the store.
+    layout
+        What the columns are.
+    rows
+        The runs.
+    settings, made_from, facts
+        For the root record.
+    client, progress
+        Who does the work, and who listens.
+
+    Returns
+    -------
+    dict
+        The root record.
+
+    Raises
+    ------
+    StorageError
+        If another process writes there, or the place cannot be written or is too small.
+    """
+    _refuse_full_disk(out, len(layout), [row.series for row in rows])
+    first = rows[0]
+    with locked(out):
+        sweep(out)
+        write_dataset(out / GRID, layout.dataset())
+        if layout.kind == "parcels" and first.series.form == "CIFTI":
+            write_template(first.series.path, out / TEMPLATE)
+        todo = [row for row in rows if not is_ingested(row)]
+        progress.start("ingest", len(rows), "runs", done=len(rows) - len(todo))
+        for _ in client.run(ingest_run, todo, weight=lambda row: float(row.series.n_trs)):
+            progress.advance()
+        progress.finish()
+        return write_info(
+            out,
+            KIND,
+            config=settings,
+            made_from=made_from,
+            facts={
+                "space": first.files.space,
+                "form": first.series.form,
+                "layout": layout.kind,
+                "shape": list(layout.shape),
+                "affine": [list(row) for row in layout.affine],
+                "tr_s": first.tr_s,
+                "n_voxels": len(layout),
+                "voxel_order": "Morton curve" if layout.kind == "volume" else "as in the source",
+                "dead_voxels": "constant or not finite in a run: kept as zeros, flagged `dead` in that run",
+                **facts,
+                "runs": [run_record(row) for row in rows],
+            },
+        )
 
 
 def _checked(
@@ -203,9 +264,13 @@ def summary(info: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _inputs_of(files: RunFiles) -> str:
+def _inputs_of(files: RunFiles, series: Series) -> str:
     paths = (files.bold, files.right, files.mask, files.confounds)
-    return fingerprint([None if path is None else [path.name, _identity(path)] for path in paths], files.member)
+    # Of the sidecar what decides the clock, where it does.
+    said = {"start_s": files.sidecar_start_s, "tr_s": files.sidecar_tr_s if series.tr_s is None else None}
+    clock = {name: value for name, value in said.items() if value is not None}
+    named = [None if path is None else [path.name, _identity(path)] for path in paths]
+    return fingerprint(named, files.member, *([clock] if clock else []))
 
 
 def _identity(path: Path) -> str:

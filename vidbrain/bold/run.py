@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from vidbrain.bold.bids import RunFiles
-from vidbrain.bold.clean import CleanConfig, Cleaner, Confounds, read_confounds
+from vidbrain.bold.clean import CleanConfig, Cleaner, Confounds, read_confounds, refuse_unsolvable
 from vidbrain.bold.forms.nifti import SeriesFacts, smoothed
 from vidbrain.bold.forms.series import Rectangle, Series, scaled
 from vidbrain.bold.layout import Layout
@@ -27,6 +27,7 @@ from vidbrain.config import to_mapping
 from vidbrain.errors import BoldError
 from vidbrain.storage.info import FORMAT_VERSION
 from vidbrain.storage.zarrs import Columns, open_dataset, write_by_columns
+from vidbrain.video.clock import volume_times
 
 GRID = "grid.zarr"
 _CLEAN_VALUES = 700_000
@@ -37,12 +38,27 @@ _UNITS = {"zscore_sample": "standard deviations", "psc": "percent", "none": "as 
 
 @dataclass(frozen=True, kw_only=True)
 class IngestRow:
-    """What a worker needs to ingest one run."""
+    """What a worker needs to ingest one run.
+
+    Attributes
+    ----------
+    root
+        Folder of the store.
+    files, series
+        The run, and where its values come from.
+    tr_s, slice_time_ref
+        Repetition time in seconds, and the share of it that the first volume stands for (`vidbrain.video.clock`).
+    clean
+        How it is cleaned.
+    fingerprint
+        Names everything that decides the store.
+    """
 
     root: Path
     files: RunFiles
     series: Series
     tr_s: float
+    slice_time_ref: float
     clean: CleanConfig
     fingerprint: str
 
@@ -74,7 +90,6 @@ def ingest_run(row: IngestRow) -> str:
     """
     with threadpool_limits(1):  # sums must not depend on how many cores this process may use
         layout = Layout.from_dataset(open_dataset(row.root / GRID))
-        confounds = read_confounds(row.files, row.series.n_trs, row.tr_s, row.clean)
         smooths = row.clean.fwhm_mm > 0
         dtype = "<f8" if smooths else row.series.dtype
         n_trs = row.series.n_trs
@@ -83,6 +98,10 @@ def ingest_run(row: IngestRow) -> str:
         ) as spool:
             for rectangle in _smoothed(row) if smooths else row.series.rectangles():
                 spool.put(rectangle)
+            # Of a simulated run the confounds are known once its volumes are.
+            confounds = read_confounds(row.files, n_trs, row.tr_s, row.clean)
+            if not row.clean.changes_nothing:
+                refuse_unsolvable(confounds, row.files.bold)
             _write(row, layout, confounds, spool, is_scaled=smooths)
     return row.files.run.label
 
@@ -167,7 +186,7 @@ def _rest(
 ) -> xr.Dataset:
     """Everything of a run but its series."""
     run = row.files.run
-    time_s = (np.arange(row.series.n_trs) + 0.5) * row.tr_s
+    time_s = volume_times(row.series.n_trs, row.tr_s, row.slice_time_ref)
     return xr.Dataset(
         {
             "dead": xr.Variable("voxel", dead, {"long_name": "constant or not finite in this run"}),
@@ -181,7 +200,9 @@ def _rest(
             ),
         },
         coords={
-            "time_s": xr.Variable("tr", time_s, {"long_name": "middle of the volume, from the first", "units": "s"}),
+            "time_s": xr.Variable(
+                "tr", time_s, {"long_name": "time that the volume stands for, on the run's clock", "units": "s"}
+            ),
             **layout.variables(),
         },
         attrs={
@@ -193,6 +214,7 @@ def _rest(
             "space": row.files.space,
             **layout.attributes(),
             "tr_s": row.tr_s,
+            "slice_time_ref": row.slice_time_ref,
             "simulated": is_simulated_file(row.files),
             "source": row.files.bold.name,
             "source_form": row.series.form,

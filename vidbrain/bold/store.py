@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from vidbrain.bold.clean import CleanConfig, Confounds, clean_series
 from vidbrain.bold.layout import Layout
-from vidbrain.bold.parcels.parcellation import read_sets, with_parcels
+from vidbrain.bold.parcels.parcellation import known_set, read_sets, with_parcels
 from vidbrain.bold.voxels import to_volume
 from vidbrain.errors import AlignmentError, BoldError, StorageError
 from vidbrain.records import RunKey
@@ -41,10 +41,13 @@ class BoldStore:
         Folder of the store, or its URL.
     info
         Its root record: settings, runs, grid, sources.
+    parcels
+        Name of the set of parcels that was asked for; None for the one in use.
     """
 
     root: Path | Root
     info: dict[str, Any]
+    parcels: str | None = None
 
     @property
     def runs(self) -> tuple[str, ...]:
@@ -95,7 +98,7 @@ class BoldStore:
     @cached_property
     def parcels_in_use(self) -> str | None:
         """Name of the set that `open` shows as the coordinates ``parcel`` and ``network`` (voxel), or None."""
-        name: str | None = read_sets(self.root)["in_use"]
+        name: str | None = self.parcels or read_sets(self.root)["in_use"]
         return name
 
     def label(self, run: str | RunKey) -> str:
@@ -122,11 +125,11 @@ class BoldStore:
         Returns
         -------
         Dataset
-            ``bold`` (tr, voxel) float32; ``i j k`` (voxel) int32; ``time_s`` (tr), middle of each volume; ``kept``
-            (tr), False before the steady state and in scrubbed volumes, where bold is 0; ``dead`` (voxel), constant or
-            not finite, bold is 0; ``confounds`` (tr, confound), what was regressed out. ``structure`` and ``vertex``
-            (voxel) where there are surfaces. Where columns are parcels, ``parcel`` (voxel); where the store has a
-            parcellation, ``parcel`` and ``network`` (voxel), with names in their attributes.
+            ``bold`` (tr, voxel) float32; ``i j k`` (voxel) int32; ``time_s`` (tr), time that each volume stands for;
+            ``kept`` (tr), False before the steady state and in scrubbed volumes, where bold is 0; ``dead`` (voxel),
+            constant or not finite, bold is 0; ``confounds`` (tr, confound), what was regressed out. ``structure`` and
+            ``vertex`` (voxel) where there are surfaces. Where columns are parcels, ``parcel`` (voxel); where the store
+            has a parcellation, ``parcel`` and ``network`` (voxel), with names in their attributes.
         """
         return with_parcels(open_dataset(self.root / f"{self.label(run)}.zarr"), self.root, self.parcels_in_use)
 
@@ -294,16 +297,26 @@ def run_sha256(digests: list[str]) -> str:
     return hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
-def open_bold(root: str | Path | Root) -> BoldStore:
+def open_bold(root: str | Path | Root, parcels: str | None = None) -> BoldStore:
     """Open a finished BOLD store, in a folder or at a URL such as ``s3://bucket/bold``.
+
+    Parameters
+    ----------
+    root
+        Where it lies.
+    parcels
+        Name of the set of parcels to show; default the one in use.
 
     Raises
     ------
     StorageError
         If there is none, it is unfinished, or a run of it is missing.
+    ConfigError
+        If it has no such set of parcels.
     """
     place = locate(root)
-    store = BoldStore(place, read_info(place, KIND))
+    info = read_info(place, KIND)
+    store = BoldStore(place, info, None if parcels is None else known_set(place, parcels))
     keys = {f"{run}.zarr/zarr.json": run for run in store.runs}
     missing = [keys[key] for key in open_root(place).missing(list(keys))]
     if missing:

@@ -53,7 +53,7 @@ def simulate(
     mask
         3-D image of the voxels to simulate, in MNI space; default nilearn's brain at --resolution-mm.
     store
-        Also ingest what was simulated, into this BOLD store.
+        Folder of a BOLD store to write in place of NIfTI series, cleaned as `vidbrain bold ingest` does by default.
     config
         Scanner and planted brain.
     workers
@@ -63,7 +63,6 @@ def simulate(
     json
         Print JSON.
     """
-    from vidbrain.bold import ingest as ingest_stage
     from vidbrain.bold.simulation import simulate as stage
     from vidbrain.features.store import open_features
 
@@ -77,16 +76,14 @@ def simulate(
         if features is None:
             tree = bids or data_root() / "game"
             target = out or tree / stage.DERIVATIVE
-            facts = stage.simulate(tree, target, config, mask=mask, client=client, progress=progress)
+            facts = stage.simulate(tree, target, config, mask=mask, store=store, client=client, progress=progress)
         else:
             target = out or data_root() / "simulated"
             facts = stage.simulate_features(
-                open_features(features), target, config, layer=layer, n_subjects=n_subjects, mask=mask, client=client,
-                progress=progress,
+                open_features(features), target, config, layer=layer, n_subjects=n_subjects, mask=mask, store=store,
+                client=client, progress=progress,
             )  # fmt: skip
-        if store is not None:
-            ingest_stage.ingest(target, store, client=client, progress=progress)
-            facts |= {"store": str(store)}
+    facts |= {} if store is None else {"store": str(store)}
     console.print_result(facts, title="Simulated fMRI")
 
 
@@ -185,7 +182,7 @@ def parcels(
     json
         Print JSON.
     """
-    from vidbrain.bold.parcels.parcellation import add_parcels
+    from vidbrain.bold.parcels.placement import add_parcels
     from vidbrain.bold.parcels.series import write_parcel_store
     from vidbrain.bold.store import open_bold
 
@@ -200,8 +197,10 @@ def parcels(
 
 
 @app.command(name="ls")
-def list_runs(store: str | None = None, /, *, verify: Flag = False, json: Flag = False) -> None:
-    """List what a BOLD store holds.
+def list_runs(
+    store: str | None = None, /, *, parcels: str | None = None, verify: Flag = False, json: Flag = False
+) -> None:
+    """List what a BOLD store holds: its runs, or the parcels of a set.
 
     Example: `vidbrain bold ls shards/demo/bold`
 
@@ -209,15 +208,24 @@ def list_runs(store: str | None = None, /, *, verify: Flag = False, json: Flag =
     ----------
     store
         Folder or URL of the store; default `bold` in the data root.
+    parcels
+        Name of a set of parcels: list its parcels in place of the runs.
     verify
         Read everything and compare checksums; stops at the first difference, `vidbrain bold verify` names all.
     json
         Print JSON.
     """
+    from vidbrain.bold.parcels.parcellation import parcel_rows, read_parcels, read_sets
     from vidbrain.bold.store import open_bold
 
     console = Console(json=json)
-    bold = open_bold(store or data_root() / "bold")
+    bold = open_bold(store or data_root() / "bold", parcels)
+    if parcels is not None:
+        console.print_rows(parcel_rows(read_parcels(bold)), title=f"parcels {parcels} of {bold.root}")
+        return
+    sets = read_sets(bold.root)["sets"]
+    if len(sets) > 1:
+        console.note(f"sets of parcels: {', '.join(sets)}; {bold.parcels_in_use} is in use, --parcels lists one")
     rows: list[dict[str, Any]] = []
     for run in bold.info["runs"]:
         if verify:
@@ -232,6 +240,7 @@ def list_runs(store: str | None = None, /, *, verify: Flag = False, json: Flag =
                 "space": bold.info.get("space"),
                 "kept": run.get("n_kept"),
                 "dead": run["n_dead"],
+                "parcels": bold.parcels_in_use or bold.info.get("parcels_of"),
                 "simulated": bold.simulated,
                 **({"checksum": "right"} if verify else {}),
             }

@@ -32,6 +32,7 @@ def encode(
     out: Path | None = None,
     layer: Annotated[tuple[str, ...], Parameter(consume_multiple=True)] = (),
     name: str | None = None,
+    parcels: str | None = None,
     config: Annotated[EncodeConfig, Parameter(name="*", consume_multiple=True)] = EncodeConfig(),  # noqa: B008 -- frozen
     workers: int | None = None,
     scheduler: str = "local",
@@ -54,6 +55,9 @@ def encode(
         Layer, or several to put side by side; not needed if the set has one.
     name
         Of the result and in the names of its maps; default the name of the features' folder.
+    parcels
+        Set of parcels of the BOLD store that results keep, and that share alphas with --alpha-per parcel; default the
+        one in use.
     config
         How features are fitted.
     workers
@@ -68,7 +72,7 @@ def encode(
     console = Console(json=json)
     name = name or features.resolve().name
     bold, out = bold or data_root() / "bold", out or data_root() / "results" / name
-    feature_store, bold_store = open_features(features), open_bold(bold)
+    feature_store, bold_store = open_features(features), open_bold(bold, parcels)
     if dry_run:
         prepared = prepare(feature_store, bold_store, config, layer=layer or None)
         facts = prepared.estimate(config, workers or cluster.available_cores())

@@ -39,7 +39,7 @@ from vidbrain.errors import EncodingError
 from vidbrain.progress import SILENT, Progress
 from vidbrain.storage.atomic import check_writable, remove, replacing
 from vidbrain.storage.info import is_done, write_info
-from vidbrain.storage.locks import LOCK, locked
+from vidbrain.storage.locks import locked, sweep_lock
 from vidbrain.storage.zarrs import write_dataset
 
 WORK = "work"
@@ -127,9 +127,10 @@ def fit_encoding(
     settings, made_from = identity(features, bold, config, layers, runs)
     work = out / WORK
     if is_done(out, KIND, config=settings, made_from=made_from):
-        if work.is_dir() or (out / LOCK).exists():  # killed just after the root record
+        if work.is_dir():  # killed just after the root record
             with locked(out):
                 remove(work)
+        sweep_lock(out)
         return open_result(out)
     key = fingerprint(settings, made_from)
     plan_root = work / f"plan-{key}"
@@ -334,6 +335,7 @@ def assemble(
         "bands": list(plan.bands),
         "simulated": bool(bold.info.get("simulated", False)),
         "space": bold.info.get("space"),
+        "parcels": data.attrs.get("parcels"),
         "layout": bold.info.get("layout", "volume"),
         "shape": [int(size) for size in bold.shape],
         "affine": np.asarray(bold.affine, np.float64).tolist(),

@@ -77,23 +77,25 @@ def write_maps(
     for name in statistics:
         variable, description = STATISTICS[name]
         values = result.dataset[variable].values
-        if layout.kind == "surface":
-            images = {
-                f"{stem(result, label, hemisphere)}_stat-{name}_statmap.shape.gii": content
-                for hemisphere, content in surface_files(values[None], layout, fill=np.nan).items()
-            }
-        elif layout.kind == "grayordinates":
-            image = cifti_image(values[None], brain_models(layout), names=(name,))
-            images = {f"{stem(result, label)}_stat-{name}_statmap.dscalar.nii": image.to_bytes()}
+        if layout.kind == "volume":
+            images = {"": (".nii.gz", nifti_bytes(result.to_volume(values), result.affine))}
         else:
-            volume = nifti_bytes(result.to_volume(values), result.affine)
-            images = {f"{stem(result, label)}_stat-{name}_statmap.nii.gz": volume}
-        for file, data in images.items():
-            path = Path(out) / file
+            images = map_files(values, layout, name)
+        for hemisphere, (end, data) in images.items():
+            path = Path(out) / f"{stem(result, label, hemisphere)}_stat-{name}_statmap{end}"
             write_bytes(path, data)
-            write_json(path.with_name(file.split(".")[0] + ".json"), sidecar(result, desc, description))
+            write_json(path.with_name(path.name.split(".")[0] + ".json"), sidecar(result, desc, description))
             written.append(path)
     return written
+
+
+def map_files(values: NDArray[Any], layout: Layout, name: str) -> dict[str, tuple[str, bytes]]:
+    """Files of one map of a surface or of grayordinates: end of the name and content, by hemisphere (or ``""``)."""
+    if layout.kind == "surface":
+        files = surface_files(values[None], layout, fill=np.nan)
+        return {hemisphere: (".shape.gii", content) for hemisphere, content in files.items()}
+    image = cifti_image(values[None], brain_models(layout), names=(name,))
+    return {"": (".dscalar.nii", image.to_bytes())}
 
 
 def table_bytes(result: EncodingResult, layout: Layout, statistics: Sequence[str]) -> bytes:

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
-from vidbrain.bold.parcels.series import paint
+from vidbrain.bold.parcels.series import MEMBERS, paint
 from vidbrain.bold.store import BoldStore
 from vidbrain.encoding.maps import STATISTICS, nifti_bytes, sidecar, stem
 from vidbrain.encoding.result import EncodingResult
 from vidbrain.storage.atomic import write_bytes, write_json
+from vidbrain.storage.zarrs import open_dataset, write_dataset
 
 
 def write_parcel_maps(
@@ -22,7 +23,7 @@ def write_parcel_maps(
     desc: str,
     statistics: Sequence[str] = ("r", "r2", "q", "alpha"),
 ) -> list[Path]:
-    """Write one map a statistic, float32, NaN outside the parcels.
+    """Write one map a statistic, float32, NaN outside the parcels, and the voxels of each parcel beside the result.
 
     Parameters
     ----------
@@ -42,6 +43,8 @@ def write_parcel_maps(
     list of Path
         The ``.nii.gz`` files; each has a ``.json`` beside it.
     """
+    # What each parcel holds stays with the result, for maps of several subjects.
+    write_dataset(result.root / MEMBERS, open_dataset(store.root / MEMBERS).load())
     label = "".join(c for c in desc if c.isascii() and c.isalnum())
     written = []
     for name in statistics:

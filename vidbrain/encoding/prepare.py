@@ -16,6 +16,7 @@ from vidbrain.encoding.design.align import BoldStoreLike, FeatureStoreLike, choo
 from vidbrain.encoding.design.assembly import build_design
 from vidbrain.encoding.design.matrix import Design
 from vidbrain.encoding.design.nuisance import nuisance_columns
+from vidbrain.encoding.design.shifted import ShiftedFeatures
 from vidbrain.encoding.folds import TEST, Layout, cells_of, deal, lay_out, matching
 from vidbrain.encoding.inference.null import draw_block_permutations
 from vidbrain.encoding.ridge import gram
@@ -77,7 +78,8 @@ def identity(
     for name in PERFORMANCE_ONLY:
         del settings[name]
     made_from = {"features": str(features.info["fingerprint"]), "bold": str(bold.info["fingerprint"])}
-    if config.alpha_per == "parcel":  # parcels are added to a finished store, whose own name stays
+    # Parcels are added to a finished store, whose own name stays.
+    if config.alpha_per == "parcel" or bold.parcels is not None:
         data = bold.open(runs[0])
         made_from["parcels"] = fingerprint(np.asarray(data["parcel"].values).tolist() if "parcel" in data else None)
     return settings, made_from
@@ -116,6 +118,7 @@ def prepare(
         if config.clean and "confounds" in data:
             confounds = np.asarray(data["confounds"].values, np.float64)
             nuisance[run] = nuisance_columns(confounds, **taken_from(bold))
+    features = ShiftedFeatures(features, begins_s)
     design = build_design(
         features,
         layers,

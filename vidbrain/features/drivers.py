@@ -14,6 +14,7 @@ from vidbrain.features.store import KIND, is_written, write_run
 from vidbrain.progress import SILENT, Progress
 from vidbrain.storage.atomic import check_writable, sweep
 from vidbrain.storage.info import expected_fingerprint, is_done, read_info, write_info
+from vidbrain.storage.locks import locked, sweep_lock
 from vidbrain.storage.zarrs import open_dataset
 
 NAME = "drivers"
@@ -64,7 +65,7 @@ def extract_drivers(
     Raises
     ------
     StorageError
-        If there is no finished truth, or a run's drivers are missing or damaged.
+        If there is no finished truth, a run's drivers are missing or damaged, or another process writes there.
     ModelError
         If there is no such layer.
     ResumeError
@@ -82,35 +83,37 @@ def extract_drivers(
     }
     made_from = {"truth": str(info["fingerprint"])}
     if is_done(out, KIND, config=settings, made_from=made_from):
+        sweep_lock(out)
         return read_info(out, KIND)
     check_writable(out, sum(runs.values()) * len(names) * 8 * len(drivers))
-    fingerprint = expected_fingerprint(KIND, settings, made_from)
-    progress.start(NAME, len(runs), "runs")
-    for run, n_trs in runs.items():
-        data = open_dataset(root / "drivers" / f"{run}.zarr")
+    with locked(out):
+        fingerprint = expected_fingerprint(KIND, settings, made_from)
+        progress.start(NAME, len(runs), "runs")
+        for run, n_trs in runs.items():
+            data = open_dataset(root / "drivers" / f"{run}.zarr")
+            for name in names:
+                if is_written(out, name, run, fingerprint):
+                    continue
+                values = np.asarray(data[DRIVER_LAYERS[name]].values, np.float32)
+                if values.shape != (n_trs, len(drivers)):
+                    raise StorageError(
+                        f"{run} has drivers of shape {values.shape}, its record says {(n_trs, len(drivers))}",
+                        where=root / "drivers" / f"{run}.zarr",
+                        hint="simulate again",
+                    )
+                attributes = {"tr_s": tr_s, "driver_names": drivers, "simulated": True, "fingerprint": fingerprint}
+                write_run(out, name, run, features=values, valid=np.ones(n_trs, np.bool_), attributes=attributes)
+            progress.advance()
+        progress.finish()
         for name in names:
-            if is_written(out, name, run, fingerprint):
-                continue
-            values = np.asarray(data[DRIVER_LAYERS[name]].values, np.float32)
-            if values.shape != (n_trs, len(drivers)):
-                raise StorageError(
-                    f"{run} has drivers of shape {values.shape}, its record says {(n_trs, len(drivers))}",
-                    where=root / "drivers" / f"{run}.zarr",
-                    hint="simulate again",
-                )
-            attributes = {"tr_s": tr_s, "driver_names": drivers, "simulated": True, "fingerprint": fingerprint}
-            write_run(out, name, run, features=values, valid=np.ones(n_trs, np.bool_), attributes=attributes)
-        progress.advance()
-    progress.finish()
-    for name in names:
-        sweep(out / name)
-    facts = {
-        "runs": list(runs),
-        "n_trs": list(runs.values()),
-        "n_features": {name: len(drivers) for name in names},
-        "driver_names": drivers,
-    }
-    return write_info(out, KIND, config=settings, made_from=made_from, facts=facts)
+            sweep(out / name)
+        facts = {
+            "runs": list(runs),
+            "n_trs": list(runs.values()),
+            "n_features": {name: len(drivers) for name in names},
+            "driver_names": drivers,
+        }
+        return write_info(out, KIND, config=settings, made_from=made_from, facts=facts)
 
 
 def _read_truth(truth: str | Path) -> tuple[Path, dict[str, Any]]:

@@ -27,6 +27,7 @@ from vidbrain.progress import SILENT, Progress
 from vidbrain.sharding.manifest import Manifest, open_manifest
 from vidbrain.storage.atomic import check_writable, sweep
 from vidbrain.storage.info import write_info
+from vidbrain.storage.locks import locked, sweep_lock
 from vidbrain.stream.sequential import frames_of
 from vidbrain.video.clock import MIDDLE, frame_times
 
@@ -108,7 +109,7 @@ def extract(
     ResumeError
         If a finished set lies there that was made otherwise.
     StorageError
-        If the place cannot be written or is too small.
+        If the place cannot be written or is too small, or another process writes there.
     """
     out = Path(out)
     manifest = open_manifest(data_root)
@@ -124,47 +125,51 @@ def extract(
     made_from = {"data": manifest.fingerprint, **source.source.made_from}
     found = standing_record(out, settings, made_from)
     if found is not None and found.whole:
+        sweep_lock(out)
         return found.record
     lacking = frames_without_rows(source.window, runs)
     check_writable(out, estimate_bytes(source, runs))
-    for layer in source.layers:
-        sweep(out / layer.name)
-    pending = _pending(source, manifest, runs, out, config, fps)
-    total = sum(run.n_frames for run in runs)
-    if source.window.lead:
-        progress.note(
-            f"{lacking:,} of {total:,} frames have no clip before theirs, which {source.name} is told: they have no row"
-        )
-    progress.start(source.name, total, "frames", total - sum(work.run.n_frames for work in pending))
-    if source.in_process or client.n_workers == 0:
-        # Small matrix products gain nothing from threads, and lose much where other processes want the cores. The
-        # networks' own threads are not of this library.
-        with contextlib.nullcontext() if source.in_process else threadpool_limits(1, user_api="blas"):
-            for work in pending:
-                _extract_run(work, manifest, progress.advance)
-    else:
-        for position, _ in client.run(_extract_row, pending, weight=lambda work: work.run.n_frames):
-            progress.advance(pending[position].run.n_frames)
-    progress.finish()
-    n_trs = [run.n_trs for run in runs]
-    facts: dict[str, Any] = {
-        "runs": [run.label for run in runs],
-        "n_trs": n_trs,
-        "n_features": dict(source.n_features),
-        "projection_error": {
-            name: projection_error(sum(n_trs), pooling.n_out)
-            for name, pooling in source.poolings.items()
-            if pooling.kind == "projection"
-        },
-        "n_frames": total,
-        "n_frames_without_row": lacking,
-        "fps": fps,
-    }
-    if found is not None:
-        settings, made_from = found.settings, found.made_from
-        for name in ("n_features", "projection_error"):
-            facts[name] = {**found.record[name], **facts[name]}
-    return write_info(out, KIND, config=settings, made_from=made_from, facts=facts)
+    with locked(out):
+        found = standing_record(out, settings, made_from)  # it may have grown meanwhile
+        for layer in source.layers:
+            sweep(out / layer.name)
+        pending = _pending(source, manifest, runs, out, config, fps)
+        total = sum(run.n_frames for run in runs)
+        if source.window.lead:
+            progress.note(
+                f"{lacking:,} of {total:,} frames have no clip before theirs, which {source.name} is told:"
+                " they have no row"
+            )
+        progress.start(source.name, total, "frames", total - sum(work.run.n_frames for work in pending))
+        if source.in_process or client.n_workers == 0:
+            # Small matrix products gain nothing from threads, and lose much where other processes want the cores. The
+            # networks' own threads are not of this library.
+            with contextlib.nullcontext() if source.in_process else threadpool_limits(1, user_api="blas"):
+                for work in pending:
+                    _extract_run(work, manifest, progress.advance)
+        else:
+            for position, _ in client.run(_extract_row, pending, weight=lambda work: work.run.n_frames):
+                progress.advance(pending[position].run.n_frames)
+        progress.finish()
+        n_trs = [run.n_trs for run in runs]
+        facts: dict[str, Any] = {
+            "runs": [run.label for run in runs],
+            "n_trs": n_trs,
+            "n_features": dict(source.n_features),
+            "projection_error": {
+                name: projection_error(sum(n_trs), pooling.n_out)
+                for name, pooling in source.poolings.items()
+                if pooling.kind == "projection"
+            },
+            "n_frames": total,
+            "n_frames_without_row": lacking,
+            "fps": fps,
+        }
+        if found is not None:
+            settings, made_from = found.settings, found.made_from
+            for name in ("n_features", "projection_error"):
+                facts[name] = {**found.record[name], **facts[name]}
+        return write_info(out, KIND, config=settings, made_from=made_from, facts=facts)
 
 
 def _pending(

@@ -24,6 +24,7 @@ from vidbrain.features.store import KIND, is_written, standing_record, write_run
 from vidbrain.progress import SILENT, Progress
 from vidbrain.storage.atomic import check_writable, sweep
 from vidbrain.storage.info import write_info
+from vidbrain.storage.locks import locked, sweep_lock
 from vidbrain.video.clock import MIDDLE, n_trs_covered
 
 _INSTANT_S = 1e-9
@@ -176,6 +177,8 @@ def extract_timed(
         If rows are not finite.
     ResumeError
         If a finished set lies there that was made otherwise.
+    StorageError
+        If the place cannot be written or is too small, or another process writes there.
     """
     out = Path(out)
     runs = plan_timed(source, config.tr_s, expected, config.slice_time_ref)
@@ -190,28 +193,30 @@ def extract_timed(
     made_from = {"rows": fingerprint(of_run, runs)}
     found = standing_record(out, settings, made_from)
     if found is not None and found.whole:
+        sweep_lock(out)
         return found.record
     check_writable(out, estimate_timed_bytes(source, runs))
-    pending = []
-    for layer in names:
-        sweep(out / layer)
-    for run, n_trs in runs.items():
-        wanted = {layer: fingerprint(source.settings, layer, names[layer], to_mapping(config), n_trs, of_run[run])
-                  for layer in names}  # fmt: skip
-        lacking = {layer: digits for layer, digits in wanted.items() if not is_written(out, layer, run, digits)}
-        if lacking:
-            pending.append(_Work(run, n_trs, source, str(out), config.tr_s, config.slice_time_ref, lacking))
-    progress.start(source.name, len(runs), "runs", len(runs) - len(pending))
-    for _ in client.run(_extract_run, pending, weight=lambda work: work.n_trs):
-        progress.advance()
-    progress.finish()
-    facts = {
-        "runs": list(runs),
-        "n_trs": list(runs.values()),
-        "n_features": {layer: len(features) for layer, features in names.items()},
-        "feature_names": names,
-    }
-    return write_info(out, KIND, config=settings, made_from=made_from, facts=facts)
+    with locked(out):
+        pending = []
+        for layer in names:
+            sweep(out / layer)
+        for run, n_trs in runs.items():
+            wanted = {layer: fingerprint(source.settings, layer, names[layer], to_mapping(config), n_trs, of_run[run])
+                      for layer in names}  # fmt: skip
+            lacking = {layer: digits for layer, digits in wanted.items() if not is_written(out, layer, run, digits)}
+            if lacking:
+                pending.append(_Work(run, n_trs, source, str(out), config.tr_s, config.slice_time_ref, lacking))
+        progress.start(source.name, len(runs), "runs", len(runs) - len(pending))
+        for _ in client.run(_extract_run, pending, weight=lambda work: work.n_trs):
+            progress.advance()
+        progress.finish()
+        facts = {
+            "runs": list(runs),
+            "n_trs": list(runs.values()),
+            "n_features": {layer: len(features) for layer, features in names.items()},
+            "feature_names": names,
+        }
+        return write_info(out, KIND, config=settings, made_from=made_from, facts=facts)
 
 
 def estimate_timed_bytes(source: TimedSource, runs: Mapping[str, int]) -> int:

@@ -53,6 +53,13 @@ def locked(folder: str | Path) -> Iterator[bool]:
             os.close(handle)
 
 
+def sweep_lock(folder: str | Path) -> None:
+    """Remove the file that a killed writer left in a finished folder; that of a living one stays."""
+    if (Path(folder) / LOCK).exists():
+        with contextlib.suppress(StorageError), locked(folder):
+            pass
+
+
 def _acquire(path: Path) -> int | None:
     for attempt in itertools.count():
         try:

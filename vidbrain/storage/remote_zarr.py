@@ -142,7 +142,7 @@ class RootStore(Store):
 
 
 def read_columns(root: Root, name: str, columns: slice) -> NDArray[Any]:
-    """Read ``array[:, columns]`` of a Zarr at a URL.
+    """Read ``array[:, columns]`` of a Zarr at a URL or in a folder.
 
     Of each Zarr shard that is touched in part, its index and one coalesced range are asked for; of a whole one, the
     object. Arrays in another layout are read as zarr reads them.

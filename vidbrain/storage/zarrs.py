@@ -20,7 +20,7 @@ from vidbrain.storage.atomic import replacing
 from vidbrain.storage.objects import Root, open_root
 from vidbrain.storage.plain import IN_ORDER, PlainColumns, require_in_order
 from vidbrain.storage.remote_zarr import RootStore, open_group
-from vidbrain.storage.remote_zarr import read_columns as read_remote_columns
+from vidbrain.storage.remote_zarr import read_columns as read_coalesced
 from vidbrain.storage.roots import find_json, locate
 
 EVERY_CHUNK = "every_chunk_is_written"
@@ -233,12 +233,12 @@ def _refuse_holes(folder: Path) -> None:
 
 
 def read_columns(path: str | Path | Root, name: str, columns: slice) -> NDArray[Any]:
-    """Read ``array[:, columns]`` of a Zarr, with the fewest requests where it is at a URL.
+    """Read ``array[:, columns]`` of a Zarr with few reads: neighbouring chunks of a Zarr shard come in one piece.
 
     Raises
     ------
     StorageError
-        If there is no such store or it cannot be read.
+        If there is no such store, it cannot be read, or a chunk of it is missing.
     """
     place = locate(path)
     array = open_root(place) / name
@@ -246,6 +246,12 @@ def read_columns(path: str | Path | Root, name: str, columns: slice) -> NDArray[
     if plain is not None and columns.step in (None, 1):
         start, stop, _ = columns.indices(plain.shape[1])
         return plain.read(array, start, max(start, stop))
-    if isinstance(place, Root):
-        return read_remote_columns(place, name, columns)
-    return np.asarray(open_dataset(place)[name][:, columns].values)
+    if not isinstance(place, Root):
+        if not (place / "zarr.json").is_file():
+            raise StorageError("there is no Zarr store", where=place)
+        try:
+            if zarr.open_group(place, mode="r").attrs.get(EVERY_CHUNK):
+                _refuse_holes(place)
+        except (ValueError, KeyError, OSError) as error:
+            raise StorageError(f"the Zarr store cannot be read: {error}", where=place) from error
+    return read_coalesced(open_root(place), name, columns)

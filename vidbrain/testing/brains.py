@@ -90,6 +90,10 @@ class ToyBold:
         return tuple(self.values)
 
     @property
+    def parcels(self) -> None:
+        """No set of parcels is asked for."""
+
+    @property
     def n_voxels(self) -> int:
         """Voxels."""
         return next(iter(self.values.values())).shape[1]

@@ -1,13 +1,15 @@
 """The clock: when a frame was on the screen, and which volume of the scanner it belongs to. Pure arithmetic.
 
-This module owns all of it. Time 0 is the begin of the run's first volume. Volume k stands for the time
-``(k + slice_time_ref) TR``: fMRIPrep corrects slices to a reference, the middle of a volume (1/2) unless it is told
-otherwise, and the middle is also taken where slices were not corrected. What was on the screen during a volume is what
-was on it within half a TR of that time, ``[k TR, (k + 1) TR)`` for the middle; a frame belongs to the volume in which
-it begins. A recording's frames are spread evenly over its wall-clock duration, because the console's rate (nominally
-59.92 Hz), the file's 60 Hz and the scanner computer's clock differ. Frames of recordings that overlap count alike. What
-lies before the first volume or after the last belongs to none, and a volume without any frame (a gap between
-repetitions, a recording that was lost, the tail of a run) has no value: it is masked, and never a silent zero.
+This module owns all of it. Time 0 is the begin of the run as its events count it, which is that of the first volume
+that was scanned. Volume k stands for the time ``(k + slice_time_ref) TR``: fMRIPrep corrects slices to a reference, the
+middle of a volume (1/2) unless it is told otherwise, and the middle is also taken where slices were not corrected. A
+reference beyond 1 says that volumes were taken away: the series begins later than the clock. What was on the screen
+during a volume is what was on it within half a TR of that time, ``[k TR, (k + 1) TR)`` for the middle; a frame belongs
+to the volume in which it begins. A recording's frames are spread evenly over its wall-clock duration, because the
+console's rate (nominally 59.92 Hz), the file's 60 Hz and the scanner computer's clock differ. Frames of recordings that
+overlap count alike. What lies before the first volume or after the last belongs to none, and a volume without any frame
+(a gap between repetitions, a recording that was lost, the tail of a run) has no value: it is masked, and never a silent
+zero.
 """
 
 from __future__ import annotations
@@ -57,6 +59,14 @@ def n_trs_covered(end_s: float, tr_s: float, slice_time_ref: float = MIDDLE) -> 
     """Volumes whose interval begins before `end_s`."""
     # A clip that ends on a volume's edge, but for rounding, does not reach into the next volume.
     return max(0, math.ceil(end_s / tr_s - (slice_time_ref - MIDDLE) - _ROUNDING))
+
+
+def covered_s(n_trs: int, tr_s: float, slice_time_ref: float = MIDDLE) -> float:
+    """Second until which a series of so many volumes reaches: the end of the last one's interval.
+
+    A scan lasts `n_trs` TRs at least, also where its slices were corrected to a time before the middle of a volume.
+    """
+    return (n_trs + max(slice_time_ref - MIDDLE, 0.0)) * tr_s
 
 
 def trimmed(n_trs: int, trim_trs: tuple[int, int]) -> NDArray[np.bool_]:

@@ -26,6 +26,28 @@ def unchanged(tr_s=None, space=None, **options) -> IngestConfig:
     return IngestConfig(tr_s=tr_s, space=space, clean=CleanConfig(**(AS_IT_IS.__dict__ | options)))
 
 
+def explains_itself(root: Path) -> None:
+    """Every run of a store says in its own words, to xarray alone, what each of its variables is."""
+    for path in root.glob("sub-*.zarr"):
+        data = xr.open_zarr(path, chunks=None)
+        assert not [name for name in data.variables if not data[name].attrs.get("long_name")]
+        assert data["bold"].attrs["units"]
+        assert data["time_s"].attrs["units"] == "s"
+        for name in (
+            "run",
+            "subject",
+            "task",
+            "space",
+            "layout",
+            "tr_s",
+            "clean",
+            "source",
+            "source_form",
+            "simulated",
+        ):
+            assert name in data.attrs, name
+
+
 def bids(root: Path, name: str, content: bytes = b"") -> Path:
     path = root / "sub-01" / "func" / name
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -65,6 +87,7 @@ def test_real_volumes_come_back_as_nibabel_reads_them(tmp_path, name):
     assert np.array_equal(back.get_fdata(), expected.astype(np.float32))
     assert np.allclose(back.affine, image.affine, atol=1e-5)
     assert back.header.get_zooms()[3] == 2.0
+    explains_itself(tmp_path / "b")
 
 
 def surfaces(root: Path) -> list[Path]:
@@ -95,6 +118,7 @@ def test_a_real_surface_comes_back_as_nibabel_reads_it(tmp_path):
         assert surface_series([out]).tr_s == 2.0
     with pytest.raises(BoldError, match="no volume"):
         store.to_volume(np.zeros(store.n_voxels))
+    explains_itself(tmp_path / "b")
 
 
 def test_surfaces_that_do_not_fit_are_refused(tmp_path):
@@ -148,6 +172,7 @@ def test_grayordinates_come_back_as_nibabel_reads_them(tmp_path):
     assert np.array_equal(back.get_fdata(), image.get_fdata())
     assert back.header.get_axis(1) == axis
     assert back.header.get_axis(0) == image.header.get_axis(0)
+    explains_itself(tmp_path / "b")
 
 
 def test_parcels_come_back_with_what_they_hold(tmp_path):
@@ -215,6 +240,7 @@ def test_extracted_time_series_are_read_by_run(tmp_path):
     assert names == [f"label {n}" for n in (3, 8, 9, 20, 21, 40)]
     (first, _) = export_runs(store, tmp_path / "out")
     assert np.array_equal(np.load(first), series["ses-001_task-x_run-1"])
+    explains_itself(tmp_path / "b")
 
 
 def test_extracted_voxels_find_their_places_in_the_mask(tmp_path):
@@ -255,6 +281,7 @@ def test_plain_arrays_are_read(tmp_path, form, monkeypatch):
     store = open_bold(tmp_path / "b")
     assert np.array_equal(store.read("sub-01_task-x_run-1"), values.astype(np.float32))
     assert store.layout.kind == "columns"
+    explains_itself(tmp_path / "b")
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,8 @@ from nilearn.maskers import NiftiLabelsMasker, NiftiMapsMasker
 
 from vidbrain.bold.parcels.atlases import Label, both_hemispheres, labels_at, read_names, surface_labels
 from vidbrain.bold.parcels.bisection import bisect_voxels
-from vidbrain.bold.parcels.parcellation import add_parcels, read_parcels, read_sets
+from vidbrain.bold.parcels.parcellation import read_parcels, read_sets
+from vidbrain.bold.parcels.placement import add_parcels
 from vidbrain.bold.parcels.series import map_series, mean_series, paint, write_parcel_store
 from vidbrain.bold.store import open_bold
 from vidbrain.bold.voxels import centres_mm

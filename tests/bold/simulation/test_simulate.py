@@ -192,7 +192,7 @@ if place == "measure":
 elif place == "truth":
     simulation.write_truth = killer(simulation.write_truth)
 else:
-    scan.SeriesWriter.write = killer(scan.SeriesWriter.write)
+    scan.SeriesWriter.put = killer(scan.SeriesWriter.put)
 stage.simulate(sys.argv[1], sys.argv[2], stage.SimulateConfig(**json.loads(sys.argv[3])))
 """
 

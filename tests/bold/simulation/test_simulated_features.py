@@ -9,6 +9,7 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
+from nilearn.datasets import load_mni152_brain_mask
 from scipy.linalg import solve_toeplitz
 from scipy.ndimage import gaussian_filter
 
@@ -266,6 +267,15 @@ def test_maps_are_smooth_in_space_and_noise_is_where_it_was_asked_for():
         both = np.isfinite(a) & np.isfinite(b)
         assert np.corrcoef(a[both], b[both])[0, 1] > 0.5
     assert np.median(brain.ceiling[brain.kind == 1]) == pytest.approx(0.7, abs=0.01)
+
+
+def test_a_whole_brain_at_2_mm_is_nilearns_mask():
+    grid = brain_grid(2)
+    mask = load_mni152_brain_mask(resolution=2)
+    assert len(grid.ijk) == 235_375 == int((mask.get_fdata() > 0).sum())
+    mm = grid.ijk @ grid.affine[:3, :3].T + grid.affine[:3, 3]
+    theirs = nibabel.affines.apply_affine(mask.affine, np.argwhere(mask.get_fdata() > 0))
+    assert np.array_equal(np.sort(mm, axis=0), np.sort(theirs, axis=0))
 
 
 def test_names_of_repeats_do_not_collide():

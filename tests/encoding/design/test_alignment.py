@@ -7,9 +7,10 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from vidbrain.encoding.design.align import align, refuse_other_clock
+from vidbrain.encoding.design.align import align, read_run, refuse_other_clock
 from vidbrain.encoding.design.delays import delay
-from vidbrain.encoding.prepare import prepare
+from vidbrain.encoding.design.shifted import ShiftedFeatures
+from vidbrain.encoding.prepare import prepare, shown_in
 from vidbrain.encoding.settings import EncodeConfig
 from vidbrain.errors import AlignmentError, ConfigError
 from vidbrain.features.resample import mean_of_sums, volume_weights
@@ -111,3 +112,35 @@ def test_clocks_of_features_and_bold_must_agree():
     features, bold = toy_world((40, 40, 40))
     with pytest.raises(AlignmentError, match="--slice-time-ref 0"):
         prepare(features, Early(bold.values), EncodeConfig(n_permutations=0))
+
+
+@pytest.mark.parametrize("n_later", [0, 3, -4])
+def test_what_was_shown_moves_with_the_rows(n_later):
+    """Rows, what is valid, and the names of recordings, on the clock of BOLD that begins so many volumes later."""
+
+    class Shown(ToyFeatures):
+        def read(self, layer, run):
+            data = super().read(layer, run)
+            return data.assign(recording=("tr", shown)).assign_attrs(recordings=[{"key": "a"}, {"key": "b"}])
+
+    label = "sub-01_task-toy_run-1"
+    values = np.random.default_rng(0).normal(size=(20, 2)).astype(np.float32)
+    valid = np.arange(20) % 7 != 3
+    shown = np.where(valid, (np.arange(20) > 9).astype(np.int32), -1)
+    store = Shown({"toy": {label: values}}, {label: valid}, float(TR_S))
+    moved = ShiftedFeatures(store, {label: float(volume_times(1, float(TR_S), 0.5 + n_later)[0])})
+    assert (moved.runs, moved.layers, moved.info) == (store.runs, store.layers, store.info)
+    (rows,), video, tr_s, begin_s = read_run(moved, ["toy"], label)
+    assert (tr_s, begin_s) == (float(TR_S), pytest.approx((0.5 + n_later) * float(TR_S)))
+    assert len(rows) == len(video) == 20 - n_later
+    names = shown_in(moved, "toy", label, "recording")
+    before = shown_in(store, "toy", label, "recording")
+    for k in range(20 - n_later):
+        row = k + n_later
+        assert video[k] == (row >= 0 and valid[row])
+        if row >= 0:
+            assert np.array_equal(rows[k], values[row])
+            if video[k]:
+                assert names[k] == before[row]
+    # Less than a volume stays for `align` to refuse; runs without a known begin stay as they are.
+    assert read_run(ShiftedFeatures(store, {}), ["toy"], label)[3] == pytest.approx(0.745)

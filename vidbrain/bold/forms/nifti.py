@@ -209,6 +209,13 @@ def _exactly(stream: Any, n_bytes: int, path: Path) -> NDArray[np.uint8]:  # noq
     return data
 
 
+def as_stored(values: NDArray[np.floating[Any]], slope: float | None) -> NDArray[Any]:
+    """Round values to int16 steps of `slope`, or to float32 where it is None."""
+    if slope is None:
+        return values.astype(np.float32)
+    return np.clip(np.rint(values / slope), -32768, 32767).astype(np.int16)
+
+
 class SeriesWriter:
     """Writes a packed 4-D NIfTI file block by block; equal values give equal bytes.
 
@@ -256,30 +263,23 @@ class SeriesWriter:
         self._stream = gzip.GzipFile(filename="", mode="wb", compresslevel=1, fileobj=self._raw, mtime=0)
         self._stream.write(header.binaryblock + b"\0\0\0\0")
 
-    def write(self, values: NDArray[np.floating[Any]]) -> NDArray[Any]:
+    def write(self, values: NDArray[np.floating[Any]]) -> None:
         """Append volumes.
 
         Parameters
         ----------
         values : (n, ni, nj, nk)
             In the units of the data.
-
-        Returns
-        -------
-        (n, ni, nj, nk)
-            As stored: int16, or float32.
         """
-        if values.shape[1:] != self.shape[:3] or len(values) > self._left:
-            raise ValueError(f"{values.shape} does not fit what is left of {self.shape}")
-        stored: NDArray[Any]
-        if self.slope is None:
-            stored = values.astype(np.float32)
-        else:
-            stored = np.clip(np.rint(values / self.slope), -32768, 32767).astype(np.int16)
+        self.put(as_stored(values, self.slope))
+
+    def put(self, stored: NDArray[Any]) -> None:
+        """Append volumes as they shall be stored, (n, ni, nj, nk): int16, or float32."""
+        if stored.shape[1:] != self.shape[:3] or len(stored) > self._left:
+            raise ValueError(f"{stored.shape} does not fit what is left of {self.shape}")
         for volume in stored:
             self._stream.write(volume.tobytes(order="F"))
-        self._left -= len(values)
-        return stored
+        self._left -= len(stored)
 
     def __enter__(self) -> SeriesWriter:
         return self

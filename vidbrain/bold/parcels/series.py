@@ -20,6 +20,7 @@ from vidbrain.errors import BoldError, ConfigError
 from vidbrain.progress import SILENT, Progress
 from vidbrain.storage.atomic import check_writable, sweep
 from vidbrain.storage.info import expected_fingerprint, is_done, write_info
+from vidbrain.storage.locks import locked, sweep_lock
 from vidbrain.storage.objects import Root
 from vidbrain.storage.zarrs import open_dataset, write_dataset
 
@@ -143,6 +144,8 @@ def write_parcel_store(
         If all parcels of a run are dead.
     ResumeError
         If another store lies there.
+    StorageError
+        If another process writes there, or the place cannot be written.
     """
     out, client = Path(out), client or Client()
     found = read_parcels(store, parcels)
@@ -153,29 +156,31 @@ def write_parcel_store(
     made_from = {"bold": str(store.info["fingerprint"]), "parcels": str(found.facts["fingerprint"])}
     facts = {"parcels": found.name, "kind": found.kind, "n_parcels": found.n_parcels, "runs": len(store.runs)}
     if is_done(out, KIND, config=settings, made_from=made_from):
+        sweep_lock(out)
         progress.note(f"the store of parcels is there already: {out}")
         return facts
     check_writable(out, 8 * found.n_parcels * sum(store.n_trs(run) for run in store.runs))
-    sweep(out)
-    name = expected_fingerprint(KIND, settings, made_from)
-    rows = [ParcelRow(source=source, parcels=found.name, out=out, run=run, fingerprint=name) for run in store.runs]
-    todo = [row for row in rows if not _is_written(row)]
-    progress.start("parcels", len(rows), "runs", done=len(rows) - len(todo))
-    for _ in client.run(write_parcel_run, todo):
-        progress.advance()
-    progress.finish()
-    ijk = {axis: ("voxel", column) for axis, column in zip("ijk", store.ijk.T, strict=True)}
-    write_dataset(out / MEMBERS, xr.Dataset({"parcel": ("voxel", found.parcel), **ijk}))
-    kept = {key: store.info[key] for key in ("simulated", "source", "space", "shape", "affine", "tr_s")}
-    records = [_record(store, row) for row in rows]
-    write_info(
-        out,
-        KIND,
-        config=settings,
-        made_from=made_from,
-        facts={**kept, "layout": "parcels", "parcels_of": found.name, "n_voxels": found.n_parcels, "runs": records},
-    )
-    return facts
+    with locked(out):
+        sweep(out)
+        name = expected_fingerprint(KIND, settings, made_from)
+        rows = [ParcelRow(source=source, parcels=found.name, out=out, run=run, fingerprint=name) for run in store.runs]
+        todo = [row for row in rows if not _is_written(row)]
+        progress.start("parcels", len(rows), "runs", done=len(rows) - len(todo))
+        for _ in client.run(write_parcel_run, todo):
+            progress.advance()
+        progress.finish()
+        ijk = {axis: ("voxel", column) for axis, column in zip("ijk", store.ijk.T, strict=True)}
+        write_dataset(out / MEMBERS, xr.Dataset({"parcel": ("voxel", found.parcel), **ijk}))
+        kept = {key: store.info[key] for key in ("simulated", "source", "space", "shape", "affine", "tr_s")}
+        records = [_record(store, row) for row in rows]
+        write_info(
+            out,
+            KIND,
+            config=settings,
+            made_from=made_from,
+            facts={**kept, "layout": "parcels", "parcels_of": found.name, "n_voxels": found.n_parcels, "runs": records},
+        )
+        return facts
 
 
 def _is_written(row: ParcelRow) -> bool:
@@ -192,6 +197,7 @@ def write_parcel_run(row: ParcelRow) -> str:
     if dead.all():
         raise BoldError("every parcel of the run is dead", where=store.root / f"{row.run}.zarr")
     bold = series.astype(np.float32)
+    how = "mean over voxels" if parcels.maps is None else "least squares of maps"
     voxels = store.open(row.run)
     centre = store.ijk[nearest_to_centre(parcels, store)]
     codes = {"long_name": "network, by its place in network_names", "network_names": list(parcels.network_names)}
@@ -200,9 +206,16 @@ def write_parcel_run(row: ParcelRow) -> str:
     inherited = {key: value for key, value in voxels.attrs.items() if not key.startswith("part_")}
     data = xr.Dataset(
         {
-            "bold": (("tr", "voxel"), bold),
-            "dead": ("voxel", dead),
-            **{axis: ("voxel", column) for axis, column in zip("ijk", centre.T, strict=True)},
+            "bold": (("tr", "voxel"), bold, {**voxels["bold"].attrs, "long_name": f"BOLD signal of parcels, {how}"}),
+            "dead": ("voxel", dead, {"long_name": "no voxel of the parcel is alive in this run"}),
+            **{
+                axis: (
+                    "voxel",
+                    column,
+                    {**voxels[axis].attrs, "long_name": f"{axis} of the voxel nearest to its centre"},
+                )
+                for axis, column in zip("ijk", centre.T, strict=True)
+            },
             "parcel": ("voxel", parcels.label.astype(np.int32), titles),
             "network": ("voxel", parcels.network_codes, codes),
             **{name: voxels[name].load().variable for name in ("kept", "confounds", "time_s")},
@@ -215,7 +228,8 @@ def write_parcel_run(row: ParcelRow) -> str:
             "sha256": array_sha256(bold),
             "fingerprint": row.fingerprint,
         },
-    ).drop_encoding()
+    )
+    data = data.set_coords(["i", "j", "k", "parcel", "network", "time_s"]).drop_encoding()
     write_dataset(row.out / f"{row.run}.zarr", data, chunks={"bold": (len(bold), min(1024, bold.shape[1]))})
     return row.run
 
@@ -257,10 +271,39 @@ def paint(store: BoldStore, values: NDArray[Any], fill: float = np.nan) -> NDArr
     (ni, nj, nk) float64
     """
     members = open_dataset(store.root / MEMBERS).load()
-    label = store.open(store.runs[0])["parcel"].values
-    place = np.searchsorted(label, members["parcel"].values)
-    found = (members["parcel"].values > 0) & (members["i"].values >= 0)  # vertices lie in no volume
-    volume = np.full(store.shape, fill, np.float64)
+    return fill_parcels(members, store.open(store.runs[0])["parcel"].values, values, store.shape, fill)
+
+
+def fill_parcels(
+    members: xr.Dataset,
+    label: NDArray[np.integer[Any]],
+    values: NDArray[Any],
+    shape: tuple[int, ...],
+    fill: float = np.nan,
+) -> NDArray[np.float64]:
+    """Put one value a parcel into the volume of its voxels.
+
+    Parameters
+    ----------
+    members
+        ``parcel`` and ``i j k`` of every voxel.
+    label : (n_parcels,)
+        Number of each parcel, ascending.
+    values : (n_parcels,)
+        In that order.
+    shape
+        Of the volume.
+    fill
+        Where there is no parcel, or none of these.
+
+    Returns
+    -------
+    (ni, nj, nk) float64
+    """
+    parcel = members["parcel"].values
+    place = np.minimum(np.searchsorted(label, parcel), len(label) - 1)
+    found = (label[place] == parcel) & (members["i"].values >= 0)  # vertices lie in no volume
+    volume = np.full(shape, fill, np.float64)
     inside = tuple(members[axis].values[found] for axis in "ijk")
-    volume[inside] = np.asarray(values, np.float64)[np.minimum(place, len(label) - 1)[found]]
+    volume[inside] = np.asarray(values, np.float64)[place[found]]
     return volume

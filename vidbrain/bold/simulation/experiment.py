@@ -16,14 +16,14 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 import vidbrain
+from vidbrain.bold.simulation.direct import is_stored, write_simulated_store
 from vidbrain.bold.simulation.drivers import canonical_hrf, centred, haemodynamic, per_tr
 from vidbrain.bold.simulation.grids import Grid
 from vidbrain.bold.simulation.noise import without_drift
 from vidbrain.bold.simulation.planted import PlantedBrain, private_weights, scaled_weights
-from vidbrain.bold.simulation.scan import ScanRow, is_scanned, scan_stem, write_scan
+from vidbrain.bold.simulation.scan import ScanRow, is_scanned, scan_fingerprint, scan_stem, write_scan
 from vidbrain.bold.simulation.truth import KIND, write_drivers, write_subject, write_truth
 from vidbrain.cluster import Client
-from vidbrain.config import fingerprint
 from vidbrain.errors import BoldError, ConfigError
 from vidbrain.progress import Progress
 from vidbrain.records import RunKey
@@ -180,24 +180,25 @@ def repeated(runs: list[str], n_repeats: int) -> dict[str, str]:
     return scans
 
 
-def is_simulated_already(out: Path, settings: Mapping[str, Any], made_from: Mapping[str, str]) -> bool:
-    """Whether truth and scans are whole on disk, made with these settings; refuses those made with others."""
+def is_simulated_already(
+    out: Path, settings: Mapping[str, Any], made_from: Mapping[str, str], store: Path | None
+) -> bool:
+    """Whether truth and scans (or their BOLD store) are whole, made with these settings; refuses those of others."""
     truth = out / "truth"
+    name = scan_fingerprint(settings, made_from)
+    stored = store is not None and is_stored(store, name)
     if not is_done(truth, KIND, config=settings, made_from=made_from):
         return False
+    if store is not None:
+        return stored
     info = read_info(truth, KIND)
-    name = scan_fingerprint(settings, made_from)
     return all(is_scanned(out, run, name, info["space"]) for run in info["runs"])
 
 
-def scan_fingerprint(settings: Mapping[str, Any], made_from: Mapping[str, str]) -> str:
-    """Name of everything that decides a scan."""
-    return fingerprint("scan", 1, dict(settings), dict(made_from))
-
-
-def begin(out: Path, shown: Shown, grid: Grid, config: SimulateConfig) -> None:
+def begin(out: Path, shown: Shown, grid: Grid, config: SimulateConfig, store: Path | None) -> None:
     """Check the place, sweep what killed work left, and say what the folder is."""
-    check_writable(out, np.dtype(config.dtype).itemsize * len(grid.ijk) * shown.n_volumes)
+    series_bytes = np.dtype(config.dtype).itemsize * len(grid.ijk) * shown.n_volumes
+    check_writable(out, series_bytes if store is None else 0)
     truth = out / "truth"
     folders = {scan_stem(out, run).parent for run in shown.scans}
     for folder in (out, truth, truth / "fine", truth / "drivers", truth / "subjects", *folders):
@@ -227,10 +228,11 @@ def write_simulation(
     settings: Mapping[str, Any],
     made_from: Mapping[str, str],
     *,
+    store: Path | None,
     client: Client,
     progress: Progress,
 ) -> dict[str, Any]:
-    """Plant the brain and write every scan; what is whole already stays.
+    """Plant the brain and write every scan, or a BOLD store of them; what is whole already stays.
 
     Parameters
     ----------
@@ -244,6 +246,8 @@ def write_simulation(
         Scanner and brain.
     settings, made_from
         What decides the content, for the root record.
+    store
+        Folder of a BOLD store to write in place of NIfTI series.
     client, progress
         Who does the work, and who listens.
 
@@ -263,6 +267,9 @@ def write_simulation(
         dtype=config.dtype,
     )  # fmt: skip
     rows = [replace(row, run=run) for run in shown.scans]
+    if store is not None:
+        write_simulated_store(store, rows, client=client, progress=progress)
+        return facts_of(truth)
     todo = [one for one in rows if not is_scanned(out, one.run, name, grid.space)]
     progress.start("simulate", len(rows), "runs", done=len(rows) - len(todo))
     for _ in client.run(write_scan, todo, weight=lambda one: float(shown.n_trs[shown.scans[one.run]])):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,7 +14,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import distance_transform_edt, gaussian_filter
 from threadpoolctl import threadpool_limits
 
-from vidbrain.bold.forms.nifti import SeriesWriter, write_volume
+from vidbrain.bold.forms.nifti import SeriesWriter, as_stored, write_volume
 from vidbrain.bold.simulation.noise import (
     MOTION,
     ar1,
@@ -24,6 +26,7 @@ from vidbrain.bold.simulation.noise import (
 )
 from vidbrain.bold.simulation.truth import Truth, open_truth
 from vidbrain.bold.voxels import centres_mm, flat_index, to_volume
+from vidbrain.config import fingerprint
 from vidbrain.records import RunKey
 from vidbrain.storage.atomic import read_json, replacing, write_bytes, write_json
 
@@ -64,6 +67,16 @@ class ScanRow:
     physiology: float
     motion: float
     dtype: str
+
+    @property
+    def slope(self) -> float | None:
+        """Value of one stored step; None where values are stored as float32."""
+        return _SLOPE if self.dtype == "int16" else None
+
+
+def scan_fingerprint(settings: Mapping[str, Any], made_from: Mapping[str, str]) -> str:
+    """Name of everything that decides a scan."""
+    return fingerprint("scan", 1, dict(settings), dict(made_from))
 
 
 def scan_stem(root: Path, run: str) -> Path:
@@ -106,78 +119,114 @@ def write_scan(row: ScanRow) -> str:
     """
     with threadpool_limits(1):  # sums must not depend on how many cores this process may use
         truth = open_truth(row.root / "truth")
-        files = scan_files(row.root, row.run, row.space)
-        write_volume_atomically(
-            files["mask"], to_volume(np.ones(truth.n_voxels, np.uint8), truth.ijk, truth.shape), truth
-        )
-        with replacing(files["bold"]) as part:
-            confounds = _write_series(part, row, truth)
+        scan = Scan(row, truth)
+        shape = truth.shape
+        path = scan_files(row.root, row.run, row.space)["bold"]
+        with replacing(path) as part:
+            with SeriesWriter(part, (*shape, scan.n_trs), truth.affine, truth.tr_s, row.slope) as writer:
+                for stored in scan.blocks():
+                    writer.put(stored.reshape(len(stored), *shape[::-1]).transpose(0, 3, 2, 1))
             with part.open("rb") as stream:
                 digest = hashlib.file_digest(stream, "sha256").hexdigest()
-        write_bytes(
-            files["confounds"], confounds.to_csv(sep="\t", index=False, na_rep="n/a", float_format="%.9g").encode()
-        )
-        write_json(files["confounds_json"], {"Description": "SIMULATED confounds, in the layout of fMRIPrep"})
-        write_json(
-            files["sidecar"],
-            {
-                "Description": "SIMULATED BOLD: no brain was measured",
-                "RepetitionTime": truth.tr_s,
-                "TaskName": RunKey.parse(row.run).task,
-                "SliceTimingCorrected": False,
-                "SkullStripped": True,
-                "Sha256": digest,
-                "Fingerprint": row.fingerprint,
-            },
-        )
+        write_beside(row, truth, scan.confounds(), digest)
     return row.run
 
 
-def write_volume_atomically(path: Path, values: NDArray[np.generic], truth: Truth) -> None:
-    """Write a 3-D image in the truth's space."""
-    with replacing(path) as part:
-        write_volume(part, values, truth.affine)
+def write_beside(row: ScanRow, truth: Truth, confounds: pd.DataFrame, digest: str | None) -> None:
+    """Write what lies beside the series of a run: mask, confounds, and last its sidecar.
 
-
-def _write_series(part: Path, row: ScanRow, truth: Truth) -> pd.DataFrame:
-    # The label decides the noise, not the order of the runs or the worker that takes it.
-    label = int.from_bytes(hashlib.sha256(row.run.encode()).digest()[:8], "big")
-    rng = np.random.default_rng([row.seed, 2, label])
-    ijk, shape, n_trs = truth.ijk, truth.shape, truth.n_trs(row.run)
-    noise_share = row.noise_percent / 100.0
-    inside = to_volume(np.ones(truth.n_voxels), ijk, shape)
-    voxel_mm = float(np.abs(truth.affine[0, 0]))
-    image = 1000.0 * gaussian_filter(inside, 4.0 / voxel_mm)
-    baseline = image[tuple(ijk.T)]
-    edges = edge_maps(image, truth.affine, noise_share)[(slice(None), *ijk.T)]
-    nuisance = draw_nuisance(
-        rng, ijk, shape, edges, n_trs, drift=row.drift, physiology=row.physiology, motion=row.motion
+    Parameters
+    ----------
+    row, truth
+        The run.
+    confounds
+        Its table.
+    digest
+        SHA-256 of the series; None where there is none, since it went into a BOLD store.
+    """
+    files = scan_files(row.root, row.run, row.space)
+    with replacing(files["mask"]) as part:
+        write_volume(part, to_volume(np.ones(truth.n_voxels, np.uint8), truth.ijk, truth.shape), truth.affine)
+    write_bytes(files["confounds"], confounds.to_csv(sep="\t", index=False, na_rep="n/a", float_format="%.9g").encode())
+    write_json(files["confounds_json"], {"Description": "SIMULATED confounds, in the layout of fMRIPrep"})
+    write_json(
+        files["sidecar"],
+        {
+            "Description": "SIMULATED BOLD: no brain was measured",
+            "RepetitionTime": truth.tr_s,
+            "TaskName": RunKey.parse(row.run).task,
+            "SliceTimingCorrected": False,
+            "SkullStripped": True,
+            **({} if digest is None else {"Sha256": digest}),
+            "Fingerprint": row.fingerprint,
+        },
     )
-    white, csf = tissue(truth)
-    places = flat_index(ijk, shape)
-    planted = np.flatnonzero(truth.kind != 0)
-    drivers, weights = truth.drivers(row.run), truth.weights_of(row.run)[planted].T.astype(np.float64)
-    sigma = row.fwhm_mm / 2.3548 / voxel_mm
 
-    means = np.zeros((n_trs, 3))
-    before = None
-    slope = _SLOPE if row.dtype == "int16" else None
-    block = max(1, min(_BLOCK, _BLOCK_VALUES // inside.size))
-    with SeriesWriter(part, (*shape, n_trs), truth.affine, truth.tr_s, slope) as writer:
-        for first in range(0, n_trs, block):
-            rows = slice(first, min(first + block, n_trs))
-            fresh = smooth_noise(rng, rows.stop - first, shape, sigma)[(slice(None), *ijk.T)]
+
+class Scan:
+    """One simulated run, made block of volumes by block.
+
+    Parameters
+    ----------
+    row
+        Which run, and the scanner.
+    truth
+        What is planted.
+    """
+
+    def __init__(self, row: ScanRow, truth: Truth) -> None:
+        self.row, self.truth, self.n_trs = row, truth, truth.n_trs(row.run)
+        # The label decides the noise, not the order of the runs or the worker that takes it.
+        label = int.from_bytes(hashlib.sha256(row.run.encode()).digest()[:8], "big")
+        self._rng = np.random.default_rng([row.seed, 2, label])
+        self._noise_share = row.noise_percent / 100.0
+        self._voxel_mm = float(np.abs(truth.affine[0, 0]))
+        ijk, shape = truth.ijk, truth.shape
+        image = 1000.0 * gaussian_filter(to_volume(np.ones(truth.n_voxels), ijk, shape), 4.0 / self._voxel_mm)
+        self._baseline = image[tuple(ijk.T)]
+        edges = edge_maps(image, truth.affine, self._noise_share)[(slice(None), *ijk.T)]
+        self._nuisance = draw_nuisance(
+            self._rng, ijk, shape, edges, self.n_trs, drift=row.drift, physiology=row.physiology, motion=row.motion
+        )
+        self._means = np.zeros((self.n_trs, 3))
+
+    def blocks(self) -> Iterator[NDArray[Any]]:
+        """Make the volumes, once.
+
+        Yields
+        ------
+        (n, ni * nj * nk)
+            As the file stores them (int16 or float32), first index fastest (`vidbrain.bold.voxels.flat_index`).
+        """
+        row, truth = self.row, self.truth
+        ijk, shape, n_flat = truth.ijk, truth.shape, int(np.prod(truth.shape))
+        white, csf = tissue(truth)
+        places = flat_index(ijk, shape)
+        planted = np.flatnonzero(truth.kind != 0)
+        drivers, weights = truth.drivers(row.run), truth.weights_of(row.run)[planted].T.astype(np.float64)
+        sigma = row.fwhm_mm / 2.3548 / self._voxel_mm
+        before = None
+        block = max(1, min(_BLOCK, _BLOCK_VALUES // n_flat))
+        for first in range(0, self.n_trs, block):
+            rows = slice(first, min(first + block, self.n_trs))
+            fresh = smooth_noise(self._rng, rows.stop - first, shape, sigma)[(slice(None), *ijk.T)]
             change = ar1(fresh, row.ar1, before)
             before = change[-1].copy()
-            change = change.astype(np.float64) + nuisance.traces[rows].astype(np.float64) @ nuisance.maps
+            nuisance = self._nuisance.traces[rows].astype(np.float64) @ self._nuisance.maps
+            change = change.astype(np.float64) + nuisance
             change[:, planted] += drivers[rows] @ weights
-            values = np.zeros((len(change), inside.size))
-            values[:, places] = baseline * (1.0 + noise_share * change)
-            volumes = values.reshape(len(change), *shape[::-1]).transpose(0, 3, 2, 1)
-            stored = writer.write(volumes)
-            voxels = stored[(slice(None), *ijk.T)] * (slope or 1.0)
-            means[rows] = np.stack([voxels.mean(axis=1), voxels[:, csf].mean(axis=1), voxels[:, white].mean(axis=1)], 1)
-    return confounds_table(nuisance.motion, means, truth.tr_s)
+            values = np.zeros((len(change), n_flat))
+            values[:, places] = self._baseline * (1.0 + self._noise_share * change)
+            stored = as_stored(values, row.slope)
+            voxels = stored[:, places] * (row.slope or 1.0)
+            self._means[rows] = np.stack(
+                [voxels.mean(axis=1), voxels[:, csf].mean(axis=1), voxels[:, white].mean(axis=1)], 1
+            )
+            yield stored
+
+    def confounds(self) -> pd.DataFrame:
+        """What fMRIPrep would measure in the volumes, once all of them are made."""
+        return confounds_table(self._nuisance.motion, self._means, self.truth.tr_s)
 
 
 def tissue(truth: Truth) -> tuple[NDArray[np.intp], NDArray[np.intp]]:

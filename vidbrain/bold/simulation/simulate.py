@@ -9,17 +9,16 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
-import xarray as xr
 from numpy.typing import NDArray
 
 from vidbrain.bold.bids import identity
-from vidbrain.bold.simulation.drivers import BINS_PER_TR, BUTTONS, EVENTS, KINDS, driver_kinds, driver_names, scaling
+from vidbrain.bold.simulation.drivers import BUTTONS, EVENTS, KINDS, driver_kinds, driver_names, scaling
 from vidbrain.bold.simulation.experiment import (
     TAIL_S,
     Shown,
@@ -32,13 +31,15 @@ from vidbrain.bold.simulation.experiment import (
 )
 from vidbrain.bold.simulation.grids import brain_grid
 from vidbrain.bold.simulation.measure import MeasureRow, is_measured, measure_run, read_fine
+from vidbrain.bold.simulation.mixtures import FeatureStoreLike, Mixer
 from vidbrain.bold.simulation.planted import PlantedBrain, plant, plant_mixtures
 from vidbrain.bold.simulation.screen import CHANNELS
 from vidbrain.cluster import Client
 from vidbrain.config import fingerprint, to_mapping
-from vidbrain.errors import AlignmentError, BoldError
+from vidbrain.errors import AlignmentError, BoldError, ConfigError
 from vidbrain.progress import SILENT, Progress
 from vidbrain.records import Recording, RunKey
+from vidbrain.storage.locks import locked, sweep_lock
 from vidbrain.video.clock import n_trs_covered
 from vidbrain.video.gamelogs import GameEvent, read_events
 from vidbrain.video.sources import find_recordings
@@ -49,35 +50,13 @@ DRIVEN = ("noise", "driven")
 """Kinds of voxels that a feature set drives."""
 
 
-class FeatureStoreLike(Protocol):
-    """What `simulate_features` needs of a feature store."""
-
-    @property
-    def info(self) -> Mapping[str, Any]:
-        """Root record with ``fingerprint``."""
-
-    @property
-    def layers(self) -> Sequence[str]:
-        """Names of the layers."""
-
-    @property
-    def runs(self) -> Sequence[str]:
-        """Run labels."""
-
-    @property
-    def tr_s(self) -> float:
-        """Repetition time in seconds."""
-
-    def read(self, layer: str, run: str, /) -> xr.Dataset:
-        """Return ``features`` (tr, feature) float32 and ``valid`` (tr) bool."""
-
-
 def simulate(
     bids_root: str | Path,
     out: str | Path | None = None,
     config: SimulateConfig | None = None,
     *,
     mask: str | Path | None = None,
+    store: str | Path | None = None,
     client: Client | None = None,
     progress: Progress = SILENT,
 ) -> dict[str, Any]:
@@ -93,6 +72,9 @@ def simulate(
         Scanner and planted brain.
     mask
         3-D image of the voxels to simulate, in millimetres of MNI space; default nilearn's brain.
+    store
+        Folder of a BOLD store to write in place of NIfTI series, cleaned by default as `vidbrain.bold.ingest` does;
+        its values are those that ingesting the NIfTI series would give.
     client
         Who does the work.
     progress
@@ -109,6 +91,8 @@ def simulate(
         If a recording of a run has no replayed video, or no run has events.
     ResumeError
         If the output was made with other settings.
+    StorageError
+        If another process writes there, or the place cannot be written or is too small.
     """
     config = config or SimulateConfig()
     client = client or Client()
@@ -125,7 +109,9 @@ def simulate(
     made_from = {run: _inputs_of(played[run], events[run]) for run in events}
     inputs = _with_mask(made_from, mask)
     settings = to_mapping(config)
-    if is_simulated_already(out, settings, inputs):
+    target = _apart(store, out)
+    if is_simulated_already(out, settings, inputs, target):
+        sweep_lock(out)
         progress.note(f"simulated fMRI is there already: {out}")
         return facts_of(truth)
     names = driver_names(config.grid)
@@ -155,7 +141,6 @@ def simulate(
         },
     )
     grid = brain_grid(config.resolution_mm, None if mask is None else Path(mask))
-    begin(out, shown, grid, config)
     measure_rows = [
         MeasureRow(
             root=truth,
@@ -169,12 +154,16 @@ def simulate(
         )
         for run in events
     ]
-    todo = [row for row in measure_rows if not is_measured(row)]
-    progress.start("measure", len(measure_rows), "runs", done=len(measure_rows) - len(todo))
-    for _ in client.run(measure_run, todo, weight=lambda row: float(row.n_trs)):
-        progress.advance()
-    progress.finish()
-    return write_simulation(out, shown, grid, config, settings, inputs, client=client, progress=progress)
+    with locked(out):
+        begin(out, shown, grid, config, target)
+        todo = [row for row in measure_rows if not is_measured(row)]
+        progress.start("measure", len(measure_rows), "runs", done=len(measure_rows) - len(todo))
+        for _ in client.run(measure_run, todo, weight=lambda row: float(row.n_trs)):
+            progress.advance()
+        progress.finish()
+        return write_simulation(
+            out, shown, grid, config, settings, inputs, store=target, client=client, progress=progress
+        )
 
 
 def simulate_features(
@@ -185,6 +174,7 @@ def simulate_features(
     layer: str | None = None,
     n_subjects: int | None = None,
     mask: str | Path | None = None,
+    store: str | Path | None = None,
     client: Client | None = None,
     progress: Progress = SILENT,
 ) -> dict[str, Any]:
@@ -203,7 +193,7 @@ def simulate_features(
         Which layer drives; default the only one.
     n_subjects
         So many subjects (``sub-01``, ...) all see every run. Default: each run has the subject that its label names.
-    mask
+    mask, store
         As in `simulate`.
     client, progress
         Who does the work, and who listens.
@@ -221,16 +211,20 @@ def simulate_features(
         If there is no such layer.
     ResumeError
         If the output was made with other settings.
+    StorageError
+        If another process writes there, or the place cannot be written or is too small.
     """
     config = replace(config or SimulateConfig(), tr_s=features.tr_s)
     out, client = Path(out), client or Client()
     layer = _layer(features, layer)
     inputs = _with_mask({"features": str(features.info["fingerprint"])}, mask)
     settings = to_mapping(config) | {"layer": layer, "n_subjects": n_subjects}
-    if is_simulated_already(out, settings, inputs):
+    target = _apart(store, out)
+    if is_simulated_already(out, settings, inputs, target):
+        sweep_lock(out)
         progress.note(f"simulated fMRI is there already: {out}")
         return facts_of(out / "truth")
-    mixer = _Mixer(features, layer, config)
+    mixer = Mixer(features, layer, config)
     tail = math.ceil(TAIL_S / config.tr_s)
     n_trs = {run: mixer.n_rows[run] + tail for run in features.runs}
     scans = repeated(list(n_trs), config.n_repeats)
@@ -275,8 +269,17 @@ def simulate_features(
         },
     )
     grid = brain_grid(config.resolution_mm, None if mask is None else Path(mask))
-    begin(out, shown, grid, config)
-    return write_simulation(out, shown, grid, config, settings, inputs, client=client, progress=progress)
+    with locked(out):
+        begin(out, shown, grid, config, target)
+        return write_simulation(
+            out, shown, grid, config, settings, inputs, store=target, client=client, progress=progress
+        )
+
+
+def _apart(store: str | Path | None, out: Path) -> Path | None:
+    if store is not None and Path(store).resolve() == out.resolve():
+        raise ConfigError("a BOLD store needs a folder of its own", where=store, hint="give --out or --store another")
+    return None if store is None else Path(store)
 
 
 def _layer(features: FeatureStoreLike, layer: str | None) -> str:
@@ -290,48 +293,6 @@ def _layer(features: FeatureStoreLike, layer: str | None) -> str:
             hint=f"choose one with --layer: {', '.join(features.layers)}",
         )
     return layer
-
-
-class _Mixer:
-    """Standardised features of a layer, or seeded random mixtures of them where there are many."""
-
-    def __init__(self, features: FeatureStoreLike, layer: str, config: SimulateConfig) -> None:
-        self._features, self._layer = features, layer
-        n, total, square = 0, np.zeros(0), np.zeros(0)
-        self.n_rows: dict[str, int] = {}
-        for run in features.runs:
-            values, valid = self._read(run)
-            self.n_rows[run] = len(values)
-            n += int(valid.sum())
-            total = values[valid].sum(axis=0) + (total if len(total) else 0.0)
-            square = (values[valid] ** 2).sum(axis=0) + (square if len(square) else 0.0)
-        self.n_features = len(total)
-        self._mean = total / max(n, 1)
-        sd = np.sqrt(np.maximum(square / max(n, 1) - self._mean**2, 0.0))
-        self._scale = np.where(sd > 1e-6 * np.maximum(np.abs(self._mean), 1e-6), sd, np.inf)
-        self.weights: NDArray[np.float64] | None = None
-        self.names = tuple(f"feature_{number:04d}" for number in range(self.n_features))
-        if self.n_features > config.max_drivers:
-            rng = np.random.default_rng([config.seed, 4])
-            self.weights = rng.standard_normal((self.n_features, config.max_drivers)) / np.sqrt(self.n_features)
-            self.names = tuple(f"mixture_{number:02d}" for number in range(config.max_drivers))
-
-    def _read(self, run: str) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-        data = self._features.read(self._layer, run)
-        values, valid = np.asarray(data["features"].values, np.float64), np.asarray(data["valid"].values, bool)
-        if not np.isfinite(values[valid]).all():
-            raise BoldError(f"features of {run} are not finite, so nothing can be simulated from them")
-        return values, valid
-
-    def fine(self, run: str, n_trs: int) -> NDArray[np.float64]:
-        """Drivers on the fine grid, constant within a volume; NaN where the features are not valid."""
-        values, valid = self._read(run)
-        values = (values - self._mean) / self._scale
-        if self.weights is not None:
-            values = values @ self.weights
-        series = np.full((n_trs, values.shape[1]), np.nan)
-        series[: len(values)][valid] = values[valid]
-        return np.repeat(series, BINS_PER_TR, axis=0)
 
 
 def _with_mask(made_from: Mapping[str, str], mask: str | Path | None) -> dict[str, str]:

@@ -51,6 +51,10 @@ class BoldStoreLike(Protocol):
         """Run labels."""
 
     @property
+    def parcels(self) -> str | None:
+        """Name of the set of parcels that was asked for, or None."""
+
+    @property
     def tr_s(self) -> float:
         """Repetition time in seconds."""
 
@@ -283,7 +287,8 @@ def refuse_other_clock(run: str, features_s: float, bold_s: float, tr_s: float) 
             f"{run}: rows of the features stand for times {abs(features_s - bold_s):.3f} s {late} those of the BOLD's "
             "volumes",
             likely="slices were corrected to another reference than the features were made for",
-            hint=f"make the features again with --slice-time-ref {bold_s / tr_s:.3g}",
+            # Whole volumes between the two do no harm (`shifted`).
+            hint=f"make the features again with --slice-time-ref {bold_s / tr_s % 1:.3g}",
         )
 
 
