@@ -1,6 +1,6 @@
 """Show what the models learn on the demo's game play, by the commands that a user gives.
 
-Usage: python tools/bench/learning.py WORK [--parts source vqvae gpt widths precision] [--json FILE]
+Usage: python tools/bench/learning.py WORK [--parts source vqvae gpt widths rates precision] [--json FILE]
 
 Every step is a `vidbrain` command in a process of its own; figures are read from the summaries of the runs. Commands
 that are done are not given again, and one that was stopped goes on: parts can be asked for one by one, in this order.
@@ -9,14 +9,15 @@ source: plays and shards what the demo plays (vidbrain/recipes/demo.toml); whole
 vqvae: trains a VQ-VAE and encodes all clips, one every 16 source frames.
 gpt: trains a GPT on the codes, and compares its loss on held-out clips with guesses by counting.
 widths: the same GPT at 6, 30 and 126 channels. Of three rates the one that ends with the lowest loss on the *training*
-batches of another seed serves all widths, carried by mup; then each width is trained with three seeds.
+batches of another seed at 30 channels serves all widths, carried by mup; then each width is trained with three seeds.
+rates: the same three rates at all widths, to see whether the one that was carried is theirs, too.
 precision: the same data and steps in fp32, bf16 and fp16, with three seeds.
 """
 
 import argparse
 import importlib.metadata
+import itertools
 import json
-import math
 import os
 import platform
 import subprocess
@@ -24,7 +25,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-PARTS = ("source", "vqvae", "gpt", "widths", "precision")
+PARTS = ("source", "vqvae", "gpt", "widths", "rates", "precision")
 RECIPE = "vidbrain/recipes/demo.toml"
 SEEDS = (0, 1, 2)
 WIDTHS, BASE_WIDTH = (6, 30, 126), 30
@@ -49,15 +50,15 @@ VQVAE = {
 }
 STRIDE = 16
 GPT = {"batch-size": 8, "log-every": 50, "eval-every": 1000, "checkpoint-every": 100, "model.n-heads": 2}
-ONE_GPT = GPT | {"steps": 1000, "warmup": 50, "lr": 5e-3, "model.hidden": 64, "model.n-layers": 4}
+ONE_GPT = GPT | {"steps": 500, "warmup": 50, "lr": 5e-3, "model.hidden": 64, "model.n-layers": 4}
 WIDTH_GPT = GPT | {
-    "steps": 500,
+    "steps": 400,
     "warmup": 50,
     "model.n-layers": 2,
     "model.parametrization": "mup",
     "model.base-hidden": BASE_WIDTH,
 }
-PRECISION_GPT = WIDTH_GPT | {"steps": 240, "model.hidden": BASE_WIDTH}
+PRECISION_GPT = WIDTH_GPT | {"steps": 160, "model.hidden": BASE_WIDTH}
 PRECISION_VQVAE = VQVAE | {"steps": 40, "batch-size": 8, "model.n-hidden": 16, "model.n-res-layers": 1}
 PRECISION_VQVAE |= {"eval-every": 1000, "eval-clips": 64}
 
@@ -87,10 +88,7 @@ class Work:
         if told in self.done:
             return
         print(told, flush=True)
-        environment = os.environ | {"VIDBRAIN_DATA": str(self.root)}
-        subprocess.run(
-            [sys.executable, "-m", "vidbrain", *words], check=True, stdout=subprocess.DEVNULL, env=environment
-        )
+        subprocess.run([sys.executable, "-m", "vidbrain", *words], check=True, stdout=subprocess.DEVNULL)
         self.done.append(told)
         self._path.write_text(json.dumps(self.done, indent=1))
 
@@ -160,33 +158,37 @@ def one_gpt(work: Work) -> Row:
     return {**row, "smoothing": "unigram: add one; bigram in time: Witten-Bell, method C", "holds": below_guesses(row)}
 
 
-def best_rate(rows: list[Row], width: int) -> float:
-    """Rate that ends with the lowest loss on training batches at a width."""
-    return float(min((row for row in rows if row["hidden"] == width), key=lambda row: row["training_loss"])["lr"])
+def best_rate(rows: list[Row]) -> float:
+    """Rate that ends with the lowest loss on training batches."""
+    return float(min(rows, key=lambda row: row["training_loss"])["lr"])
+
+
+def sweep(work: Work, hidden: int) -> list[Row]:
+    """Loss on training batches at the end, by rate, at a width."""
+    rows = []
+    for lr in RATES:
+        settings = WIDTH_GPT | {"lr": lr, "seed": RATE_SEED, "model.hidden": hidden}
+        run = work.train("gpt", f"rate-{hidden}-{lr:g}", settings)
+        rows.append({"hidden": hidden, "lr": lr, "seed": RATE_SEED, "training_loss": run["loss_last"]})
+    return rows
 
 
 def widths(work: Work) -> Row:
-    rates = []
-    # The base width comes first: its best rate is the one that the others are given.
-    for hidden in sorted(WIDTHS, key=lambda width: width != BASE_WIDTH):
-        for lr in RATES:
-            settings = WIDTH_GPT | {"lr": lr, "seed": RATE_SEED, "model.hidden": hidden}
-            run = work.train("gpt", f"rate-{hidden}-{lr:g}", settings)
-            rates.append({"hidden": hidden, "lr": lr, "training_loss": run["loss_last"]})
-    lr = best_rate(rates, BASE_WIDTH)
-    rows = []
-    for seed in SEEDS:
-        for hidden in WIDTHS:
-            settings = WIDTH_GPT | {"lr": lr, "seed": seed, "model.hidden": hidden}
-            rows.append(
-                {"hidden": hidden, "seed": seed, **figures(work.train("gpt", f"width-{hidden}-{seed}", settings))}
-            )
+    rates = sweep(work, BASE_WIDTH)
+    lr, rows = best_rate(rates), []
+    for seed, hidden in itertools.product(SEEDS, WIDTHS):
+        settings = WIDTH_GPT | {"lr": lr, "seed": seed, "model.hidden": hidden}
+        run = work.train("gpt", f"width-{hidden}-{seed}", settings)
+        rows.append({"hidden": hidden, "seed": seed, **figures(run)})
+    return {"rates": rates, "base_hidden": BASE_WIDTH, "lr": lr, "runs": rows, "holds": falls_with_width(rows)}
+
+
+def other_rates(work: Work) -> Row:
+    swept = {hidden: sweep(work, hidden) for hidden in WIDTHS}
     return {
-        "rates": {"seed": RATE_SEED, "rows": rates, "best": {hidden: best_rate(rates, hidden) for hidden in WIDTHS}},
-        "base_hidden": BASE_WIDTH,
-        "lr": lr,
-        "runs": rows,
-        "holds": falls_with_width(rows),
+        "carried": best_rate(swept[BASE_WIDTH]),
+        "best": {hidden: best_rate(rows) for hidden, rows in swept.items()},
+        "rows": [row for rows in swept.values() for row in rows],
     }
 
 
@@ -195,12 +197,12 @@ def falls_with_width(rows: list[Row]) -> bool:
     holds = True
     for seed in {row["seed"] for row in rows}:
         losses = [row["held_out_loss"] for row in sorted(rows, key=lambda row: row["hidden"]) if row["seed"] == seed]
-        holds &= all(b < a for a, b in zip(losses, losses[1:], strict=False))
+        holds &= all(b < a for a, b in itertools.pairwise(losses))
     return holds
 
 
 def precisions(work: Work) -> Row:
-    rate = best_rate(widths_found(work), BASE_WIDTH)
+    rate = best_rate(sweep(work, BASE_WIDTH))
     found: Row = {"wanted": WANTED["precision"]}
     for kind, settings in (("gpt", PRECISION_GPT | {"lr": rate}), ("vqvae", PRECISION_VQVAE)):
         rows = []
@@ -214,23 +216,20 @@ def precisions(work: Work) -> Row:
     return found
 
 
-def widths_found(work: Work) -> list[Row]:
-    rows = []
-    for lr in RATES:
-        path = work.root / "runs" / f"rate-{BASE_WIDTH}-{lr:g}" / "summary.json"
-        if not path.is_file():
-            sys.exit("precision needs the rates of the part widths: ask for it first")
-        rows.append({"hidden": BASE_WIDTH, "lr": lr, "training_loss": json.loads(path.read_text())["loss_last"]})
-    return rows
-
-
 def against_fp32(rows: list[Row]) -> list[Row]:
     """Add to each run its loss relative to that of the fp32 run of the same seed, less one."""
     true = {row["seed"]: row["held_out_loss"] for row in rows if row["precision"] == "fp32"}
     return [row | {"from_fp32": row["held_out_loss"] / true[row["seed"]] - 1} for row in rows]
 
 
-MAKERS = {"source": play, "vqvae": tokenizer, "gpt": one_gpt, "widths": widths, "precision": precisions}
+MAKERS = {
+    "source": play,
+    "vqvae": tokenizer,
+    "gpt": one_gpt,
+    "widths": widths,
+    "rates": other_rates,
+    "precision": precisions,
+}
 
 
 def table(record: Row) -> str:
@@ -245,10 +244,9 @@ def table(record: Row) -> str:
             f"later slices {row['held_out_loss_later']:.3f}, bigram {row['bigram_loss_later']:.3f}"
         )
     if found := record.get("widths"):
-        lines += [
-            f"rate {row['lr']:g} at width {row['hidden']}: {row['training_loss']:.3f}" for row in found["rates"]["rows"]
-        ]
         lines += [f"width {row['hidden']}, seed {row['seed']}: {row['held_out_loss']:.3f}" for row in found["runs"]]
+    for row in (record.get("rates") or {}).get("rows", ()):
+        lines.append(f"rate {row['lr']:g} at width {row['hidden']}: training loss {row['training_loss']:.3f}")
     if found := record.get("precision"):
         for kind in ("gpt", "vqvae"):
             lines += [
