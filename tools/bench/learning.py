@@ -1,6 +1,6 @@
 """Show what the models learn on the demo's game play, by the commands that a user gives.
 
-Usage: python tools/bench/learning.py WORK [--parts source vqvae gpt widths rates precision] [--json FILE]
+Usage: python tools/bench/learning.py WORK [--parts PART …] [--json FILE]
 
 Every step is a `vidbrain` command in a process of its own; figures are read from the summaries of the runs. Commands
 that are done are not given again, and one that was stopped goes on: parts can be asked for one by one, in this order.
@@ -11,7 +11,7 @@ gpt: trains a GPT on the codes, and compares its loss on held-out clips with gue
 widths: the same GPT at 6, 30 and 126 channels. Of three rates the one that ends with the lowest loss on the *training*
 batches of another seed at 30 channels serves all widths, carried by mup; then each width is trained with three seeds.
 rates: the same three rates at all widths, to see whether the one that was carried is theirs, too.
-precision: the same data and steps in fp32, bf16 and fp16, with three seeds.
+precision_gpt, precision_vqvae: the same data and steps in fp32, bf16 and fp16, with three seeds.
 """
 
 import argparse
@@ -25,7 +25,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-PARTS = ("source", "vqvae", "gpt", "widths", "rates", "precision")
+PARTS = ("source", "vqvae", "gpt", "widths", "rates", "precision_gpt", "precision_vqvae")
 RECIPE = "vidbrain/recipes/demo.toml"
 SEEDS = (0, 1, 2)
 WIDTHS, BASE_WIDTH = (6, 30, 126), 30
@@ -58,9 +58,9 @@ WIDTH_GPT = GPT | {
     "model.parametrization": "mup",
     "model.base-hidden": BASE_WIDTH,
 }
-PRECISION_GPT = WIDTH_GPT | {"steps": 160, "model.hidden": BASE_WIDTH}
-PRECISION_VQVAE = VQVAE | {"steps": 40, "batch-size": 8, "model.n-hidden": 16, "model.n-res-layers": 1}
-PRECISION_VQVAE |= {"eval-every": 1000, "eval-clips": 64}
+PRECISION_GPT = WIDTH_GPT | {"steps": 160, "eval-clips": 128, "model.hidden": BASE_WIDTH}
+PRECISION_VQVAE = VQVAE | {"steps": 30, "batch-size": 4, "warmup": 5, "model.n-hidden": 16, "model.n-res-layers": 1}
+PRECISION_VQVAE |= {"model.n-codes": 128, "model.code-dim": 16, "eval-every": 1000, "eval-clips": 32}
 
 Row = dict[str, Any]
 
@@ -201,19 +201,23 @@ def falls_with_width(rows: list[Row]) -> bool:
     return holds
 
 
-def precisions(work: Work) -> Row:
-    rate = best_rate(sweep(work, BASE_WIDTH))
-    found: Row = {"wanted": WANTED["precision"]}
-    for kind, settings in (("gpt", PRECISION_GPT | {"lr": rate}), ("vqvae", PRECISION_VQVAE)):
-        rows = []
-        for seed in SEEDS:
-            for arm in ARMS:
-                run = work.train(kind, f"{kind}-{arm}-{seed}", settings | {"precision": arm, "seed": seed})
-                row = {"precision": arm, "seed": seed, "command": run["command"], "steps": run["steps"]}
-                rows.append(row | {"held_out_loss": run["held_out"]["loss"], "clips": run["held_out"]["clips"]})
-        found[kind] = against_fp32(rows)
-        found[f"{kind}_holds"] = all(abs(row["from_fp32"]) < WANTED["precision"] for row in found[kind])
-    return found
+def precisions(work: Work, kind: str, settings: dict[str, Any]) -> Row:
+    rows = []
+    for seed, arm in itertools.product(SEEDS, ARMS):
+        run = work.train(kind, f"{kind}-{arm}-{seed}", settings | {"precision": arm, "seed": seed})
+        row = {"precision": arm, "seed": seed, "command": run["command"], "steps": run["steps"]}
+        rows.append(row | {"held_out_loss": run["held_out"]["loss"], "clips": run["held_out"]["clips"]})
+    rows = against_fp32(rows)
+    holds = all(abs(row["from_fp32"]) < WANTED["precision"] for row in rows)
+    return {"wanted": WANTED["precision"], "runs": rows, "holds": holds}
+
+
+def precision_gpt(work: Work) -> Row:
+    return precisions(work, "gpt", PRECISION_GPT | {"lr": best_rate(sweep(work, BASE_WIDTH))})
+
+
+def precision_vqvae(work: Work) -> Row:
+    return precisions(work, "vqvae", PRECISION_VQVAE)
 
 
 def against_fp32(rows: list[Row]) -> list[Row]:
@@ -228,7 +232,8 @@ MAKERS = {
     "gpt": one_gpt,
     "widths": widths,
     "rates": other_rates,
-    "precision": precisions,
+    "precision_gpt": precision_gpt,
+    "precision_vqvae": precision_vqvae,
 }
 
 
@@ -247,21 +252,17 @@ def table(record: Row) -> str:
         lines += [f"width {row['hidden']}, seed {row['seed']}: {row['held_out_loss']:.3f}" for row in found["runs"]]
     for row in (record.get("rates") or {}).get("rows", ()):
         lines.append(f"rate {row['lr']:g} at width {row['hidden']}: training loss {row['training_loss']:.3f}")
-    if found := record.get("precision"):
-        for kind in ("gpt", "vqvae"):
-            lines += [
-                f"{kind} {row['precision']}, seed {row['seed']}: {row['held_out_loss']:.4f} ({row['from_fp32']:+.2%})"
-                for row in found[kind]
-            ]
+    for part in ("precision_gpt", "precision_vqvae"):
+        for row in (record.get(part) or {}).get("runs", ()):
+            named = f"{part} {row['precision']}, seed {row['seed']}"
+            lines.append(f"{named}: {row['held_out_loss']:.4f} ({row['from_fp32']:+.2%})")
     lines += [f"{name}: {'holds' if value else 'DOES NOT HOLD'}" for name, value in verdicts(record).items()]
     return "\n".join(lines)
 
 
 def verdicts(record: Row) -> dict[str, bool]:
     """Targets that were measured, by name."""
-    found = {name: part["holds"] for name, part in record.items() if isinstance(part, dict) and "holds" in part}
-    precision = record.get("precision") or {}
-    return found | {f"precision {kind}": precision[f"{kind}_holds"] for kind in ("gpt", "vqvae") if kind in precision}
+    return {name: part["holds"] for name, part in record.items() if isinstance(part, dict) and "holds" in part}
 
 
 def main() -> int:
