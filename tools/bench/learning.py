@@ -58,7 +58,7 @@ WIDTH_GPT = GPT | {
     "model.parametrization": "mup",
     "model.base-hidden": BASE_WIDTH,
 }
-PRECISION_GPT = WIDTH_GPT | {"steps": 160, "eval-clips": 128, "model.hidden": BASE_WIDTH}
+PRECISION_GPT = WIDTH_GPT | {"steps": 120, "warmup": 20, "eval-clips": 64, "model.hidden": BASE_WIDTH}
 PRECISION_VQVAE = VQVAE | {"steps": 30, "batch-size": 4, "warmup": 5, "model.n-hidden": 16, "model.n-res-layers": 1}
 PRECISION_VQVAE |= {"model.n-codes": 128, "model.code-dim": 16, "eval-every": 1000, "eval-clips": 32}
 
