@@ -162,7 +162,8 @@ def main() -> int:
             kills.append(run_killed(kind, source, killed, step, rng.uniform(0, step_s)))
             print(f"{kind}: kill {len(kills)}: {kills[-1]}", flush=True)
         run_whole(kind, source, killed)
-        found[kind] = {"command": " ".join(command(kind, source, killed)[1:]), "kills": kills} | compare(whole, killed)
+        told = command(kind, Path("DATA" if kind == "vqvae" else "CODES"), Path("WORK", kind, killed.name))
+        found[kind] = {"command": " ".join(["vidbrain", *told[3:]]), "kills": kills} | compare(whole, killed)
         result = found[kind]
         bad |= bool(result["differing"] or result["rows_differing"]) or any(k["status"] != -9 for k in kills)
         print(
@@ -173,7 +174,7 @@ def main() -> int:
         )
     if options.json:
         record = {
-            "command": "python tools/kill_train.py DATA CODES WORK",
+            "command": f"python tools/kill_train.py DATA CODES WORK --seed {options.seed}",
             "machine": {"cores": os.cpu_count(), "platform": platform.platform(), "python": platform.python_version()},
             "torch": torch.__version__,
             "trainings": found,
