@@ -25,6 +25,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 PARTS = ("source", "vqvae", "gpt", "widths", "rates", "precision_gpt", "precision_vqvae")
 RECIPE = "vidbrain/recipes/demo.toml"
 SEEDS = (0, 1, 2)
@@ -114,7 +116,14 @@ def play(work: Work) -> Row:
         work.give(*words)
     record = json.loads((work.root / "data" / "dataset.json").read_text())
     names = ("n_frames", "n_recordings", "n_segments", "fingerprint")
-    return {"commands": [work.told(words) for words in commands], **{name: record[name] for name in names}}
+    segments = pd.read_parquet(work.root / "data" / "index.parquet")
+    held_out = segments[segments["split"] == "val"]
+    return {
+        "commands": [work.told(words) for words in commands],
+        **{name: record[name] for name in names},
+        "held_out_frames": int(held_out["n_frames"].sum()),
+        "held_out_recordings": sorted(set(held_out["recording"])),
+    }
 
 
 def tokenizer(work: Work) -> Row:
@@ -282,6 +291,7 @@ def main() -> int:
     for name in PARTS:
         if name in options.parts:
             record[name] = MAKERS[name](work)
+            record["missing"] = {other: "the part was not asked for" for other in PARTS if record[other] is None}
             if options.json:
                 options.json.write_text(json.dumps(record, indent=2) + "\n")
     print(table(record))
