@@ -11,8 +11,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from scipy.stats import entropy
-from sklearn.metrics import log_loss
 
 from vidbrain.config import to_mapping
 from vidbrain.errors import ConfigError, ModelError, ResumeError, ShardError, StorageError
@@ -22,7 +20,7 @@ from vidbrain.records import ClipSpec
 from vidbrain.sharding.manifest import open_manifest
 from vidbrain.storage.info import read_info
 from vidbrain.stream.loader import stream
-from vidbrain.training.gpt import GPTTrainConfig, train_gpt, unigram_nats
+from vidbrain.training.gpt import GPTTrainConfig, train_gpt
 from vidbrain.training.vqvae import VQVAETrainConfig, train_vqvae
 
 SCRIPT = """
@@ -163,17 +161,6 @@ def test_gpt_resumes_exactly_and_beats_the_unigram(codes, gpt_config, tmp_path, 
         read_info(tmp_path / "whole", "gpt")["made_from"]["vqvae"]
         == open_manifest(codes, kind="codes").info["made_from"]["vqvae"]
     )
-
-
-def test_unigram_agrees_with_scipy_and_sklearn():
-    rng = np.random.default_rng(0)
-    train, held_out = (rng.choice(5, (40, 2, 2, 2), p=[0.5, 0.3, 0.1, 0.1, 0]).astype(np.uint16) for _ in range(2))
-    found = unigram_nats(train, held_out, 5)
-    counts = np.bincount(train.ravel(), minlength=5)
-    assert found["unigram_entropy"] == pytest.approx(entropy(counts))
-    p = (counts + 1) / (counts + 1).sum()
-    expected = log_loss(held_out.ravel(), np.tile(p, (held_out.size, 1)), labels=range(5))
-    assert found["unigram_loss"] == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])

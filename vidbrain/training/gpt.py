@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812 -- as torch's own documents name it
 
 from vidbrain.config import fingerprint
 from vidbrain.errors import ModelError
@@ -25,6 +26,7 @@ from vidbrain.stream.codes import CodesSource, CodesTable, load_codes
 from vidbrain.stream.loader import Loader
 from vidbrain.training.conditions import Buttons, Told, pairs, read_buttons
 from vidbrain.training.cost import ClipCost
+from vidbrain.training.guesses import bigram_nats, unigram_nats
 from vidbrain.training.loop import LoopConfig, train
 from vidbrain.training.precision import PrecisionName  # noqa: F401 -- named by an inherited setting
 from vidbrain.training.resident import resident_codes
@@ -68,10 +70,12 @@ def train_gpt(
     Returns
     -------
     dict
-        The summary. ``held_out`` holds ``loss``, the cross-entropy of held-out codes in nats per token. Beside it:
-        ``unigram_entropy``, the entropy of the training codes without regard to position; and
-        ``unigram_loss``, the cross-entropy of the held-out codes under that distribution (add-one smoothed), which is
-        what the loss is to be compared with.
+        The summary. ``held_out`` holds, in nats per token of held-out codes, the cross-entropy ``loss``, and
+        ``loss_later``, that of time slices after the first (null where there is one). Beside it stand the levels that
+        they are to be compared with, all on the same clips: ``unigram_entropy``, the entropy of the training codes
+        without regard to position; ``unigram_loss``, the cross-entropy of the held-out codes under that distribution
+        (add-one smoothed); ``bigram_loss`` and ``bigram_loss_later``, the cross-entropies of a guess by the code at
+        the same place one slice before (see `vidbrain.training.guesses`).
 
     Raises
     ------
@@ -122,9 +126,11 @@ class GPTTask:
         self._val, self._val_told = None, Told()
         if val_table is not None:
             val_table, self._val_told = self._conditions(val_table, buttons)
-            self._val = val_table.codes
+            # A few clips, spread evenly over the held-out recordings.
+            n = min(config.eval_clips, len(val_table))
+            self._chosen = np.linspace(0, len(val_table) - 1, n).round().astype(np.int64)
+            self._val = val_table.codes[self._chosen]
         t, h, w = train_table.codes.shape[1:]
-        self._unigram = unigram_nats(train_table.codes, self._val, self._n_codes)
         vectors = self._vectors(vqvae, manifest.info)
         self.model = GPT(
             config.model,
@@ -135,6 +141,7 @@ class GPTTask:
         )
         if vectors is not None:
             self.model.set_codebook(vectors)
+        self._train = train_table.codes
         self._resident = resident_codes(train_table.codes, device)
         self.loader: Loader[CodesBatch] = Loader(
             CodesSource(train_table), batch_size=config.batch_size, seed=config.seed, world=world
@@ -192,27 +199,31 @@ class GPTTask:
         return {}
 
     def evaluate(self) -> dict[str, Any] | None:
-        """Cross-entropy of held-out clips, spread evenly over the held-out recordings."""
+        """Cross-entropy of held-out clips."""
         if self._val is None:
             return None
-        n = min(self._config.eval_clips, len(self._val))
-        chosen = np.linspace(0, len(self._val) - 1, n).round().astype(np.int64)
-        total = 0.0
-        for first in range(0, n, self._config.batch_size):
-            part = chosen[first : first + self._config.batch_size]
-            told = self._val_told.of(part, self._device)
-            total += float(self.model(self._to_device(self._val[part]), told)) * len(part)
-        return {"loss": total / n, "clips": n}
+        by_slice = np.zeros(self.model.grid[0])
+        for first in range(0, len(self._val), self._config.batch_size):
+            rows = slice(first, first + self._config.batch_size)
+            codes, told = self._to_device(self._val[rows]), self._val_told.of(self._chosen[rows], self._device)
+            scores = self.model.logits(codes, told).flatten(0, -2)
+            nats = F.cross_entropy(scores, codes.flatten().long(), reduction="none").view(codes.shape)
+            by_slice += nats.double().sum(dim=(0, 2, 3)).cpu().numpy()
+        n_a_slice = self._val[:, 0].size
+        later = float(by_slice[1:].mean() / n_a_slice) if len(by_slice) > 1 else None
+        return {"loss": float(by_slice.mean() / n_a_slice), "loss_later": later, "clips": len(self._val)}
 
     def facts(self) -> dict[str, Any]:
-        """Grid, number of codes, and what a guess by frequency alone achieves."""
+        """Grid, number of codes, and what guesses by counting achieve."""
+        train, n = self._train, self._n_codes
         return {
             "grid": list(self.model.grid),
             "tokens_per_clip": self.model.n_tokens,
             "n_codes": self._n_codes,
             "codes_resident": self._resident is not None,
             "preset": preset_of(self._config.model),
-            **self._unigram,
+            **unigram_nats(train, self._val, n),
+            **({} if self._val is None else bigram_nats(train, self._val, n)),
         }
 
     def clip_cost(self) -> ClipCost:
@@ -222,26 +233,6 @@ class GPTTask:
 
     def _to_device(self, codes: NDArray[np.uint16]) -> Tensor:
         return torch.from_numpy(codes.astype(np.int32)).to(self._device, non_blocking=True)
-
-
-def unigram_nats(
-    train: NDArray[np.uint16], held_out: NDArray[np.uint16] | None, n_codes: int
-) -> dict[str, float | None]:
-    """What a guess by frequency alone achieves, in nats per token.
-
-    Returns
-    -------
-    dict
-        ``unigram_entropy``: -Σ p log p of the training codes. ``unigram_loss``: -Σ q log p of the held-out codes under
-        the training frequencies with one added to each count; None where nothing is held out.
-    """
-    counts = np.bincount(train.ravel(), minlength=n_codes).astype(np.float64)
-    p = counts[counts > 0] / counts.sum()
-    loss = None
-    if held_out is not None:
-        smoothed = (counts + 1) / (counts + 1).sum()
-        loss = float(-np.log(smoothed[held_out.ravel()]).mean())
-    return {"unigram_entropy": float(-(p * np.log(p)).sum()), "unigram_loss": loss}
 
 
 def _n_codes(info: dict[str, Any], root: Path) -> int:
