@@ -1,11 +1,13 @@
 """Streams from a store: the batches of the disk, whatever the cache holds and the network does."""
 
 import hashlib
+import re
 import signal
 import subprocess
 import sys
 import textwrap
 import time
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -21,6 +23,7 @@ from vidbrain.storage.cache import Cache
 from vidbrain.storage.trees import upload_tree
 from vidbrain.stream.clips import clip_table
 from vidbrain.stream.codes import load_codes
+from vidbrain.stream.loader import Loader
 from vidbrain.stream.reader import SegmentReader
 from vidbrain.stream.sequential import clips_of, clips_of_run, frames_of
 from vidbrain.stream.shards import open_shards
@@ -183,22 +186,65 @@ def test_batches_are_the_same_while_answers_of_every_kind_are_spoilt(honest, dat
     source.close()
 
 
+@pytest.mark.parametrize("limit", ["1G", "1000"], ids=["cached", "by ranges"])
+def test_an_epoch_is_the_same_while_a_share_of_all_answers_is_spoilt(remote, data, tmp_path, limit):
+    """5 % of each kind, over a whole epoch of a loader with several threads."""
+    upload_tree(data, remote.root)
+    local = Loader(source_of(data), batch_size=16, seed=5)
+    # Opened before anything is spoilt: manifests have tests of their own.
+    source = source_of(remote.patient_for(20.0, 2.0), cache=tmp_path / "cache", cache_bytes=limit)
+    loader = Loader(source, batch_size=16, seed=5, workers=6)
+    remote.proxy.clear()
+    often = {"stall": 3}  # the others are as good as free
+    remote.proxy.inject(*(replace(fault, times=often.get(fault.kind), share=0.05) for fault in KINDS))
+    same(list(loader), list(local))
+    source.close()
+    wait_for(lambda: not source._shards._on_the_way)  # what is on its way arrives, and is counted
+    seen, stats = shard_requests(remote), loader.stats()
+    assert stats["n_requests"] == len(seen)
+    spoilt = Counter(each.fault for each in seen)
+    n_failed = sum(spoilt[kind] for kind in ("status", "drop", "reset", "truncate", "stall"))
+    # Any other is asked for anew, where it did harm. The answers of a server that knows no ranges are not read.
+    n_not_read = sum(each.range is not None and each.status == 200 for each in seen)
+    assert n_failed - n_not_read <= stats["retries"] <= n_failed
+    if limit == "1000":
+        assert spoilt.keys() - {None} == {fault.kind for fault in KINDS}
+        assert sum(spoilt.values()) - spoilt[None] > 0.3 * len(seen)
+
+
 @pytest.mark.parametrize(
     ("fault", "said"),
     [
         (Fault("status", "GET", ".tar", times=None), "too busy"),
         (Fault("stall", "GET", ".tar", times=None), "does not answer"),
-        (Fault("reset", "GET", ".tar", times=None), "connection breaks"),
+        (Fault("drop", "GET", ".tar", times=None), "connection breaks"),
+        (Fault("reset", "GET", ".tar", times=None, after_bytes=500), "connection breaks"),
+        (Fault("truncate", "GET", ".tar", times=None, after_bytes=500), "connection breaks"),
     ],
-    ids=["busy", "stalled", "broken"],
+    ids=["busy", "stalled", "dropped", "broken", "cut"],
 )
 def test_a_store_that_never_answers_is_an_error_within_the_deadline(honest, data, tmp_path, fault, said):
     upload_tree(data, honest.root)
     source = source_of(honest.patient_for(1.5, 0.4), CLIP, None, cache=tmp_path / "cache")
     honest.proxy.inject(fault)
     with pytest.raises(StorageError, match=said) as caught:
-        batches_of(source)
+        next(iter(Loader(source, batch_size=16)))
     assert ".tar" in str(caught.value)
+    # As it says itself: asked again and again, and not later than the deadline.
+    n_times, waited_s = re.search(r", (\d+) times in (\d+) s", str(caught.value)).groups()
+    assert int(n_times) > 1
+    assert int(waited_s) <= 2
+    source.close()
+
+
+def test_a_store_that_garbles_all_that_it_sends_is_an_error_that_names_shard_and_key(honest, data, tmp_path):
+    upload_tree(data, honest.root)
+    source = source_of(honest.patient_for(5.0), CLIP, None, cache=tmp_path / "cache")
+    honest.proxy.inject(Fault("flip", "GET", ".tar", times=None))
+    # The middle byte of every answer: the parts around it are damaged, however often they are asked for.
+    with pytest.raises(ShardError, match="part .* is damaged") as caught:
+        list(Loader(source, batch_size=16))
+    assert re.search(r"\.tar play-\d", str(caught.value))
     source.close()
 
 
