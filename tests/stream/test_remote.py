@@ -1,6 +1,9 @@
 """Streams from a store: the batches of the disk, whatever the cache holds and the network does."""
 
+import contextlib
+import fcntl
 import hashlib
+import os
 import re
 import signal
 import subprocess
@@ -9,6 +12,7 @@ import textwrap
 import time
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -192,7 +196,7 @@ def test_an_epoch_is_the_same_while_a_share_of_all_answers_is_spoilt(remote, dat
     upload_tree(data, remote.root)
     local = Loader(source_of(data), batch_size=16, seed=5)
     # Opened before anything is spoilt: manifests have tests of their own.
-    source = source_of(remote.patient_for(20.0, 2.0), cache=tmp_path / "cache", cache_bytes=limit)
+    source = source_of(remote.patient_for(20.0), cache=tmp_path / "cache", cache_bytes=limit)
     loader = Loader(source, batch_size=16, seed=5, workers=6)
     remote.proxy.clear()
     often = {"stall": 3}  # the others are as good as free
@@ -201,15 +205,18 @@ def test_an_epoch_is_the_same_while_a_share_of_all_answers_is_spoilt(remote, dat
     source.close()
     wait_for(lambda: not source._shards._on_the_way)  # what is on its way arrives, and is counted
     seen, stats = shard_requests(remote), loader.stats()
-    assert stats["n_requests"] == len(seen)
     spoilt = Counter(each.fault for each in seen)
-    n_failed = sum(spoilt[kind] for kind in ("status", "drop", "reset", "truncate", "stall"))
-    # Any other is asked for anew, where it did harm. The answers of a server that knows no ranges are not read.
+    n_broken = sum(spoilt[kind] for kind in ("drop", "reset", "truncate", "stall"))
+    # An HTTP client may send a request again by itself, where a connection that it used before is gone.
+    n_silent = len(seen) - stats["n_requests"]
+    assert 0 <= n_silent <= n_broken
+    # Flipped bits and false names fail no request. Of a server that knows no ranges, not all answers are read.
     n_not_read = sum(each.range is not None and each.status == 200 for each in seen)
-    assert n_failed - n_not_read <= stats["retries"] <= n_failed
+    n_failed = n_broken + spoilt["status"]
+    assert n_failed - n_not_read - n_silent <= stats["retries"] <= n_failed
     if limit == "1000":
         assert spoilt.keys() - {None} == {fault.kind for fault in KINDS}
-        assert sum(spoilt.values()) - spoilt[None] > 0.3 * len(seen)
+        assert spoilt.total() - spoilt[None] > 0.3 * sum(each.method == "GET" for each in seen)
 
 
 @pytest.mark.parametrize(
@@ -242,7 +249,7 @@ def test_a_store_that_garbles_all_that_it_sends_is_an_error_that_names_shard_and
     source = source_of(honest.patient_for(5.0), CLIP, None, cache=tmp_path / "cache")
     honest.proxy.inject(Fault("flip", "GET", ".tar", times=None))
     # The middle byte of every answer: the parts around it are damaged, however often they are asked for.
-    with pytest.raises(ShardError, match="part .* is damaged") as caught:
+    with pytest.raises(ShardError, match=r"part .* is damaged") as caught:
         list(Loader(source, batch_size=16))
     assert re.search(r"\.tar play-\d", str(caught.value))
     source.close()
@@ -396,7 +403,7 @@ WORKER = textwrap.dedent("""
 
 
 def test_four_readers_share_a_cache_smaller_than_their_data_set(honest, data, tmp_path):
-    """Each in a process of its own; one is killed. The others read every clip right."""
+    """Each in a process of its own; one is killed while it downloads. The others read every clip right."""
     upload_tree(data, honest.root)
     sizes = [path.stat().st_size for path in data.glob("shards/*.tar")]
     limit, cache = sum(sizes) // 2, Cache(tmp_path)
@@ -404,16 +411,42 @@ def test_four_readers_share_a_cache_smaller_than_their_data_set(honest, data, tm
     workers = [subprocess.Popen([*command, str(seed)], stdout=subprocess.PIPE, text=True) for seed in range(4)]
     for process in workers:
         assert process.stdout.readline() == "ready\n"
-    wait_for(lambda: len(cache.held()) > 1)
+    wait_for(lambda: is_downloading(workers[0].pid, cache.folder))
     workers[0].send_signal(signal.SIGKILL)
-    most = 0
+    reserved, on_disk, until = [], [], time.monotonic() + 60
     while any(process.poll() is None for process in workers[1:]):
-        most = max(most, sum(cache.held().values()))
+        assert time.monotonic() < until, "somebody waits for ever"
+        reserved.append(sum(cache.held().values()))
+        on_disk.append(disk_bytes(cache.folder))
         time.sleep(0.01)
     said = [process.communicate(timeout=10)[0] for process in workers][1:]
     assert [process.returncode for process in workers[1:]] == [0, 0, 0]
     assert all(int(text.split()[1]) > 0 for text in said)
-    assert max(sizes) <= most <= limit
+    assert max(sizes) <= max(reserved) <= limit
+    # What the disk holds, by its own count: in whole blocks.
+    assert max(sizes) <= max(on_disk) <= 1.05 * limit
     for name in cache.held():
         path = cache.folder / name
         assert not path.exists() or hashlib.sha256(path.read_bytes()).hexdigest() == name.partition("-")[0]
+
+
+def is_downloading(pid, folder):
+    """Whether a process holds the lock of one entry."""
+    handles = Path(f"/proc/{pid}/fd").iterdir()
+    with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+        return any(
+            name.startswith(str(folder)) and name.endswith(".lock") and not name.endswith("/.lock")
+            for name in map(os.readlink, handles)
+        )
+    return False
+
+
+def disk_bytes(folder):
+    """Room that all files take, counted while nobody evicts or makes room: a scan sees no file come and go."""
+    with (folder / ".lock").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        n_bytes = 0
+        for path in folder.iterdir():
+            with contextlib.suppress(FileNotFoundError):  # what a killed process left, swept by another
+                n_bytes += 512 * path.stat().st_blocks
+        return n_bytes
