@@ -65,7 +65,7 @@ def shuffled(source, seed=0):
 def batches_of(source, seed=0, size=16, first=0):
     """An epoch, read in its order from a batch on."""
     order = shuffled(source, seed)[first * size :]
-    source.begin(order)
+    source.begin([order])
     return [source.read(order[at : at + size]) for at in range(0, len(order), size)]
 
 
@@ -154,7 +154,7 @@ def test_a_limit_below_the_data_set_is_held(honest, data, tmp_path):
     expected = batches_of(source_of(data, CLIP, None))
     source = source_of(honest.root, CLIP, None, cache=tmp_path / "cache", cache_bytes=limit)
     order = shuffled(source)
-    source.begin(order)
+    source.begin([order])
     for at, wanted in zip(range(0, len(order), 16), expected, strict=True):
         same([source.read(order[at : at + 16])], [wanted])
         assert sum(Cache(tmp_path / "cache").held().values()) <= limit
@@ -184,7 +184,7 @@ def test_batches_are_the_same_while_answers_of_every_kind_are_spoilt(honest, dat
     for i, at in enumerate(range(0, len(order), 16)):
         honest.proxy.inject(replace(KINDS[i % len(KINDS)], times=1))
         if i == 0:
-            source.begin(order)
+            source.begin([order])
         same([source.read(order[at : at + 16])], [expected[i]])
     assert source.stats()["retries"] > 0
     source.close()
@@ -263,7 +263,7 @@ def test_what_is_damaged_in_the_store_is_an_error_that_names_it_and_the_rest_is_
     honest.root.put("shards/000001.tar", bytes(bad))
     local, source = (source_of(root, CLIP, None, cache=tmp_path / "cache") for root in (data, honest.root))
     order = shuffled(source)
-    source.begin(order)
+    source.begin([order])
     hit = []
     for clip in order:
         wanted = local.read(np.array([clip]))
@@ -288,7 +288,7 @@ def test_what_is_damaged_in_the_store_is_an_error_where_parts_have_no_checksums(
     manifest = open_manifest(honest.root)
     old = replace(manifest, segments=manifest.segments.assign(part_crc32=None))
     shards = open_shards(old, cache=tmp_path / "cache")
-    shards.begin(old.segments["shard"].to_numpy(np.int64))
+    shards.begin([old.segments["shard"].to_numpy(np.int64)])
     position = int(np.flatnonzero(old.segments["shard"] == 1)[0])
     with SegmentReader(old, shards) as reader, pytest.raises(StorageError, match="damaged, 3 times") as caught:
         reader.frames(
@@ -393,7 +393,7 @@ WORKER = textwrap.dedent("""
     for epoch in range(3):
         rng, n = np.random.default_rng([int(seed), epoch]), int(here.clips_per_shard.sum())
         order = np.argsort(np.arange(n) + rng.uniform(0, 60, n))
-        there.begin(order)
+        there.begin([order])
         for at in range(0, len(order), 8):
             clips = order[at : at + 8]
             assert np.array_equal(there.read(clips).video, here.read(clips).video), "corrupt"
