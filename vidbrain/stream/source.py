@@ -29,7 +29,7 @@ Batch_co = TypeVar("Batch_co", covariant=True)
 
 KEPT_BYTES = 2 << 30
 """Default memory for decoded frames that are needed again."""
-THREAD_BYTES = 4 << 20
+THREAD_BYTES = 2 << 20
 """What a thread takes that reads, about: its decoder, and what its allocator does not give back."""
 
 
