@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import textwrap
-import threading
 import time
 from collections import Counter
 from dataclasses import replace
@@ -80,10 +79,6 @@ def same(found, expected):
 
 def shard_requests(remote):
     return [seen for seen in remote.proxy.seen if seen.path.split("?")[0].endswith(".tar")]
-
-
-def fetching():
-    return {thread for thread in threading.enumerate() if thread.name.startswith("vidbrain-fetch")}
 
 
 def wait_for(condition, seconds=20.0):
@@ -163,36 +158,6 @@ def test_a_limit_below_the_data_set_is_held(honest, data, tmp_path):
     for at, wanted in zip(range(0, len(order), 16), expected, strict=True):
         same([source.read(order[at : at + 16])], [wanted])
         assert sum(Cache(tmp_path / "cache").held().values()) <= limit
-    source.close()
-
-
-def test_the_first_shards_of_the_next_epoch_are_fetched_while_the_last_batches_are_taken(
-    honest, data, tmp_path, monkeypatch
-):
-    """In a cache that held the last shards alone. Batches and states are those of a disk."""
-    monkeypatch.setattr("vidbrain.stream.remote.AHEAD", 0.5)
-    upload_tree(data, honest.root)
-    sums = [hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(data.glob("shards/*.tar"))]
-    limit = sum(path.stat().st_size for path in data.glob("shards/*.tar")) // 2
-    source = source_of(honest.root, cache=tmp_path / "cache", cache_bytes=limit)
-    there, here = (
-        Loader(each, batch_size=16, shuffle=False, tail="mask", workers=1) for each in (source, source_of(data))
-    )
-    before = fetching()
-    same(list(there), list(here))
-    cache = Cache(tmp_path / "cache")
-
-    def held():
-        return {name.partition("-")[0] for name in cache.held() if (cache.folder / name).exists()}
-
-    wait_for(lambda: set(sums[:2]) <= held())
-    # Nobody reads on: what fetches ahead ends, and lets the source go.
-    wait_for(lambda: not fetching() - before)
-    assert there.state_dict() == here.state_dict()
-    n_hits = there.stats()["cache_hits"]
-    same([next(iter(there))], [next(iter(here))])
-    assert there.stats()["cache_hits"] > n_hits
-    assert sum(cache.held().values()) <= limit
     source.close()
 
 

@@ -172,7 +172,7 @@ class CodesSource:
         self.clips_per_shard = table.clips_per_shard
         self.held_bytes, self.clip_bytes = table.codes.nbytes, table.codes[:1].nbytes
 
-    def begin(self, pieces: Iterable[NDArray[np.int64]], then: Iterable[NDArray[np.int64]] = ()) -> None:
+    def begin(self, pieces: Iterable[NDArray[np.int64]]) -> None:
         """Everything is in memory already."""
 
     def reading_bytes(self, n_clips: int) -> int:

@@ -132,8 +132,7 @@ class Loader(IterableDataset[AnyBatch]):
         pinned = n_threads if self._device is not None and self._device.type == "cuda" else 0
         batches = (n_batches + pinned) * share * self._source.clip_bytes
         reading = n_threads * self._source.reading_bytes(share)
-        orders = (2 if self._source.fetches_ahead else 1) * self._order_bytes  # of the next epoch too
-        return batches + reading + orders + self._source.held_bytes
+        return batches + reading + self._order_bytes + self._source.held_bytes
 
     @property
     def bad_clips(self) -> dict[int, str]:
@@ -160,9 +159,7 @@ class Loader(IterableDataset[AnyBatch]):
         progress = self._progress if counts else SILENT
         share, source = self._batch_size // self._world.size, self._source
         if source.fetches_ahead and len(numbers):
-            # The next epoch begins where this one ends: its first shards are fetched while the last batches are taken.
-            following = self.order(epoch + 1).ahead(0, self._world)
-            source.begin(order.ahead(numbers[0], self._world, step=numbers.step), following)
+            source.begin(order.ahead(numbers[0], self._world, step=numbers.step))
 
         def read(job: tuple[int, Any]) -> AnyBatch:
             number, clips = job

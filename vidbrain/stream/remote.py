@@ -96,9 +96,7 @@ class RemoteShards:
         self._on_the_way: set[int] = set()
         self._ahead: dict[int, int] = {}
         self._errors: dict[int, StorageError] = {}
-        self._following: dict[int, Use] = {}
-        self._then: Iterable[NDArray[np.int64]] | None = None
-        self._now, self._n_clips, self._plan, self._n_bytes, self._n_hits = 0, 0, 0, 0, 0
+        self._now, self._plan, self._n_bytes, self._n_hits = 0, 0, 0, 0
         self._pool: ThreadPoolExecutor | None = None
 
     def __reduce__(self) -> tuple[type[RemoteShards], tuple[Any, ...]]:
@@ -106,17 +104,13 @@ class RemoteShards:
 
     # -- what a reader asks --------------------------------------------------------------------------------------------
 
-    def begin(self, pieces: Iterable[NDArray[np.int64]], then: Iterable[NDArray[np.int64]] = ()) -> None:
-        """Hear the shard of every clip that will be read next, in order; fetch them ahead in the order of first use.
-
-        When all of them are here, or on their way, it is looked at what will be read after them, `then`.
-        """
+    def begin(self, pieces: Iterable[NDArray[np.int64]]) -> None:
+        """Hear the shard of every clip that will be read next, in order; fetch them ahead in the order of first use."""
         self._check_process()
-        uses, n_clips = _uses_of(pieces, 0)
+        uses = _uses_of(pieces)
         with self._change:
             self._uses, self._waiting = uses, sorted(uses, key=lambda shard: uses[shard].first)
-            self._following, self._then = {}, then
-            self._now, self._n_clips, self._plan = 0, n_clips, self._plan + 1
+            self._now, self._plan = 0, self._plan + 1
             self._ahead.clear()
             self._errors.clear()
             self._change.notify_all()
@@ -254,19 +248,13 @@ class RemoteShards:
         """Fetch shard after shard, until there is none left or another plan is made."""
         while True:
             with self._change:
-                while (shard := self._next(plan)) is None and self._is_worth_waiting(plan):
+                shard = self._next(plan)
+                while shard is None:
+                    if plan != self._plan or not self._waiting:
+                        return
                     self._change.wait(PAUSE_S)
-                if plan != self._plan:
-                    return
-                if shard is None:
-                    then, self._then = self._then, None
-                else:
-                    self._on_the_way.add(shard)
-            if shard is None:
-                if then is None:
-                    return
-                self._look_further(then, plan)
-                continue
+                    shard = self._next(plan)
+                self._on_the_way.add(shard)
             settled, error = True, None
             try:
                 settled = self._fill(shard)
@@ -286,23 +274,11 @@ class RemoteShards:
                 if not settled and plan == self._plan:
                     self._change.wait(PAUSE_S)
 
-    def _is_worth_waiting(self, plan: int) -> bool:
-        """Whether there may be something to fetch later: not when all is read, for nobody makes room then."""
-        return plan == self._plan and bool(self._waiting) and self._now < self._n_clips
-
-    def _look_further(self, then: Iterable[NDArray[np.int64]], plan: int) -> None:
-        """Let what will be read after the plan be fetched too."""
-        following, _ = _uses_of(then, self._n_clips)
-        with self._change:
-            if plan == self._plan:
-                self._following = following
-                self._waiting += sorted(following, key=lambda shard: following[shard].first)
-
     def _next(self, plan: int) -> int | None:
         """Take the next shard to fetch, if there is one and it is not too early; with the lock in hand."""
         if plan != self._plan:
             return None
-        self._waiting = [shard for shard in self._waiting if shard in self._following or self._is_due(shard)]
+        self._waiting = [shard for shard in self._waiting if self._uses[shard].last >= self._now]
         if not self._waiting or sum(self._ahead.values()) > AHEAD * self._cache.n_bytes:
             return None
         return self._waiting.pop(0)
@@ -329,8 +305,7 @@ class RemoteShards:
             return False
         self._keep(shard, lease)
         with self._change:
-            use = self._uses[shard] if self._is_due(shard) else self._following.get(shard)
-            if use is not None and use.first > self._now:
+            if shard in self._uses and self._uses[shard].first > self._now:
                 self._ahead[shard] = content.n_bytes
         return True
 
@@ -380,18 +355,17 @@ class RemoteShards:
             shard = self._shard_of.get(name)
             if shard is None:
                 return None
-            use = self._uses[shard] if self._is_due(shard) else self._following.get(shard)
-            return math.inf if use is None else float(max(use.first, self._now))
-
-    def _is_due(self, shard: int) -> bool:
-        """Whether the plan needs a shard still."""
-        return shard in self._uses and self._uses[shard].last >= self._now
+            use = self._uses.get(shard)
+            if use is None or use.last < self._now:
+                return math.inf
+            return float(max(use.first, self._now))
 
 
-def _uses_of(pieces: Iterable[NDArray[np.int64]], n: int) -> tuple[dict[int, Use], int]:
-    """First and last use of each shard, from the shard of every clip, in order, which are counted from `n` on."""
+def _uses_of(pieces: Iterable[NDArray[np.int64]]) -> dict[int, Use]:
+    """First and last use of each shard, from the shard of every clip, in order."""
     first: dict[int, int] = {}
     last: dict[int, int] = {}
+    n = 0
     for shards in pieces:
         found, begun = np.unique(shards, return_index=True)
         left = len(shards) - 1 - np.unique(shards[::-1], return_index=True)[1]
@@ -399,7 +373,7 @@ def _uses_of(pieces: Iterable[NDArray[np.int64]], n: int) -> tuple[dict[int, Use
             first.setdefault(shard, n + a)
             last[shard] = n + b
         n += len(shards)
-    return {shard: Use(first[shard], last[shard]) for shard in first}, n
+    return {shard: Use(first[shard], last[shard]) for shard in first}
 
 
 def _is_whole(content: Content) -> bool:

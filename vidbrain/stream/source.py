@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -46,11 +46,8 @@ class Source(Protocol[Batch_co]):
     fetches_ahead: bool
     """Whether `begin` is of use: where it is not, the order of a whole epoch is never made."""
 
-    def begin(self, pieces: Iterable[NDArray[np.int64]], then: Iterable[NDArray[np.int64]] = ()) -> None:
-        """Hear which clips this process will read next, in order, and which then: what is known can be fetched ahead.
-
-        `then` may be asked for later, in another thread, or never.
-        """
+    def begin(self, pieces: Iterable[NDArray[np.int64]]) -> None:
+        """Hear which clips this process will read next, in order: what is known can be fetched ahead."""
 
     def reading_bytes(self, n_clips: int) -> int:
         """Most memory that a thread takes to read so many clips, beside the batch itself."""
@@ -115,13 +112,9 @@ class ClipSource:
         self._reader, self._buffers = SegmentReader(manifest, self._shards, kept), Buffers(self.shape)
         self.held_bytes = (kept.n_bytes if kept else 0) + (FETCH_BYTES if self.fetches_ahead else 0)
 
-    def begin(self, pieces: Iterable[NDArray[np.int64]], then: Iterable[NDArray[np.int64]] = ()) -> None:
+    def begin(self, pieces: Iterable[NDArray[np.int64]]) -> None:
         """Hear what will be read: from a store it is fetched ahead, in this order."""
-        self._shards.begin(self._shards_of(pieces), self._shards_of(then))
-
-    def _shards_of(self, pieces: Iterable[NDArray[np.int64]]) -> Iterator[NDArray[np.int64]]:
-        for clips in pieces:
-            yield self._shard[self.table.locate(clips)[0]]
+        self._shards.begin(self._shard[self.table.locate(clips)[0]] for clips in pieces)
 
     def reading_bytes(self, n_clips: int) -> int:
         """Two parts unpacked, what is stored of the clips, and from a store that again and the gaps between."""
