@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from vidbrain.errors import ConfigError
 from vidbrain.records import World
-from vidbrain.stream.order import EpochOrder, n_streams_of
+from vidbrain.stream.order import ALONE, EpochOrder, n_streams_of
 
 counts_of = st.lists(st.integers(0, 40), min_size=1, max_size=8).filter(any).map(lambda c: np.array(c, np.int64))
 windows = st.sampled_from([0, 1, 7, 30, 200, 65_536])
@@ -67,6 +67,10 @@ def test_stops_and_worlds_leave_no_trace(oracle, counts, case, data):
     assert pieces == oracle(counts.tolist(), **case)
 
 
+def ahead(order, first=0, world=ALONE, step=1):
+    return np.concatenate([np.empty(0, np.int64), *order.ahead(first, world, step=step)])
+
+
 @settings(max_examples=80, deadline=None)
 @given(counts_of, cases(), st.data())
 def test_what_is_ahead_is_what_comes(counts, case, data):
@@ -76,7 +80,7 @@ def test_what_is_ahead_is_what_comes(counts, case, data):
     first, step = data.draw(st.integers(0, order.n_batches)), data.draw(st.integers(1, 3))
     come = [order.batch(number, world) for number in range(first, order.n_batches, step)]
     expected = np.concatenate(come) if come else np.empty(0, int)
-    np.testing.assert_array_equal(order.ahead(first, world, step=step), expected[expected >= 0])
+    np.testing.assert_array_equal(ahead(order, first, world, step=step), expected[expected >= 0])
 
 
 def test_chunks_do_not_show(oracle):
@@ -96,12 +100,12 @@ def test_masked_rows_stand_anywhere_in_the_last_batch(oracle, n):
     case = {"batch_size": 4, "seed": 0, "epoch": 0, "window": 50, "n_streams": 2, "tail": "mask"}
     order, expected = EpochOrder(np.array([n]), **case), oracle([n], **case)
     assert batches_of(order, range(order.n_batches)) == expected
-    assert order.ahead(0).tolist() == [clip for batch in expected for clip in batch if clip >= 0]
+    assert ahead(order).tolist() == [clip for batch in expected for clip in batch if clip >= 0]
 
 
 def test_epochs_and_seeds_differ():
     counts = np.full(50, 200)
-    a, b, c = (EpochOrder(counts, batch_size=10, seed=s, epoch=e).ahead(0) for s, e in ((0, 0), (0, 1), (1, 0)))
+    a, b, c = (ahead(EpochOrder(counts, batch_size=10, seed=s, epoch=e)) for s, e in ((0, 0), (0, 1), (1, 0)))
     assert (a != b).mean() > 0.99
     assert (a != c).mean() > 0.99
 
@@ -131,7 +135,7 @@ def test_batches_are_nearly_as_mixed_as_a_full_permutation():
     order = EpochOrder(np.full(n // 1000, 1000), batch_size=size, seed=0, epoch=0)
     full = np.random.default_rng(0).permutation(n)[: n // size * size]
     found, best = (
-        np.mean([len(set(batch)) for batch in clips.reshape(-1, size) // 50]) for clips in (order.ahead(0), full)
+        np.mean([len(set(batch)) for batch in clips.reshape(-1, size) // 50]) for clips in (ahead(order), full)
     )
     assert found > 0.9 * best
 
@@ -140,7 +144,7 @@ def test_a_process_that_owns_streams_touches_its_own_shards_in_every_epoch():
     counts, size = np.full(160, 50), 4
     touched = [
         {
-            rank: set((EpochOrder(counts, batch_size=64, seed=0, epoch=e).ahead(0, World(rank, size)) // 50).tolist())
+            rank: set((ahead(EpochOrder(counts, batch_size=64, seed=0, epoch=e), 0, World(rank, size)) // 50).tolist())
             for rank in range(size)
         }
         for e in range(2)
@@ -157,7 +161,7 @@ def test_streams_divide_the_batch():
 
 def test_substitutes_are_the_rest_of_the_stream():
     order = EpochOrder(np.array([30, 31]), batch_size=4, seed=0, epoch=0, window=16, n_streams=2)
-    stream = order.ahead(0).reshape(-1, 2, 2)[:, 1].ravel()
+    stream = ahead(order).reshape(-1, 2, 2)[:, 1].ravel()
     found = list(order.substitutes(3, 2))  # batch 3, first slot of the second stream: the stream's 6th clip
     assert found[: len(stream) - 7] == stream[7:].tolist()
     assert sorted([*found, int(stream[6])]) == list(range(30, 61))
@@ -186,4 +190,4 @@ def test_memory_is_as_stated():
         order.batch(number)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert peak < order.held_bytes < 40e6
+    assert order.held_bytes / 3 < peak < order.held_bytes

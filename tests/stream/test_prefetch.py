@@ -1,6 +1,7 @@
 import itertools
 import threading
 import time
+import weakref
 
 import numpy as np
 import pytest
@@ -34,6 +35,28 @@ def test_results_come_in_the_order_of_the_jobs_and_few_are_ahead(n):
     assert found == [job * job for job in range(60)]
     assert max(ahead) <= n + SPARE + 1  # the one that was just given is not counted yet
     assert threads() == 0
+
+
+class Made:
+    """A result that can be counted."""
+
+
+def test_no_thread_holds_what_it_gave_away():
+    """Threads that wait, because the consumer is slow, must not keep its results alive."""
+    alive = weakref.WeakSet()
+
+    def make(job):
+        result = Made()
+        alive.add(result)
+        return result
+
+    n, most = 6, 0
+    for result, _ in prefetch(range(60), make, n).results():
+        time.sleep(0.002)
+        most = max(most, len(alive))
+        del result
+    # Those in the making or ready, and the one that is in the consumer's hands.
+    assert most <= n + SPARE + 1
 
 
 def test_an_error_comes_in_its_place():

@@ -64,6 +64,22 @@ def test_faults_hit_whom_they_name_as_often_as_they_say(proxy):
     assert ask(proxy.endpoint, "GET", "/bucket/x")[0] == 200
 
 
+def test_faults_hit_the_share_that_they_say_and_the_same_requests_for_the_same_seed(server):
+    found = []
+    for seed in (3, 3, 4):
+        with ChaosProxy(server.endpoint, seed=seed) as proxy:
+            proxy.inject(
+                Fault("status", times=None, share=0.2), Fault("status", status=500, code="x", times=None, share=0.3)
+            )
+            found.append([ask(proxy.endpoint, "GET", "/bucket/x")[0] for _ in range(150)])
+            assert [seen.fault for seen in proxy.seen] == [None if status == 200 else "status" for status in found[-1]]
+    assert found[0] == found[1] != found[2]
+    for statuses in found:
+        # Four deviations of a binomial draw, and half of one for chance.
+        assert statuses.count(503) == pytest.approx(30, abs=20)
+        assert statuses.count(500) == pytest.approx(45, abs=23)
+
+
 @pytest.mark.parametrize(
     ("kind", "error"),
     [

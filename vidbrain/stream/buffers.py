@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import mmap
 import weakref
 
 import numpy as np
@@ -35,7 +36,11 @@ class Buffers:
             with contextlib.suppress(IndexError):
                 memory = self._free.pop()
         if memory.nbytes < n_bytes:
-            memory = np.empty(n_bytes, np.uint8)
+            # Pages of its own: from the allocator, memory that is given back stays with the thread that gave it.
+            pages = mmap.mmap(-1, n_bytes, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+            if hasattr(mmap, "MADV_HUGEPAGE"):
+                pages.madvise(mmap.MADV_HUGEPAGE)
+            memory = np.frombuffer(pages, np.uint8)
         if not n_bytes:
             return np.empty((0, *self._shape), np.uint8)
         # Arrays and their slices, and tensors made of them, keep this object alive; its end is the memory's return.

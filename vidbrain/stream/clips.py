@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import pandas as pd
@@ -36,7 +37,7 @@ class ClipTable:
     first_start: NDArray[np.int64]
     counts: NDArray[np.int64]
 
-    @property
+    @cached_property
     def offsets(self) -> NDArray[np.int64]:
         """Number of the first clip of each segment, and the total at the end: (n_segments + 1,)."""
         return np.concatenate([[0], np.cumsum(self.counts)])

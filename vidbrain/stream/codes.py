@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import io
 import zlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -114,7 +115,7 @@ def _read_members(
     shard, begin = rows["shard"].to_numpy(np.int64), rows["offset"].to_numpy(np.int64)
     end, crc32, keys = begin + rows["n_bytes"].to_numpy(np.int64), rows["crc32"].tolist(), rows["key"].tolist()
     spans = list(zip(shard.tolist(), begin.tolist(), end.tolist(), strict=True))
-    shards.begin(shard)
+    shards.begin([shard])
     codes: NDArray[np.uint16] | None = None
     for number in np.unique(shard):
         members = np.flatnonzero(shard == number).tolist()
@@ -171,8 +172,12 @@ class CodesSource:
         self.clips_per_shard = table.clips_per_shard
         self.held_bytes, self.clip_bytes = table.codes.nbytes, table.codes[:1].nbytes
 
-    def begin(self, clips: NDArray[np.integer[Any]]) -> None:
+    def begin(self, pieces: Iterable[NDArray[np.int64]]) -> None:
         """Everything is in memory already."""
+
+    def reading_bytes(self, n_clips: int) -> int:
+        """A batch is gathered straight."""
+        return 0
 
     def read(self, clips: NDArray[np.int64]) -> CodesBatch:
         """Gather a batch."""

@@ -121,15 +121,18 @@ class Loader(IterableDataset[AnyBatch]):
 
     @property
     def memory_bytes(self) -> int:
-        """Most memory that streaming takes at a time: batches read ahead and in use, the order, and the source's."""
+        """Most memory that streaming takes at a time, beside the index.
+
+        That are batches read ahead and in use, what threads take to read them, the order, and what the source keeps.
+        """
         share = self._batch_size // self._world.size
         # In use: the batch that the trainer holds, and the one before it, until its name is bound to the new one.
-        n_batches = self._most_threads + SPARE + 2
-        pinned = self._most_threads if self._device is not None and self._device.type == "cuda" else 0
-        ahead = 4 * self.n_clips // self._world.size if self._source.fetches_ahead else 0
-        return (n_batches + pinned) * share * self._source.clip_bytes + (
-            self._order_bytes + ahead + self._source.held_bytes
-        )
+        n_threads = self._most_threads
+        n_batches = n_threads + SPARE + 2
+        pinned = n_threads if self._device is not None and self._device.type == "cuda" else 0
+        batches = (n_batches + pinned) * share * self._source.clip_bytes
+        reading = n_threads * self._source.reading_bytes(share)
+        return batches + reading + self._order_bytes + self._source.held_bytes
 
     @property
     def bad_clips(self) -> dict[int, str]:

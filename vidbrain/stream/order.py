@@ -131,24 +131,16 @@ class EpochOrder:
 
     @property
     def held_bytes(self) -> int:
-        """Most memory that batches take; `ahead` comes on top of it."""
-        return sum(stream.held_bytes for stream in self._streams) + 32 * BLOCK * self.batch_size
+        """Most memory that an epoch's batches take."""
+        held = sum(stream.held_bytes for stream in self._streams)
+        # Chunks are sorted one after the other.
+        return held + max(stream.sorting_bytes for stream in self._streams) + 32 * BLOCK * self.batch_size
 
-    def ahead(self, first: int, world: World = ALONE, *, step: int = 1) -> NDArray[np.integer[Any]]:
-        """Return the clips of one process in global batches `first`, `first` + `step`, …, without masked rows.
-
-        Returns
-        -------
-        (n,) uint32, or int64 for more than 2^32 clips
-        """
-        share = self.batch_size // world.size
-        dtype: np.dtype[np.integer[Any]] = np.dtype(np.uint32 if self.n_clips < 2**32 else np.int64)
-        out, n = np.empty(len(range(first, self.n_batches, step)) * share, dtype), 0
-        for _, clips in self.batches(first, world, step=step):
-            found = clips[clips >= 0]
-            out[n : n + len(found)] = found
-            n += len(found)
-        return out[:n]
+    def ahead(self, first: int, world: World = ALONE, *, step: int = 1) -> Iterator[NDArray[np.int64]]:
+        """Yield the clips of one process in global batches `first`, `first` + `step`, …, in pieces, no masked rows."""
+        for begin in range(first, self.n_batches, BLOCK * step):
+            rows = self._rows(begin, min(begin + BLOCK * step, self.n_batches), world)[::step]
+            yield rows[rows >= 0]
 
     def substitutes(self, number: int, slot: int) -> Iterator[int]:
         """Yield what may stand in for a clip: those that follow it in its stream, and then those before it.
@@ -214,11 +206,18 @@ class _Stream:
 
     @property
     def held_bytes(self) -> int:
-        """A sorted chunk, the shards, and the arrays that a chunk is sorted in."""
+        """A sorted chunk, and the shards."""
+        if not (self._shuffled and self.size):
+            return 0
+        return 8 * min(self._span, self.size) + 48 * len(self._lengths)
+
+    @property
+    def sorting_bytes(self) -> int:
+        """The arrays that a chunk is sorted in."""
         if not (self._shuffled and self.size):
             return 0
         drawn = self._span + 2 * int((self._high - self._low).max())
-        return 8 * min(self._span, self.size) + 48 * len(self._lengths) + 64 * min(drawn, self.size)
+        return 64 * min(drawn, self.size)
 
     def take(self, first: int, past: int) -> NDArray[np.integer[Any]]:
         """Clips of rank `first` to `past` in the stream, as many as there are: uint32, or int64 beyond 2^32."""

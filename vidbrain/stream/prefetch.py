@@ -183,6 +183,8 @@ class Prefetch(Generic[Job, Result]):
                     self._done[number] = (result, failure)
                 self._ended |= number < 0 or failure is not None
                 self._ready.notify_all()
+            # Not while it waits for room: the consumer may be done with it by then.
+            del result, failure
 
     def _reserve(self) -> bool:
         """Wait for room for a result; False if this thread is to end."""

@@ -67,6 +67,13 @@ class SegmentReader:
         """Stored bytes read so far."""
         return int(self._shards.stats()["n_bytes"])
 
+    def stored_bytes(self, spec: ClipSpec) -> int:
+        """Most stored bytes of the parts that a clip touches."""
+        n_parts = (spec.span - 2) // PART_FRAMES + 2 if spec.span > 1 else 1
+        ends = np.concatenate([[0], np.cumsum(self._layout.n_bytes)])
+        n_parts = min(n_parts, len(ends) - 1)
+        return int((ends[n_parts:] - ends[:-n_parts]).max())
+
     def read_clips(
         self,
         segments: NDArray[np.int64],

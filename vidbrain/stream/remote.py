@@ -104,24 +104,18 @@ class RemoteShards:
 
     # -- what a reader asks --------------------------------------------------------------------------------------------
 
-    def begin(self, shards: NDArray[np.int64]) -> None:
+    def begin(self, pieces: Iterable[NDArray[np.int64]]) -> None:
         """Hear the shard of every clip that will be read next, in order; fetch them ahead in the order of first use."""
         self._check_process()
-        place = np.arange(len(shards))
-        first = np.full(len(self._member_bounds), -1, np.int64)
-        last = first.copy()
-        first[shards[::-1]] = place[::-1]
-        last[shards] = place
-        due = np.flatnonzero(first >= 0)
+        uses = _uses_of(pieces)
         with self._change:
-            self._uses = {int(s): Use(int(first[s]), int(last[s])) for s in due}
-            self._waiting = due[np.argsort(first[due])].tolist()
+            self._uses, self._waiting = uses, sorted(uses, key=lambda shard: uses[shard].first)
             self._now, self._plan = 0, self._plan + 1
             self._ahead.clear()
             self._errors.clear()
             self._change.notify_all()
             plan = self._plan
-        for number in range(min(N_DOWNLOADS, len(due))):
+        for number in range(min(N_DOWNLOADS, len(uses))):
             threading.Thread(target=self._work, args=(plan,), name=f"vidbrain-fetch-{number}", daemon=True).start()
 
     def read(self, spans: Sequence[Span], n_clips: int = 0) -> list[bytes]:
@@ -365,6 +359,21 @@ class RemoteShards:
             if use is None or use.last < self._now:
                 return math.inf
             return float(max(use.first, self._now))
+
+
+def _uses_of(pieces: Iterable[NDArray[np.int64]]) -> dict[int, Use]:
+    """First and last use of each shard, from the shard of every clip, in order."""
+    first: dict[int, int] = {}
+    last: dict[int, int] = {}
+    n = 0
+    for shards in pieces:
+        found, begun = np.unique(shards, return_index=True)
+        left = len(shards) - 1 - np.unique(shards[::-1], return_index=True)[1]
+        for shard, a, b in zip(found.tolist(), begun.tolist(), left.tolist(), strict=True):
+            first.setdefault(shard, n + a)
+            last[shard] = n + b
+        n += len(shards)
+    return {shard: Use(first[shard], last[shard]) for shard in first}
 
 
 def _is_whole(content: Content) -> bool:

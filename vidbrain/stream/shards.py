@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -26,8 +26,8 @@ OPEN_SHARDS = 128
 class Shards(Protocol):
     """The stored bytes of a data set; any number of threads may read."""
 
-    def begin(self, shards: NDArray[np.int64]) -> None:
-        """Hear the shard of every clip that will be read next, in order."""
+    def begin(self, pieces: Iterable[NDArray[np.int64]]) -> None:
+        """Hear the shard of every clip that will be read next, in order, piece after piece."""
 
     def read(self, spans: Sequence[Span], n_clips: int = 0) -> list[bytes]:
         """Return the bytes of each span; `n_clips` counts those clips announced by `begin` that end with this read."""
@@ -64,7 +64,7 @@ class LocalShards:
     def __reduce__(self) -> tuple[type[LocalShards], tuple[Path]]:
         return LocalShards, (self._root,)
 
-    def begin(self, shards: NDArray[np.int64]) -> None:
+    def begin(self, pieces: Iterable[NDArray[np.int64]]) -> None:
         """Nothing is fetched ahead from a disk."""
 
     def read(self, spans: Sequence[Span], n_clips: int = 0) -> list[bytes]:

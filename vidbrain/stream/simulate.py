@@ -159,7 +159,7 @@ def simulate(
         is downloaded twice. ``ranged``: requests and bytes without any cache, by ranges. ``cache``: for each limit
         downloads, bytes, and how often a shard is downloaded on average.
     """
-    clips = order.ahead(0, world).astype(np.int64)
+    clips = np.concatenate([np.empty(0, np.int64), *order.ahead(0, world)])
     share = order.batch_size // world.size
     # All batches are whole but the last.
     clips_of_batch = np.full(order.n_batches, share)

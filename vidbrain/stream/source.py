@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,11 +14,12 @@ from vidbrain.records import ClipSpec
 from vidbrain.sharding.manifest import Manifest
 from vidbrain.sharding.parts import PART_FRAMES
 from vidbrain.storage.cache import CACHE, CACHE_BYTES
-from vidbrain.storage.objects import Root
+from vidbrain.storage.objects import GAP_BYTES, Root
 from vidbrain.stream.batch import ClipBatch, clip_columns, clip_meta
 from vidbrain.stream.buffers import Buffers
 from vidbrain.stream.clips import ClipTable, clip_table
 from vidbrain.stream.kept import KeptFrames
+from vidbrain.stream.layout import SPANS_AT_ONCE
 from vidbrain.stream.reader import SegmentReader
 from vidbrain.stream.remote import FETCH_BYTES
 from vidbrain.stream.shards import open_shards
@@ -27,6 +29,8 @@ Batch_co = TypeVar("Batch_co", covariant=True)
 
 KEPT_BYTES = 2 << 30
 """Default memory for decoded frames that are needed again."""
+THREAD_BYTES = 2 << 20
+"""What a thread takes that reads, about: its decoder, and what its allocator does not give back."""
 
 
 class Source(Protocol[Batch_co]):
@@ -38,12 +42,15 @@ class Source(Protocol[Batch_co]):
     clip_bytes: int
     """Of one clip in a batch."""
     held_bytes: int
-    """Most that the source keeps in memory beside the batches that it returned."""
+    """Most that the source keeps in memory between batches."""
     fetches_ahead: bool
     """Whether `begin` is of use: where it is not, the order of a whole epoch is never made."""
 
-    def begin(self, clips: NDArray[np.integer[Any]]) -> None:
+    def begin(self, pieces: Iterable[NDArray[np.int64]]) -> None:
         """Hear which clips this process will read next, in order: what is known can be fetched ahead."""
+
+    def reading_bytes(self, n_clips: int) -> int:
+        """Most memory that a thread takes to read so many clips, beside the batch itself."""
 
     def read(self, clips: NDArray[np.int64]) -> Batch_co:
         """Return the batch of these clips. Several threads may ask at once."""
@@ -103,13 +110,17 @@ class ClipSource:
         self.fetches_ahead = isinstance(manifest.root, Root)
         kept = KeptFrames.of(self.table, manifest, kept_bytes)
         self._reader, self._buffers = SegmentReader(manifest, self._shards, kept), Buffers(self.shape)
-        # A part, packed and unpacked, for each of many threads; what is on its way; and the frames that are kept.
-        self.held_bytes = 2 * 32 * PART_FRAMES * math.prod(self.shape[1:])
-        self.held_bytes += (kept.n_bytes if kept else 0) + (FETCH_BYTES if self.fetches_ahead else 0)
+        self.held_bytes = (kept.n_bytes if kept else 0) + (FETCH_BYTES if self.fetches_ahead else 0)
 
-    def begin(self, clips: NDArray[np.integer[Any]]) -> None:
+    def begin(self, pieces: Iterable[NDArray[np.int64]]) -> None:
         """Hear what will be read: from a store it is fetched ahead, in this order."""
-        self._shards.begin(self._shard[self.table.locate(clips.astype(np.int64, copy=False))[0]])
+        self._shards.begin(self._shard[self.table.locate(clips)[0]] for clips in pieces)
+
+    def reading_bytes(self, n_clips: int) -> int:
+        """Two parts unpacked, what is stored of the clips, and from a store that again and the gaps between."""
+        stored = n_clips * self._reader.stored_bytes(self.clip)
+        fetched = stored + SPANS_AT_ONCE * GAP_BYTES if self.fetches_ahead else 0
+        return THREAD_BYTES + 2 * PART_FRAMES * math.prod(self.shape[1:]) + stored + fetched
 
     def read(self, clips: NDArray[np.int64]) -> ClipBatch:
         """Read a batch. Its memory is used again when nobody holds it any more."""

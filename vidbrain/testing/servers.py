@@ -11,6 +11,7 @@ import contextlib
 import http.client
 import importlib.util
 import os
+import random
 import re
 import select
 import shutil
@@ -183,6 +184,9 @@ class Fault:
         Only requests whose path and query contain this.
     times
         How many requests it spoils; None for all.
+    share
+        Of the requests that it fits, how many it spoils, drawn by the proxy's `seed`. Shares of several faults add up:
+        a request meets one of them at most.
     """
 
     kind: Literal["status", "drop", "reset", "truncate", "stall", "stale-etag", "latency", "flip"]
@@ -194,11 +198,15 @@ class Fault:
     retry_after_s: int | None = None
     after_bytes: int = 0
     delay_s: float = 0.0
+    share: float = 1.0
 
 
 @dataclass(frozen=True)
 class Seen:
-    """A request that passed: `range` is its Range header, `n_bytes` the bytes of body that were sent back."""
+    """A request that passed.
+
+    `range` is its Range header, `n_bytes` the bytes of body that were sent back, `fault` the kind of what spoilt it.
+    """
 
     method: str
     path: str
@@ -206,6 +214,7 @@ class Seen:
     status: int
     n_bytes: int
     at_s: float
+    fault: str | None = None
 
 
 @dataclass
@@ -218,13 +227,17 @@ class ChaosProxy:
     ----------
     upstream
         Endpoint of the true server.
+    seed
+        Of the faults that hit a share of the requests.
     seen
         Every request, in the order of their ends.
     """
 
     upstream: str
+    seed: int = 0
     seen: list[Seen] = field(default_factory=list)
     _faults: list[Fault] = field(default_factory=list)
+    _chance: random.Random = field(default_factory=random.Random)
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _closing: threading.Event = field(default_factory=threading.Event)
     _server: ThreadingHTTPServer | None = None
@@ -235,6 +248,7 @@ class ChaosProxy:
         class Bound(_Handler):
             chaos = proxy
 
+        self._chance.seed(self.seed)
         self._server = _Quiet((HOST, 0), Bound)
         threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
         return self
@@ -252,7 +266,7 @@ class ChaosProxy:
         return f"http://{HOST}:{self._server.server_address[1]}"
 
     def inject(self, *faults: Fault) -> None:
-        """Spoil the coming requests; the first fault that fits one is used, until its times are up."""
+        """Spoil the coming requests; the first fault that fits and hits one is used, until its times are up."""
         with self._lock:
             self._faults.extend(faults)
 
@@ -264,8 +278,12 @@ class ChaosProxy:
 
     def _choose(self, method: str, path: str) -> Fault | None:
         with self._lock:
+            drawn = self._chance.random()
             for fault in self._faults:
                 if fault.times != 0 and fault.method in (None, method) and fault.path in path:
+                    drawn -= fault.share
+                    if drawn >= 0:
+                        continue
                     if fault.times is not None:
                         fault.times -= 1
                     return fault
@@ -299,7 +317,7 @@ class _Handler(BaseHTTPRequestHandler):
             headers = [("Content-Type", "application/xml")]
             if fault.retry_after_s is not None:
                 headers.append(("Retry-After", str(fault.retry_after_s)))
-            self._answer(fault.status, [*headers, ("Content-Length", str(len(body)))], body)
+            self._answer(fault.status, [*headers, ("Content-Length", str(len(body)))], body, fault)
             return
         if fault and kind == "latency":
             self.chaos._closing.wait(fault.delay_s)
@@ -309,13 +327,13 @@ class _Handler(BaseHTTPRequestHandler):
         if kind == "flip" and body:
             body = _flipped(body)
         if fault and kind == "drop":
-            self._record(status, 0)
+            self._record(status, 0, fault)
             self._cut(reset=True)
             return
         if kind == "stale-etag":
             headers = [(name, '"0123456789abcdef"' if name.lower() == "etag" else value) for name, value in headers]
         cut = fault.after_bytes if fault and kind in ("reset", "truncate", "stall") else None
-        self._answer(status, headers, body[:cut])
+        self._answer(status, headers, body[:cut], fault)
         if cut is not None:
             if kind == "stall":
                 self.chaos._closing.wait(START_S)
@@ -338,9 +356,9 @@ class _Handler(BaseHTTPRequestHandler):
             length = answer.getheader("Content-Length") if self.command == "HEAD" else str(len(data))
             return answer.status, [*headers, ("Content-Length", length or "0")], data
 
-    def _answer(self, status: int, headers: list[tuple[str, str]], body: bytes) -> None:
+    def _answer(self, status: int, headers: list[tuple[str, str]], body: bytes, fault: Fault | None) -> None:
         body = b"" if self.command == "HEAD" else body
-        self._record(status, len(body))
+        self._record(status, len(body), fault)
         self.send_response_only(status)
         for name, value in headers:
             self.send_header(name, value)
@@ -348,8 +366,9 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
         self.wfile.flush()
 
-    def _record(self, status: int, n_bytes: int) -> None:
-        seen = Seen(self.command, self.path, self.headers.get("Range"), status, n_bytes, time.monotonic())
+    def _record(self, status: int, n_bytes: int, fault: Fault | None) -> None:
+        kind = fault.kind if fault else None
+        seen = Seen(self.command, self.path, self.headers.get("Range"), status, n_bytes, time.monotonic(), kind)
         with self.chaos._lock:
             self.chaos.seen.append(seen)
 
