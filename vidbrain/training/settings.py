@@ -1,6 +1,6 @@
 """Settings that every training has."""
 
-from __future__ import annotations
+# Without postponed annotations: the command line reads those of an inherited field, and knows them by value alone.
 
 from dataclasses import dataclass
 from typing import Any
@@ -46,8 +46,8 @@ class LoopConfig:
     """Clips that a process takes at a time; gradients of the parts of a step are added up. By default all of its share
     of a step, or as many as fit in memory by the estimate."""
     compile: CompileMode = "off"
-    """default: torch.compile, which needs a compiler and minutes at the start. reduce-overhead: in CUDA graphs, too, for
-    tiny models on a GPU."""
+    """default: torch.compile, which needs a C++ compiler and minutes at the start. reduce-overhead: CUDA graphs, too,
+    for tiny models on a GPU."""
     track: tuple[TrackerName, ...] = ()
     """Trackers that are told the rows of metrics.jsonl, offline, each where it is installed."""
 

@@ -41,7 +41,7 @@ class VQVAETrainConfig(LoopConfig):
     clip: ClipSpec = field(default_factory=ClipSpec)
     """Frames of a clip, their step, and the stride between clips, in source frames."""
     bad_share: float = 0.0
-    """Largest share of clips that may be damaged: others take their places, and they are listed. 0 stops at the first."""
+    """Largest share of clips that may be damaged: others take their places. 0 stops at the first."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
