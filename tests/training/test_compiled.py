@@ -62,6 +62,8 @@ def test_a_compiled_gpt_trains_as_the_plain_one_and_they_take_turns(codes, gpt_c
     load_gpt(tmp_path / "compiled" / "best")
 
 
+# Of torch about tensors between two graphs, which nobody here asks for a gradient.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
 def test_a_captured_vqvae_in_parts_trains_as_the_plain_one(shards, vqvae_config, tmp_path, monkeypatch, fresh):
     # Captured with its gradient and not handed to a compiler: what breaks up the graph is the same, in seconds.
     honest = torch.compile
