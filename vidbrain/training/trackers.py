@@ -7,7 +7,7 @@ import importlib
 import importlib.util
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -57,6 +57,7 @@ def open_trackers(names: Sequence[TrackerName], out: Path, settings: Mapping[str
     step
         Last step that is done: what a killed run told beyond it comes again.
     """
+    makers: dict[TrackerName, Callable[[Path, Mapping[str, Any], int], Tracker]]
     makers = {"tensorboard": _TensorBoard, "trackio": _Trackio, "wandb": _Wandb}
     return [makers[name](out, settings, step) for name in dict.fromkeys(names)]
 
