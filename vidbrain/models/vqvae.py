@@ -70,8 +70,8 @@ class VQVAE(nn.Module):
     def forward(self, video: Tensor) -> VQVAEOutput:
         """Training loss of uint8 clips (B, T, H, W, 3)."""
         pixels = self._pixels(video)
-        if self.training and not bool(self.started):
-            self._start_from(pixels)
+        if self.training:
+            self.start_if_fresh(pixels)
         target = self._standardised(pixels)
         quantized = self._quantize(self.encoder(target))
         # The decoder may run in 16 bits; the error is summed in 32.
@@ -89,12 +89,16 @@ class VQVAE(nn.Module):
 
         A training that takes a batch in parts calls it: the first part alone would give another start.
         """
-        if not bool(self.started):
-            self._start_from(torch.cat([self._pixels(video) for video in videos]))
+        self.start_if_fresh(torch.cat([self._pixels(video) for video in videos]))
         if isinstance(self.codebook, Codebook) and not bool(self.codebook.ready):
             encoder = copy.deepcopy(self.encoder)  # running means are not to see these clips twice
             found = [encoder(self._standardised(self._pixels(video))).movedim(1, -1) for video in videos]
             self.codebook.start(torch.cat(found).float().flatten(0, -2))
+
+    def start_if_fresh(self, pixels: Tensor) -> None:
+        """Set mean, deviation and linear path from the pixels (B, 3, T, H, W) of the first batch; once only."""
+        if not bool(self.started):
+            self._start_from(pixels)
 
     def encode_features(self, video: Tensor) -> Tensor:
         """Encoder output before quantisation: uint8 (B, T, H, W, 3) -> float (B, t, h, w, code_dim)."""

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from vidbrain.errors import ConfigError, ModelError
 from vidbrain.models.codebook import Codebook
+from vidbrain.models.vqvae import VQVAE
 
 CompileMode = Literal["off", "default", "reduce-overhead"]
 
@@ -42,13 +43,15 @@ def check(mode: CompileMode, device: torch.device) -> None:
 def compiled(model: nn.Module, mode: CompileMode) -> nn.Module:
     """Return what computes a training step of the model; names and weights stay the model's own.
 
-    The codebook is left as it is: it decides by values and speaks with other processes.
+    The codebook and the start are left as they are: they decide by values and speak with other processes.
     """
     if mode == "off":
         return model
     for module in model.modules():
         if isinstance(module, Codebook):
             module.forward = torch.compiler.disable(module.forward)  # type: ignore[method-assign]
+        if isinstance(module, VQVAE):
+            module.start_if_fresh = torch.compiler.disable(module.start_if_fresh)  # type: ignore[method-assign]
     # Shapes are few: whole parts of a batch, and its last one.
     return torch.compile(model, mode=mode, dynamic=False)  # type: ignore[return-value]  # a module for a module
 
