@@ -96,9 +96,11 @@ def test_quarantine_of_all_processes_survives_in_any_world(damaged, vqvae_config
     assert summary["bad_clips"] >= len(saved)
 
 
-def test_by_default_the_first_damaged_clip_stops_a_training(damaged, vqvae_config, tmp_path):
+def test_by_default_the_first_damaged_clip_stops_a_training_which_goes_on_when_it_may(damaged, vqvae_config, tmp_path):
+    config = replace(vqvae_config, steps=5, eval_every=100, eval_clips=4)
     with pytest.raises(ShardError) as caught:
-        train_vqvae(damaged, tmp_path / "out", vqvae_config)
+        train_vqvae(damaged, tmp_path / "out", config)
     assert "vidbrain verify" in caught.value.hint
+    assert train_vqvae(damaged, tmp_path / "out", replace(config, bad_share=0.5))["bad_clips"] > 0
     with pytest.raises(ConfigError, match="bad_share is a share"):
         VQVAETrainConfig(bad_share=1.0)

@@ -48,6 +48,10 @@ class VQVAETrainConfig(LoopConfig):
         if not 0 <= self.bad_share < 1:
             raise ConfigError(f"bad_share is a share below 1, not {self.bad_share}", where="bad_share")
 
+    def deciding(self) -> dict[str, Any]:
+        """Leave out how much damage is borne: a run that was stopped by some goes on when more is allowed."""
+        return {name: value for name, value in super().deciding().items() if name != "bad_share"}
+
 
 def train_vqvae(
     data_root: str | Path,
