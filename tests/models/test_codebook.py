@@ -49,6 +49,29 @@ def test_gradient_passes_straight_through():
     torch.testing.assert_close(x.grad, torch.full_like(x, 3.0))
 
 
+@pytest.mark.parametrize("restart_below", [0.0, 30.0])
+def test_parts_of_a_batch_move_the_codes_as_the_whole(restart_below):
+    x, _ = blobs()
+    books = []
+    for cuts in ([400], [150, 150, 100]):
+        torch.manual_seed(0)
+        book = Codebook(8, 3, decay=0.5, restart_below=restart_below).train()
+        book.start(x)
+        for step in range(3):
+            torch.manual_seed(step)
+            parts = (x + step).split(cuts)
+            before = book.embeddings.clone()
+            with book.held():
+                for part in parts[:-1]:
+                    book(part)
+            assert torch.equal(book.embeddings, before)
+            book(parts[-1])
+        books.append(book)
+    assert (int(books[0].restarts) > 0) == (restart_below > 0)
+    for name, value in books[0].state_dict().items():
+        torch.testing.assert_close(books[1].state_dict()[name], value, rtol=1e-5, atol=1e-5, msg=name)
+
+
 def test_ema_update_equals_the_equations_of_the_paper():
     torch.manual_seed(0)
     book = Codebook(4, 3, decay=0.9, restart_below=0).train()

@@ -7,12 +7,12 @@ import sys
 
 import torch
 
-from vidbrain.models.processes import from_all_ranks, from_first_rank, reduce_in_place
+from vidbrain.models.processes import from_all_ranks, from_first_rank, reduce_in_place, rows_of_all_ranks
 
 SCRIPT = """
 import torch
 from torch import distributed as dist
-from vidbrain.models.processes import from_all_ranks, from_first_rank, reduce_in_place
+from vidbrain.models.processes import from_all_ranks, from_first_rank, reduce_in_place, rows_of_all_ranks
 dist.init_process_group("gloo")
 rank = dist.get_rank()
 held = 0
@@ -26,6 +26,8 @@ for step in range(300):
     held += kept._use_count() - 1
     first = from_first_rank(kept)
     assert first.tolist() == [0.0]
+rows = torch.arange(6.0).reshape(3, 2) + 10 * rank
+assert rows_of_all_ranks(rows, torch.tensor([5, 0, 2, 3])).tolist() == [[14, 15], [0, 1], [4, 5], [10, 11]]
 print(held)
 dist.destroy_process_group()
 """
@@ -57,4 +59,5 @@ def test_alone_values_stay():
     reduce_in_place(values)
     assert from_all_ranks(values) is values
     assert from_first_rank(values) is values
+    assert rows_of_all_ranks(values, torch.tensor([2, 0])).tolist() == [2.0, 0.0]
     assert values.tolist() == [0.0, 1.0, 2.0]

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import socket
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -118,3 +123,29 @@ def weights():
             np.testing.assert_array_equal(value, second[name], err_msg=name)
 
     return same
+
+
+@pytest.fixture
+def together():
+    """Run a script in so many training processes, as torchrun starts them, to a good end."""
+
+    def run(size, script, *arguments):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = str(free.getsockname()[1])
+        world = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "GLOO_SOCKET_IFNAME": "lo"}
+        processes = [
+            subprocess.Popen(
+                [sys.executable, "-c", script, *map(str, arguments)],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                env=os.environ | world | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            )
+            for rank in range(size)
+        ]
+        ends = [process.communicate() for process in processes]
+        assert [process.returncode for process in processes] == [0] * size, ends
+        return [out for out, _ in ends]
+
+    return run

@@ -17,7 +17,7 @@ app = App(name="train", help="Train a VQ-VAE on clips, or a GPT on its codes.")
 
 @app.command
 def vqvae(
-    data: Path | None = None,
+    data: str | None = None,
     /,
     *,
     out: Path | None = None,
@@ -34,7 +34,7 @@ def vqvae(
     Parameters
     ----------
     data
-        Data set of shards; default data in the data root.
+        Data set of shards, a folder or a URL; default data in the data root.
     out
         Folder of the run; default runs/vqvae in the data root.
     config
@@ -55,7 +55,7 @@ def vqvae(
 
 @app.command
 def gpt(
-    codes: Path | None = None,
+    codes: str | None = None,
     /,
     *,
     out: Path | None = None,
@@ -72,7 +72,7 @@ def gpt(
     Parameters
     ----------
     codes
-        Data set of codes, from `vidbrain tokenize`; default codes in the data root.
+        Data set of codes, from `vidbrain tokenize`, a folder or a URL; default codes in the data root.
     out
         Folder of the run; default runs/gpt in the data root.
     vqvae

@@ -8,13 +8,15 @@ M x K one-hot matrix), and use is counted over many batches.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from vidbrain.models.norms import full_precision
-from vidbrain.models.processes import from_all_ranks, from_first_rank, reduce_in_place
+from vidbrain.models.processes import from_all_ranks, from_first_rank, reduce_in_place, rows_of_all_ranks
 
 CHUNK = 16_384
 """Vectors compared with the codebook at a time: bounds memory at CHUNK x K float32."""
@@ -79,6 +81,20 @@ class Codebook(nn.Module):
         # Kept with the weights, so that a resumed run logs the same numbers as one that was never killed.
         self.register_buffer("usage", torch.zeros(n_codes, dtype=torch.int64))
         self.register_buffer("restarts", torch.zeros((), dtype=torch.int64))
+        self._held: list[tuple[Tensor, Tensor, Tensor]] = []
+        self._holds = False
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Put off learning: what is quantized in the block is learned from with the next batch outside, as one batch.
+
+        Parts of a batch then see the same codes, and move them as the whole would.
+        """
+        self._holds = True
+        try:
+            yield
+        finally:
+            self._holds = False
 
     def forward(self, z: Tensor) -> Quantized:
         """Quantize (..., D); in training mode also learn from it."""
@@ -87,12 +103,15 @@ class Codebook(nn.Module):
             z = z.float()
             flat = z.detach().reshape(-1, self.code_dim)
             if self.training and not bool(self.ready):
-                self._start_from(flat)
+                self.start(flat)
             codes, distance = nearest(flat, self.embeddings)
             vectors = self.embeddings[codes].reshape(z.shape)
             commitment = (z - vectors).square().mean()
             if self.training:
-                self._learn(flat, codes, distance)
+                self._held.append((flat, codes, distance))
+                if not self._holds:
+                    held, self._held = self._held, []
+                    self._learn(*(torch.cat(column) for column in zip(*held, strict=True)))
             return Quantized(z + (vectors - z).detach(), codes.reshape(z.shape[:-1]), commitment)
 
     def lookup(self, codes: Tensor) -> Tensor:
@@ -111,7 +130,8 @@ class Codebook(nn.Module):
         return usage, restarts
 
     @torch.no_grad()
-    def _start_from(self, flat: Tensor) -> None:
+    def start(self, flat: Tensor) -> None:
+        """Set the codes by k-means of vectors (M, D) float32, this process's share of the first batch."""
         flat = from_all_ranks(flat)
         chosen = from_first_rank(lloyd(flat, spread_sample(flat, self.n_codes)))
         self.embeddings.copy_(chosen)
@@ -131,7 +151,7 @@ class Codebook(nn.Module):
         self.embeddings.copy_(torch.where(known, self.z_avg / self.counts.clamp_min(1e-6)[:, None], self.embeddings))
         # Without a host synchronisation: candidates for all codes, taken where the code is dead.
         dead = self.counts < self.restart_below
-        picks = from_first_rank(flat[_by_weight(distance, self.n_codes)])
+        picks = rows_of_all_ranks(flat, from_first_rank(_by_weight(from_all_ranks(distance), self.n_codes)))
         self.embeddings.copy_(torch.where(dead[:, None], picks, self.embeddings))
         if self.restart_sums:
             self.counts.masked_fill_(dead, self.fresh_count)

@@ -41,6 +41,17 @@ def from_first_rank(values: Tensor) -> Tensor:
     return values
 
 
+def rows_of_all_ranks(values: Tensor, rows: Tensor) -> Tensor:
+    """Rows of what `from_all_ranks` would give, without giving the rest: the same `rows` (N,) in every process."""
+    if not dist.is_initialized():
+        return values[rows]
+    own = rows - dist.get_rank() * len(values)
+    here = (own >= 0) & (own < len(values))
+    found = torch.where(here[:, None], values[own.clamp(0, len(values) - 1)], 0.0)
+    reduce_in_place(found)
+    return found
+
+
 def _together(tensors: Sequence[Tensor], call: Callable[[], object]) -> None:
     """Make a call, and wait until the tensors have no more holders than before."""
     holders = [tensor._use_count() for tensor in tensors]  # type: ignore[attr-defined]

@@ -7,6 +7,8 @@ batch norm, which does not depend on the batch and needs no synchronisation betw
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -68,8 +70,8 @@ class VQVAE(nn.Module):
     def forward(self, video: Tensor) -> VQVAEOutput:
         """Training loss of uint8 clips (B, T, H, W, 3)."""
         pixels = self._pixels(video)
-        if self.training and not bool(self.started):
-            self._start_from(pixels)
+        if self.training:
+            self.start_if_fresh(pixels)
         target = self._standardised(pixels)
         quantized = self._quantize(self.encoder(target))
         # The decoder may run in 16 bits; the error is summed in 32.
@@ -80,6 +82,23 @@ class VQVAE(nn.Module):
             reconstruction = reconstruction / STUDY_VARIANCE
         loss = reconstruction + self.config.commitment * quantized.commitment
         return VQVAEOutput(loss, mse.detach() * self.pixel_std**2, quantized.commitment.detach(), quantized.codes)
+
+    @torch.no_grad()
+    def start(self, videos: Sequence[Tensor]) -> None:
+        """Set what the first batch sets, from all of its parts, each uint8 (B, T, H, W, 3); once only.
+
+        A training that takes a batch in parts calls it: the first part alone would give another start.
+        """
+        self.start_if_fresh(torch.cat([self._pixels(video) for video in videos]))
+        if isinstance(self.codebook, Codebook) and not bool(self.codebook.ready):
+            encoder = copy.deepcopy(self.encoder)  # running means are not to see these clips twice
+            found = [encoder(self._standardised(self._pixels(video))).movedim(1, -1) for video in videos]
+            self.codebook.start(torch.cat(found).float().flatten(0, -2))
+
+    def start_if_fresh(self, pixels: Tensor) -> None:
+        """Set mean, deviation and linear path from the pixels (B, 3, T, H, W) of the first batch; once only."""
+        if not bool(self.started):
+            self._start_from(pixels)
 
     def encode_features(self, video: Tensor) -> Tensor:
         """Encoder output before quantisation: uint8 (B, T, H, W, 3) -> float (B, t, h, w, code_dim)."""

@@ -61,6 +61,10 @@ class Batch(ABC):
         keep = self.index >= 0
         return self if keep.all() else self._each(lambda values: values[keep])
 
+    def part(self, rows: slice) -> Self:
+        """Some rows of the batch, not copied."""
+        return self._each(lambda values: values[rows])
+
     def padded(self, index: NDArray[np.int64]) -> Self:
         """Put the rows where `index` is not -1, and zeros (or empty text) elsewhere.
 

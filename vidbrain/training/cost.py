@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
 import resource
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -24,6 +25,9 @@ PEAKS: dict[str, dict[str, float]] = {
 
 STATE_BYTES = 16
 """Of each parameter: weight, gradient and two moments, in float32."""
+
+ROOMY = 0.8
+"""Share of the free memory that a chosen part of a batch may take by the estimate, which is one from below."""
 
 
 @dataclass(frozen=True)
@@ -152,26 +156,46 @@ class Room:
         """Clips a process that fit, 0 where not even the model does."""
         return max(0, (self.free_bytes - self.state_bytes) // max(1, self.clip_bytes))
 
-    def check(self, batch: int, processes: int) -> None:
-        """Refuse a batch (of one process) that cannot fit.
+    def micro_batch(self, share: int, *, asked: int | None = None, before: int | None = None) -> int:
+        """Choose how many clips a process takes at a time.
+
+        All of its share of a step where that may fit; else equal parts that leave a fifth of the memory free for what
+        the estimate does not see.
+
+        Parameters
+        ----------
+        share
+            Clips of a step that a process has.
+        asked
+            By the user.
+        before
+            In the part of this training that is done: the same again, where it may fit, for the same sums.
 
         Raises
         ------
         ModelError
-            With the largest that does.
+            If not even one clip fits, or not as many as the user asks for.
         """
-        if batch > self.largest:
-            raise self.error(f"a batch of {batch} clips does not fit in memory", processes)
+        if not self.largest:
+            raise self.error("not even one clip fits in memory")
+        if asked is not None and asked > self.largest:
+            raise self.error(f"{asked} clips at a time do not fit in memory")
+        wanted = asked or (before if before and before <= self.largest else None)
+        if wanted or share <= self.largest:
+            return min(wanted or share, share)
+        roomy = replace(self, free_bytes=int(ROOMY * self.free_bytes)).largest or 1
+        return math.ceil(share / math.ceil(share / roomy))
 
-    def error(self, message: str, processes: int) -> ModelError:
-        """Make the error of a batch that does not fit."""
+    def error(self, message: str, *, fewer_than: int | None = None) -> ModelError:
+        """Make the error of clips that do not fit; they are to be `fewer_than` what was tried."""
         needed = f"{self.state_bytes / 1e9:.2f} GB for the model and {self.clip_bytes / 1e9:.3f} GB a clip"
+        largest = self.largest if fewer_than is None else min(self.largest, fewer_than // 2)
         return ModelError(
             message,
-            where="batch_size",
+            where="micro_batch_size",
             likely=f"{self.free_bytes / 1e9:.2f} GB are free; estimated need {needed}",
-            hint=f"use --batch-size {self.largest * processes} or less"
-            if self.largest
+            hint=f"use --micro-batch-size {largest} or less: steps stay the same"
+            if largest
             else "use a smaller model or another device",
         )
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,9 +30,9 @@ from vidbrain.stream.loader import Loader
 from vidbrain.training.conditions import Buttons, Told, pairs, read_buttons
 from vidbrain.training.cost import ClipCost
 from vidbrain.training.guesses import bigram_nats, unigram_nats
-from vidbrain.training.loop import LoopConfig, train
-from vidbrain.training.precision import PrecisionName  # noqa: F401 -- named by an inherited setting
+from vidbrain.training.loop import train
 from vidbrain.training.resident import resident_codes
+from vidbrain.training.settings import LoopConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +44,7 @@ class GPTTrainConfig(LoopConfig):
 
 
 def train_gpt(
-    codes_root: Path,
+    codes_root: str | Path,
     out: Path,
     config: GPTTrainConfig = GPTTrainConfig(),
     *,
@@ -55,7 +58,7 @@ def train_gpt(
     Parameters
     ----------
     codes_root
-        Data set of codes, as `tokenize` writes it.
+        Data set of codes, as `tokenize` writes it; a folder or a URL.
     out
         Folder of the run, as `train_vqvae` lays it out.
     config
@@ -85,9 +88,9 @@ def train_gpt(
     manifest = open_manifest(codes_root, kind="codes")
 
     def task_of(world: World, device: torch.device) -> GPTTask:
-        return GPTTask(Path(codes_root), config, world, device, vqvae=vqvae, game=game)
+        return GPTTask(codes_root, config, world, device, vqvae=vqvae, game=game)
 
-    _n_codes(manifest.info, Path(codes_root))
+    _n_codes(manifest.info, codes_root)
     return train(task_of, config, Path(out), device=device, progress=progress)
 
 
@@ -98,7 +101,7 @@ class GPTTask:
 
     def __init__(
         self,
-        codes_root: Path,
+        codes_root: str | Path,
         config: GPTTrainConfig,
         world: World,
         device: torch.device,
@@ -142,9 +145,15 @@ class GPTTask:
         if vectors is not None:
             self.model.set_codebook(vectors)
         self._train = train_table.codes
+        self._recording, self._start_frame = train_table.recording, train_table.start_frame
         self._resident = resident_codes(train_table.codes, device)
         self.loader: Loader[CodesBatch] = Loader(
-            CodesSource(train_table), batch_size=config.batch_size, seed=config.seed, world=world
+            CodesSource(train_table),
+            batch_size=config.batch_size,
+            seed=config.seed,
+            world=world,
+            # Codes that lie on the device are gathered there.
+            device=device if self._resident is None else None,
         )
 
     def _buttons(self, game: str | Path | None, recordings: list[str]) -> Buttons | None:
@@ -188,10 +197,17 @@ class GPTTask:
             )
         return vectors
 
+    def begin(self, parts: Sequence[CodesBatch]) -> None:
+        """Nothing is taken from the first batch."""
+
+    def more_to_come(self) -> AbstractContextManager[None]:
+        """Nothing learns by itself."""
+        return contextlib.nullcontext()
+
     def loss(self, model: nn.Module, batch: CodesBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss of a batch of codes."""
         resident = self._resident
-        codes = self._to_device(batch.codes) if resident is None else resident.gather(batch.index)
+        codes = torch.as_tensor(batch.codes) if resident is None else resident.gather(batch.index)
         return model(codes, self._told.of(batch.index, self._device)), {}
 
     def interval(self) -> dict[str, float]:
@@ -231,11 +247,15 @@ class GPTTask:
         flops, counted = gpt_flops(self.model), count_gpt(self.model)
         return ClipCost(flops.dense, flops.causal, counted.train, counted.saved_bytes, self.model.n_tokens)
 
+    def place_of(self, clip: int) -> str:
+        """Recording and first frame of a clip."""
+        return f"{self._recording[clip]} from frame {self._start_frame[clip]}"
+
     def _to_device(self, codes: NDArray[np.uint16]) -> Tensor:
         return torch.from_numpy(codes.astype(np.int32)).to(self._device, non_blocking=True)
 
 
-def _n_codes(info: dict[str, Any], root: Path) -> int:
+def _n_codes(info: dict[str, Any], root: str | Path) -> int:
     try:
         return int(info["n_codes"])
     except (KeyError, TypeError, ValueError):

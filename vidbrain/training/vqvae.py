@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vidbrain.models.codebook import perplexity
+from vidbrain.errors import ConfigError
+from vidbrain.models.codebook import Codebook, perplexity
 from vidbrain.models.flops import count_vqvae, vqvae_flops
 from vidbrain.models.presets import preset_of
 from vidbrain.models.quality import WINDOW, psnr, ssim
@@ -20,9 +25,11 @@ from vidbrain.records import ClipSpec, World
 from vidbrain.sharding.manifest import open_manifest
 from vidbrain.stream.batch import ClipBatch
 from vidbrain.stream.loader import Loader, stream
+from vidbrain.stream.opening import open_part
+from vidbrain.stream.source import ClipSource
 from vidbrain.training.cost import ClipCost
-from vidbrain.training.loop import LoopConfig, train
-from vidbrain.training.precision import PrecisionName  # noqa: F401 -- named by an inherited setting
+from vidbrain.training.loop import train
+from vidbrain.training.settings import LoopConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,10 +40,21 @@ class VQVAETrainConfig(LoopConfig):
     """Its shape."""
     clip: ClipSpec = field(default_factory=ClipSpec)
     """Frames of a clip, their step, and the stride between clips, in source frames."""
+    bad_share: float = 0.0
+    """Largest share of clips that may be damaged: others take their places. 0 stops at the first."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.bad_share < 1:
+            raise ConfigError(f"bad_share is a share below 1, not {self.bad_share}", where="bad_share")
+
+    def deciding(self) -> dict[str, Any]:
+        """Leave out how much damage is borne: a run that was stopped by some goes on when more is allowed."""
+        return {name: value for name, value in super().deciding().items() if name != "bad_share"}
 
 
 def train_vqvae(
-    data_root: Path,
+    data_root: str | Path,
     out: Path,
     config: VQVAETrainConfig = VQVAETrainConfig(),
     *,
@@ -48,7 +66,7 @@ def train_vqvae(
     Parameters
     ----------
     data_root
-        Data set of shards; clips of split ``"train"`` teach, those of ``"val"`` judge.
+        Data set of shards, a folder or a URL; clips of split ``"train"`` teach, those of ``"val"`` judge.
     out
         Folder of the run: ``model.safetensors``, ``config.json``, ``metrics.jsonl``, ``summary.json``,
         ``checkpoints/``, ``best/``, and ``info.json``, which is written last.
@@ -75,7 +93,7 @@ def train_vqvae(
     config.model.latent_grid(config.clip.n_frames, manifest.height, manifest.width)
 
     def task_of(world: World, device: torch.device) -> VQVAETask:
-        return VQVAETask(Path(data_root), config, world, device)
+        return VQVAETask(data_root, config, world, device)
 
     return train(task_of, config, Path(out), device=device, progress=progress)
 
@@ -85,23 +103,34 @@ class VQVAETask:
 
     kind = "vqvae"
 
-    def __init__(self, data_root: Path, config: VQVAETrainConfig, world: World, device: torch.device) -> None:
+    def __init__(self, data_root: str | Path, config: VQVAETrainConfig, world: World, device: torch.device) -> None:
         self._root, self._config, self._device = data_root, config, device
         manifest = open_manifest(data_root)
         self.made_from = {"shards": manifest.fingerprint}
         self._held_out = bool((manifest.segments["split"] == "val").any())
         self.model = VQVAE(config.model)
-        self.loader: Loader[ClipBatch] = stream(
-            data_root,
-            clip=config.clip,
+        self._recordings = manifest.segments["recording"].to_numpy()
+        self._source = ClipSource(open_part(data_root), config.clip, "train")
+        self.loader: Loader[ClipBatch] = Loader(
+            self._source,
             batch_size=config.batch_size,
             seed=config.seed,
-            split="train",
             world=world,
             device=device,
+            on_bad_clip="substitute" if config.bad_share else "error",
+            bad_share=config.bad_share,
         )
         self._clip = (config.clip.n_frames, manifest.height, manifest.width)
         self._grid = config.model.latent_grid(config.clip.n_frames, manifest.height, manifest.width)
+
+    def begin(self, parts: Sequence[ClipBatch]) -> None:
+        """Fit what the model takes from its first batch."""
+        self.model.start([self._to_device(part) for part in parts])
+
+    def more_to_come(self) -> AbstractContextManager[None]:
+        """Let the codebook wait for the whole batch."""
+        codebook = self.model.codebook
+        return codebook.held() if isinstance(codebook, Codebook) else contextlib.nullcontext()
 
     def loss(self, model: nn.Module, batch: ClipBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss of a batch of clips."""
@@ -177,6 +206,11 @@ class VQVAETask:
         """Operations and memory of a clip of video."""
         flops, counted = vqvae_flops(self._config.model, self._clip), count_vqvae(self.model, self._clip)
         return ClipCost(flops.dense, flops.causal, counted.train, counted.saved_bytes, math.prod(self._grid))
+
+    def place_of(self, clip: int) -> str:
+        """Recording and first frame of a clip."""
+        segments, starts = self._source.table.locate(np.array([clip]))
+        return f"{self._recordings[segments[0]]} from frame {starts[0]}"
 
     def _to_device(self, batch: ClipBatch) -> Tensor:
         # uint8 over the bus, float on the device; what the loader put there already stays.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Literal
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 from torch import distributed as dist
 
 from vidbrain.errors import ConfigError
-from vidbrain.models.processes import reduce_in_place
+from vidbrain.models.processes import from_all_ranks, reduce_in_place
 from vidbrain.records import World
 
 
@@ -67,8 +67,28 @@ def any_process(flag: bool, world: World) -> bool:
     """Whether the flag is set in any process; all processes must ask."""
     if world.size == 1:
         return flag
-    on_gpu = dist.get_backend() == "nccl"
-    return bool(reduced(torch.tensor(float(flag), device="cuda" if on_gpu else "cpu"), world, how="max"))
+    return bool(reduced(torch.tensor(float(flag), device=meeting_device()), world, how="max"))
+
+
+def smallest(value: int, world: World) -> int:
+    """Smallest value of any process; all must ask."""
+    return -int(reduced(torch.tensor(-value, device=meeting_device()), world, how="max"))
+
+
+def united(values: Iterable[int], world: World) -> list[int]:
+    """All values of all processes, each once, ascending; all must ask."""
+    own = torch.tensor(sorted(set(values)), dtype=torch.int64, device=meeting_device())
+    length = -smallest(-len(own), world)
+    if length == 0:
+        return []
+    # Equal lengths are needed to meet: -1 fills up, values are not negative.
+    filled = torch.nn.functional.pad(own, (0, length - len(own)), value=-1)
+    return sorted({value for value in from_all_ranks(filled).tolist() if value >= 0})
+
+
+def meeting_device() -> str:
+    """Where tensors have to lie that processes exchange."""
+    return "cuda" if dist.is_initialized() and dist.get_backend() == "nccl" else "cpu"
 
 
 def reduced(value: Tensor, world: World, *, how: Literal["sum", "max"]) -> Tensor:
