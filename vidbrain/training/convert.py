@@ -51,6 +51,12 @@ class ConvertConfig:
     step: int = 4
     """Source frames between the frames of a clip; 4 is the study's 15 Hz of 60."""
 
+    def __post_init__(self) -> None:
+        for name, least in (("n_heads", 1), ("class_label", 0), ("n_frames", 1), ("step", 1)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ConfigError(f"{name} must be at least {least}, not {value}", where=name)
+
 
 def convert(checkpoint: str | Path, out: str | Path, config: ConvertConfig = ConvertConfig()) -> dict[str, Any]:
     """Convert a checkpoint of a VQ-VAE, or of a GPT with the VQ-VAE in it, whatever the GPT is told.
