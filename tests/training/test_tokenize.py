@@ -105,6 +105,6 @@ def test_a_tokenizer_whose_record_says_no_clip_is_refused(shards, vqvae, tmp_pat
     shutil.copytree(vqvae, tmp_path / "vqvae")
     path = tmp_path / "vqvae" / "info.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"config": {} if clip is None else {"clip": clip}}))
-    with pytest.raises((ConfigError, ModelError), match="n_frames|clip"):
+    with pytest.raises((ConfigError, ModelError), match=r"n_frames|clip"):
         tokenize(shards, tmp_path / "vqvae", tmp_path / "codes")
     assert not (tmp_path / "codes").exists()
