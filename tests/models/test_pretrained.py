@@ -1,4 +1,5 @@
 import json
+import re
 
 import pytest
 import torch
@@ -85,3 +86,47 @@ def test_a_config_of_absurd_size_is_refused_before_anything_is_built(vqvae, sett
         load_vqvae(vqvae[1])
     with pytest.raises(ConfigError, match="beyond 1024 layers"):
         GPTConfig(n_layers=10**7)
+
+
+HOSTILE = [
+    ("gpt", {"grid": [-1, 2, 2]}),
+    ("gpt", {"grid": [float("inf"), 4, 4]}),
+    ("gpt", {"grid": [2**40, 2, 2]}),
+    ("gpt", {"n_codes": 10**12}),
+    ("gpt", {"n_codes": -1}),
+    ("gpt", {"n_codes": 0}),
+    ("gpt", {"code_dim": 10**12}),
+    ("gpt", {"condition_width": 3 * 10**9}),
+    ("gpt", {"hidden": 16_384, "n_layers": 8}),
+    ("gpt", {"n_heads": 2**50, "head_dim": 16_384}),
+    ("gpt", {"actions": 5}),
+    ("vqvae", {"downsample": [2**60, 8, 8]}),
+    ("vqvae", {"downsample": [4, 2**20, 2**20]}),
+    ("vqvae", {"n_codes": 0}),
+    ("vqvae", {"commitment": float("nan")}),
+    ("vqvae", {"codebook_decay": float("inf")}),
+]
+
+
+@pytest.mark.parametrize(("kind", "change"), HOSTILE, ids=str)
+def test_a_hostile_config_is_refused_before_memory_is_taken(request, kind, change):
+    folder = request.getfixturevalue(kind)[1]
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    load = load_gpt if kind == "gpt" else load_vqvae
+    for attempt in (load, lambda root: untrained_like(root, 0)):
+        with pytest.raises((ConfigError, ModelError)) as caught:
+            attempt(folder)
+        assert str(folder) in caught.value.where
+        assert next(iter(change)).split("_")[-1] in str(caught.value) or re.search(
+            r"do not fit|no model has this shape", caught.value.message
+        )
+
+
+def test_weights_that_are_a_folder_are_named(vqvae):
+    path = vqvae[1] / "model.safetensors"
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(ModelError, match="cannot be read") as caught:
+        load_vqvae(vqvae[1])
+    assert caught.value.where == str(path)

@@ -121,3 +121,10 @@ def test_an_unfinished_file_that_another_command_sweeps_is_named(tmp_path):
         write()
     assert "second time" in caught.value.likely
     assert not list(tmp_path.iterdir())
+
+
+def test_json_nested_without_end_is_refused(tmp_path):
+    (tmp_path / "deep.json").write_text("[" * 200_000)
+    with pytest.raises(StorageError, match="not valid JSON") as caught:
+        atomic.read_json(tmp_path / "deep.json")
+    assert caught.value.where == str(tmp_path / "deep.json")

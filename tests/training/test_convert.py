@@ -4,6 +4,7 @@ import argparse
 import importlib.util
 import json
 import os
+import pickle
 import sys
 import types
 from pathlib import Path
@@ -136,3 +137,91 @@ def test_a_checkpoint_that_runs_code_is_refused(tmp_path, monkeypatch):
     torch.save({"state_dict": {"a": torch.zeros(2)}}, tmp_path / "other.ckpt")
     with pytest.raises(ModelError, match="holds no VQ-VAE"):
         convert(tmp_path / "other.ckpt", tmp_path / "out")
+    (tmp_path / "raw.ckpt").write_bytes(pickle.dumps({"state_dict": Hostile()}))
+    with pytest.raises(ModelError, match=r"refused|cannot be read"):  # and no warning, which would be an error here
+        convert(tmp_path / "raw.ckpt", tmp_path / "out")
+    assert not (tmp_path / "harm").exists()
+
+
+SETTINGS = [
+    ("heads", 0),
+    ("heads", "x"),
+    ("heads", None),
+    ("heads", 5),
+    ("dropout", "x"),
+    ("dropout", None),
+    ("attn_dropout", float("nan")),
+    ("sequence_length", "x"),
+    ("sequence_length", None),
+    ("sequence_length", float("inf")),
+    ("sequence_length", 16),
+    ("sequence_length", 7),
+    ("downsample", (float("inf"), 8, 8)),
+    ("downsample", 8),
+    ("downsample", (8, 8, 2)),
+]
+
+
+@pytest.mark.parametrize(("name", "value"), SETTINGS, ids=str)
+def test_nonsense_settings_of_a_checkpoint_are_named(models, tmp_path, monkeypatch, name, value):
+    path = write(tmp_path / "gpt.ckpt", models[1], monkeypatch, **SAID | {name: value})
+    with pytest.raises((ConfigError, ModelError), match=r"heads|dropout|sequence_length|frames|downsampl"):
+        convert(path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+GIVEN = [
+    {"n_frames": 7},
+    {"n_frames": 16},
+    {"downsample": (8, 8, 2)},
+    {"downsample": (4, 4, 8)},
+    {"n_heads": 3},
+    {"class_label": 3},
+]
+
+
+@pytest.mark.parametrize("given", GIVEN, ids=str)
+def test_what_contradicts_the_checkpoint_is_refused_before_anything_is_written(models, tmp_path, monkeypatch, given):
+    path = write(tmp_path / "gpt.ckpt", models[1], monkeypatch, **SAID)
+    with pytest.raises((ConfigError, ModelError)) as caught:
+        convert(path, tmp_path / "out", ConvertConfig(**given))
+    assert caught.value.hint
+    assert not (tmp_path / "out").exists()
+
+
+ENTRIES = [
+    ("attn_stack.attn_nets.0.attn.w_qs.weight", None),
+    ("fc_in.weight", "text"),
+    ("fc_in.weight", torch.zeros(())),
+    ("fc_out.weight", torch.zeros(2, 2, 2)),
+    ("attn_stack.pos_embd.emb.d_0", torch.zeros(4)),
+    ("attn_stack.attn_nets.1.attn.w_ks.weight", torch.zeros(12, 11)),
+    ("attn_stack.attn_nets.0.attn.w_qs.weight", torch.zeros(())),
+    ("vqvae.codebook.embeddings", torch.zeros(())),
+    ("vqvae.pre_vq_conv.conv.weight", torch.zeros(6)),
+    ("fc_in.weight", torch.zeros(12, 6).to_sparse()),
+    (5, torch.zeros(2)),
+]
+
+
+@pytest.mark.parametrize(("name", "value"), ENTRIES, ids=lambda x: str(x)[:40])
+def test_nonsense_entries_of_a_checkpoint_are_named(models, tmp_path, name, value):
+    state = dict(models[1].state_dict()) | {name: value}
+    torch.save({"state_dict": state, "hyper_parameters": SAID}, tmp_path / "gpt.ckpt")
+    with pytest.raises(ModelError) as caught:
+        convert(tmp_path / "gpt.ckpt", tmp_path / "out")
+    end = str(name).removeprefix("vqvae.")
+    assert end in str(caught.value) or end.rsplit(".", 2)[0] in str(caught.value) or "head.weight" in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_checkpoint_without_an_entry_or_with_settings_of_no_name_is_refused(models, tmp_path):
+    state = dict(models[1].state_dict())
+    for said in ("abc", [1, 2], {"args": 5}):
+        torch.save({"state_dict": state, "hyper_parameters": said}, tmp_path / "gpt.ckpt")
+        with pytest.raises(ModelError, match="hyper_parameters are a"):
+            convert(tmp_path / "gpt.ckpt", tmp_path / "out")
+    state.pop("attn_stack.attn_nets.0.attn.w_qs.weight")
+    torch.save({"state_dict": state, "hyper_parameters": SAID}, tmp_path / "gpt.ckpt")
+    with pytest.raises(ModelError, match=r"attn_nets\.0\.attn\.w_qs"):
+        convert(tmp_path / "gpt.ckpt", tmp_path / "out")

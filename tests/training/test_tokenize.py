@@ -1,5 +1,6 @@
 import io
 import json
+import shutil
 import tarfile
 from dataclasses import replace
 
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from vidbrain.errors import ModelError, ResumeError, StorageError
+from vidbrain.errors import ConfigError, ModelError, ResumeError, StorageError
 from vidbrain.models.pretrained import load_vqvae
 from vidbrain.sharding.manifest import open_manifest
 from vidbrain.stream.codes import load_codes
@@ -97,3 +98,13 @@ def test_samples_of_models_that_do_not_belong_together(shards, vqvae, codes, gpt
     (tmp_path / "gpt" / "info.json").write_text(json.dumps(record))
     with pytest.raises(ModelError, match="VQ-VAE another"):
         write_samples(vqvae, tmp_path / "gpt", shards, tmp_path / "out")
+
+
+@pytest.mark.parametrize("clip", [None, 5, {}, {"n_frames": "x", "step": 2}, {"n_frames": 0, "step": 2}])
+def test_a_tokenizer_whose_record_says_no_clip_is_refused(shards, vqvae, tmp_path, clip):
+    shutil.copytree(vqvae, tmp_path / "vqvae")
+    path = tmp_path / "vqvae" / "info.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"config": {} if clip is None else {"clip": clip}}))
+    with pytest.raises((ConfigError, ModelError), match=r"n_frames|clip"):
+        tokenize(shards, tmp_path / "vqvae", tmp_path / "codes")
+    assert not (tmp_path / "codes").exists()

@@ -17,7 +17,7 @@ from vidbrain.models.attention import AxialAttention, head_width
 from vidbrain.models.norms import ChannelNorm
 from vidbrain.models.positions import Triple
 
-MOST_CHANNELS, MOST_LAYERS = 16_384, 256
+MOST_CHANNELS, MOST_LAYERS, MOST_DOWNSAMPLE = 16_384, 256, 256
 """Far beyond any tokenizer: a file that asks for more is damaged, and would fill the memory before it failed."""
 
 
@@ -66,6 +66,8 @@ class VQVAEConfig:
         for name, triple in (("downsample", self.downsample), ("patch", self.patch)):
             if any(n < 1 or n & (n - 1) for n in triple):
                 raise ConfigError(f"{name} {triple} must be powers of two", where=name)
+            if max(triple) > MOST_DOWNSAMPLE:
+                raise ConfigError(f"{name} {triple} is beyond {MOST_DOWNSAMPLE} of an axis", where=name)
         if any(d % p for d, p in zip(self.downsample, self.patch, strict=True)):
             raise ConfigError(f"patch {self.patch} must divide downsample {self.downsample}", where="patch")
         if min(self.n_hidden, self.n_codes, self.code_dim) < 1 or self.n_res_layers < 0:
@@ -94,6 +96,11 @@ class VQVAEConfig:
             )
         if not 0 <= self.l1 <= 1:
             raise ConfigError(f"l1 is a share between 0 and 1, not {self.l1}", where="l1")
+        for name in ("commitment", "restart_below"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ConfigError(f"{name} must be finite and not negative, not {getattr(self, name)}", where=name)
+        if not 0 <= self.codebook_decay < 1:
+            raise ConfigError(f"codebook_decay is a share below 1, not {self.codebook_decay}", where="codebook_decay")
         head_width(self.n_hidden, self.n_heads)
 
     def latent_grid(self, n_frames: int, height: int, width: int) -> Triple:

@@ -20,13 +20,17 @@ from vidbrain.errors import ModelError
 from vidbrain.models.blocks import Block
 from vidbrain.models.causal import Cache
 from vidbrain.models.norms import NORMS, widened
-from vidbrain.models.options import GPTConfig
+from vidbrain.models.options import MOST_HIDDEN, GPTConfig
 from vidbrain.models.positions import Triple, summed, thirds
 from vidbrain.models.readers import NORMS as READER_NORMS
 from vidbrain.models.readers import FramesReader, PreviousClip, StudyPreviousClip
 from vidbrain.models.vqvae import to_float
 
 __all__ = ["GPT", "Condition", "GPTConfig"]
+
+
+MOST_CODES, MOST_TOKENS = 65_536, 65_536
+"""Codes are uint16; a clip of more tokens is far beyond what a GPT reads."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +77,7 @@ class GPT(nn.Module):
     Raises
     ------
     ModelError
-        If the configuration needs code vectors, actions or frames and none are given.
+        If the configuration needs code vectors, actions or frames and none are given, or a number is out of range.
     """
 
     codebook: Tensor
@@ -89,6 +93,7 @@ class GPT(nn.Module):
         frames: Triple | None = None,
     ) -> None:
         super().__init__()
+        _check_shape(n_codes, grid, code_dim, frames)
         self.config, self.n_codes, self.grid, self.code_dim = config, n_codes, grid, code_dim
         self.actions, self.frames = actions, frames
         width = config.hidden
@@ -338,3 +343,15 @@ class GPT(nn.Module):
         # The code at position i is predicted in its own slice, with the buttons held then.
         pressed = self.press(told.actions.to(self.start.dtype))
         return places + pressed.repeat_interleave(self.grid[1] * self.grid[2], dim=1)
+
+
+def _check_shape(n_codes: int, grid: Triple, code_dim: int | None, frames: Triple | None) -> None:
+    """Refuse numbers that no codes have, before memory is taken."""
+    if not 1 <= n_codes <= MOST_CODES:
+        raise ModelError(f"a GPT predicts 1 to {MOST_CODES} codes, not {n_codes}", where="n_codes")
+    if min(grid) < 1 or math.prod(grid) > MOST_TOKENS:
+        raise ModelError(f"a grid of {grid} is not one of 1 to {MOST_TOKENS} codes", where="grid")
+    if code_dim is not None and not 1 <= code_dim <= MOST_HIDDEN:
+        raise ModelError(f"code vectors have 1 to {MOST_HIDDEN} channels, not {code_dim}", where="code_dim")
+    if frames is not None and (min(frames) < 1 or max(frames) > MOST_TOKENS):
+        raise ModelError(f"frames of {frames} are out of range", where="frames")

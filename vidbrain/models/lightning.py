@@ -41,7 +41,7 @@ def vqvae_of(state: State, downsample: Triple) -> VQVAE:
         If it is not VideoGPT's.
     """
     held = _Held(state)
-    code_dim, width = held["pre_vq_conv.conv.weight"].shape[:2]
+    code_dim, width = held.shaped("pre_vq_conv.conv.weight", 5).shape[:2]
     n_layers = sum(f"encoder.res_stack.{k}.block.0.weight" in state for k in range(64))
     config = VQVAEConfig(
         downsample=downsample,
@@ -49,7 +49,7 @@ def vqvae_of(state: State, downsample: Triple) -> VQVAE:
         linear_start=False,
         n_hidden=width,
         n_res_layers=n_layers,
-        n_codes=len(held["codebook.embeddings"]),
+        n_codes=len(held.shaped("codebook.embeddings", 2)),
         code_dim=code_dim,
         restart_sums=False,
     )
@@ -117,15 +117,22 @@ def gpt_of(
     """
     held = _Held({name: value for name, value in state.items() if not name.startswith("vqvae.")}, class_label)
     n_layers = sum(f"attn_stack.attn_nets.{k}.attn.w_qs.weight" in state for k in range(1024))
-    hidden, code_dim = held["fc_in.weight"].shape
-    places = [held[f"attn_stack.pos_embd.emb.d_{k}"] for k in range(3)]
+    hidden, code_dim = held.shaped("fc_in.weight", 2).shape
+    places = [held.shaped(f"attn_stack.pos_embd.emb.d_{k}", 2) for k in range(3)]
     grid = (len(places[0]), len(places[1]), len(places[2]))
-    attended = len(state["attn_stack.attn_nets.0.attn.w_qs.weight"])
-    if attended % n_heads:
+    attended = len(held.shaped("attn_stack.attn_nets.0.attn.w_qs.weight", 2))
+    if n_heads < 1 or attended % n_heads:
         raise ModelError(f"{n_heads} heads do not divide {attended} channels of attention", where="n_heads")
     codebook = state.get("vqvae.codebook.embeddings")
-    if codebook is None or codebook.shape[1] != code_dim:
+    if codebook is None or codebook.ndim != 2 or codebook.shape[1] != code_dim:
         raise ModelError("the checkpoint of the GPT lacks the code vectors that it embeds", where="vqvae.codebook")
+    if class_label is not None and "norm.w.weight" not in state:
+        raise ModelError(
+            "the GPT is told no classes",
+            where="class_label",
+            hint="leave --class-label away",
+            likely="another checkpoint",
+        )
     read = _reader(held)
     config = GPTConfig(
         hidden=hidden,
@@ -185,7 +192,7 @@ def _reader(held: _Held) -> _Reader:
     if not previous and not frames:
         return _Reader()
     ours = "previous" if previous else "read_frames"
-    places = [held[f"cond_pos_embd.emb.d_{k}"] for k in range(3)]
+    places = [held.shaped(f"cond_pos_embd.emb.d_{k}", 2) for k in range(3)]
     weights = {f"{ours}.positions.{k}": place for k, place in enumerate(places)}
     settings = {
         "condition": "previous" if previous else "frames",
@@ -219,6 +226,16 @@ class _Held:
         self.left.discard(name)
         return self._state[name]
 
+    def shaped(self, name: str, n_dims: int) -> Tensor:
+        """Take an entry that has so many dimensions."""
+        found = self[name]
+        if found.ndim != n_dims:
+            raise ModelError(
+                f"{name} of the checkpoint has shape {tuple(found.shape)}, not {n_dims} dimensions",
+                likely="it is not one of VideoGPT's",
+            )
+        return found
+
     def layer(self, theirs: str, ours: str) -> dict[str, Tensor]:
         """Weight, and bias where there is one."""
         names = [name for name in ("weight", "bias") if name == "weight" or f"{theirs}.{name}" in self._state]
@@ -228,8 +245,8 @@ class _Held:
         """Gain and offset of a layer norm; for one class, where classes decide them."""
         if f"{theirs}.w.weight" not in self._state:
             return {f"{ours}.weight": self[f"{theirs}.g"], f"{ours}.bias": self[f"{theirs}.b"]}
-        gains, offsets = self[f"{theirs}.w.weight"], self[f"{theirs}.wb.weight"]
-        label, n_classes = self._class_label, gains.shape[1]
+        gains, offsets = self.shaped(f"{theirs}.w.weight", 2), self.shaped(f"{theirs}.wb.weight", 2)
+        label, n_classes = self._class_label, min(gains.shape[1], offsets.shape[1])
         if label is None or not 0 <= label < n_classes:
             asked = "" if label is None else f", which {label} is not"
             raise ModelError(
@@ -273,7 +290,13 @@ class _Held:
 
     def qkv(self, theirs: str) -> Tensor:
         """Maps to queries, keys and values, in one."""
-        return torch.cat([self[f"{theirs}.{name}.weight"] for name in ("w_qs", "w_ks", "w_vs")])
+        parts = [self.shaped(f"{theirs}.{name}.weight", 2) for name in ("w_qs", "w_ks", "w_vs")]
+        if len({part.shape for part in parts}) > 1:
+            raise ModelError(
+                f"{theirs} of the checkpoint maps to queries, keys and values of {[tuple(p.shape) for p in parts]}",
+                likely="it is not one of VideoGPT's",
+            )
+        return torch.cat(parts)
 
     def refuse_rest(self) -> None:
         """Refuse what was not taken: a model with other parts would be converted to something else."""

@@ -77,8 +77,11 @@ class GPTConfig:
         for name, share in (("dropout", self.dropout), ("attention_dropout", self.attention_dropout or 0.0)):
             if not 0 <= share < 1:
                 raise ConfigError(f"{name} is a share below 1, not {share}", where=name)
-        if self.window < 0 or self.base_hidden < 1 or self.condition_width < 1:
-            raise ConfigError("window must be at least 0, base_hidden and condition_width at least 1", where="model")
+        if self.window < 0:
+            raise ConfigError(f"window must be at least 0, not {self.window}", where="window")
+        for name in ("base_hidden", "condition_width"):
+            if not 1 <= getattr(self, name) <= MOST_HIDDEN:
+                raise ConfigError(f"{name} must be at least 1 and at most {MOST_HIDDEN}", where=name)
         if self.positions == "thirds" and self.hidden % 3:
             raise ConfigError(
                 f"positions in thirds need a width that 3 divides, not {self.hidden}",

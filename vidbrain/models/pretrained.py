@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,16 +13,13 @@ from safetensors.torch import load_file, save
 from torch import nn
 
 from vidbrain.config import from_mapping, to_mapping
-from vidbrain.errors import ModelError
+from vidbrain.errors import ConfigError, ModelError
 from vidbrain.models.gpt import GPT, GPTConfig
 from vidbrain.models.positions import Triple
 from vidbrain.models.vqvae import VQVAE, VQVAEConfig
 from vidbrain.storage.atomic import read_json, write_bytes, write_json
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
-
-_NOT_SETTINGS = ("n_codes", "grid", "code_dim", "actions", "frames")
-"""Of a GPT's record: what the codes, the buttons and the frames decide."""
 
 
 def save_pretrained(model: VQVAE | GPT, folder: str | Path) -> None:
@@ -75,13 +73,15 @@ def untrained_like(root: str | Path, seed: int) -> VQVAE | GPT:
     record = read_json(Path(root) / CONFIG)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        if record.get("model") == "gpt":
-            control = _without_zeros(_fresh_gpt(record, Path(root) / CONFIG))
+        if isinstance(record, dict) and record.get("model") == "gpt":
+            control = _without_zeros(_fresh(record, Path(root), _fresh_gpt))
             if control.config.embedding == "codebook":
                 control.set_codebook(torch.randn_like(control.codebook))
             return control.eval()
-        model = _without_zeros(_fresh_vqvae(record, Path(root) / CONFIG))
     trained = _load(root, "vqvae", _fresh_vqvae)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = _without_zeros(_fresh(record, Path(root), _fresh_vqvae))
     model.pixel_mean.copy_(trained.pixel_mean)
     model.pixel_std.copy_(trained.pixel_std)
     return model.eval()
@@ -98,24 +98,62 @@ def load_weights(model: nn.Module, path: Path) -> None:
     try:
         tensors = load_file(path)
         model.load_state_dict(tensors)
-    except (SafetensorError, FileNotFoundError) as error:
+    except (SafetensorError, OSError) as error:
         raise ModelError(
             f"the weights cannot be read: {error}", where=path, hint="train again, or copy the file again"
         ) from error
     except RuntimeError as error:
         first = str(error).strip().splitlines()
         raise ModelError(
-            f"the weights do not fit the model: {first[1].strip() if len(first) > 1 else first[0]}", where=path
+            f"the weights do not fit the model: {first[1].strip() if len(first) > 1 else first[0]}",
+            where=path,
+            likely=f"{WEIGHTS} and {CONFIG} are of two trainings",
+            hint="copy the whole folder again",
         ) from error
 
 
-def _load(root: str | Path, kind: str, fresh: Callable[[Mapping[str, Any], Path], Any]) -> Any:  # noqa: ANN401 -- VQVAE or GPT
+Fresh = Callable[[Mapping[str, Any], Path], Any]
+"""Makes a model of a record, which a file holds."""
+
+
+def _fresh(record: Mapping[str, Any], folder: Path, fresh: Fresh) -> Any:  # noqa: ANN401 -- VQVAE or GPT
+    """Make a model, unless its record is impossible, or says more parameters than the file of weights holds."""
+    source, weights = folder / CONFIG, folder / WEIGHTS
+    try:
+        with torch.device("meta"):
+            n_bytes = sum(value.nbytes for value in fresh(record, source).state_dict().values())
+    except (ConfigError, ModelError) as error:
+        setting = "" if error.where in (None, str(source)) else f": {error.where}"
+        raise type(error)(
+            error.message, where=f"{source}{setting}", likely=error.likely, hint=error.hint or "copy the folder again"
+        ) from error
+    except (RuntimeError, OverflowError, TypeError, ValueError) as error:
+        # The library's own text holds its stack.
+        raise ModelError(
+            "no model has this shape: products of its settings lie beyond 64 bits",
+            where=source,
+            likely="a damaged config.json",
+            hint="copy the folder again",
+        ) from error
+    if weights.is_file() and weights.stat().st_size < n_bytes:
+        raise ModelError(
+            f"the weights do not fit the model: they are {n_bytes} bytes, their file has {weights.stat().st_size}",
+            where=weights,
+            likely="the file is cut short, or config.json is of another model",
+            hint="copy the whole folder again",
+        )
+    return fresh(record, source)
+
+
+def _load(root: str | Path, kind: str, fresh: Fresh) -> Any:  # noqa: ANN401 -- VQVAE or GPT
     folder = Path(root)
     record = read_json(folder / CONFIG)
     if not isinstance(record, dict) or record.get("model") != kind:
         found = record.get("model") if isinstance(record, dict) else None
-        raise ModelError(f"expected a {kind}, found {found!r}", where=folder / CONFIG)
-    model = fresh(record, folder / CONFIG)
+        raise ModelError(
+            f"expected a {kind}, found {found!r}", where=folder / CONFIG, hint=f"give the folder of a {kind}"
+        )
+    model = _fresh(record, folder, fresh)
     load_weights(model, folder / WEIGHTS)
     return model
 
@@ -134,20 +172,22 @@ def _fresh_vqvae(record: Mapping[str, Any], source: Path) -> VQVAE:
     return VQVAE(from_mapping(VQVAEConfig, {k: v for k, v in record.items() if k != "model"}, source))
 
 
-def _triple(values: Any) -> Triple:  # noqa: ANN401 -- from a file
-    t, h, w = (int(n) for n in values)
-    return t, h, w
+@dataclass(frozen=True, kw_only=True)
+class _Told:
+    """Of a GPT's record: what the codes, the buttons and the frames decide."""
+
+    n_codes: int
+    grid: Triple
+    code_dim: int | None = None
+    actions: tuple[str, ...] = ()
+    frames: Triple | None = None
 
 
 def _fresh_gpt(record: Mapping[str, Any], source: Path) -> GPT:
-    shape = {k: v for k, v in record.items() if k not in ("model", *_NOT_SETTINGS)}
-    try:
-        grid = _triple(record["grid"])
-        n_codes = int(record["n_codes"])
-        code_dim = None if record.get("code_dim") is None else int(record["code_dim"])
-        actions = tuple(str(name) for name in record.get("actions", ()))
-        frames = None if record.get("frames") is None else _triple(record["frames"])
-    except (KeyError, TypeError, ValueError):
-        raise ModelError("the configuration names no n_codes or no grid of three numbers", where=source) from None
+    names = {field.name for field in fields(_Told)}
+    told = from_mapping(_Told, {name: value for name, value in record.items() if name in names}, source)
+    shape = {name: value for name, value in record.items() if name not in names | {"model"}}
     config = from_mapping(GPTConfig, shape, source)
-    return GPT(config, n_codes=n_codes, grid=grid, code_dim=code_dim, actions=actions, frames=frames)
+    return GPT(
+        config, n_codes=told.n_codes, grid=told.grid, code_dim=told.code_dim, actions=told.actions, frames=told.frames
+    )

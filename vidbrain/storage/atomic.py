@@ -89,8 +89,10 @@ def read_json(path: str | Path) -> Any:  # noqa: ANN401 -- any JSON value
         return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise as_storage_error(error, path) from error
-    except ValueError as error:
-        raise StorageError(f"not valid JSON: {error}", where=path) from error
+    except (ValueError, RecursionError) as error:
+        raise StorageError(
+            f"not valid JSON: {error}", where=path, likely="the file is damaged", hint="copy it again, or make it again"
+        ) from error
 
 
 def check_writable(folder: str | Path, n_bytes: int = 0) -> None:

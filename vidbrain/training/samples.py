@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,6 +30,9 @@ from vidbrain.training.world import one_thread, pick_device
 
 SAMPLES = "samples.npz"
 
+LEAST_TEMPERATURE = 1e-3
+"""Below it, scores divided by the temperature leave the range of float32."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class SamplesConfig:
@@ -46,8 +50,18 @@ class SamplesConfig:
     """Of the choice of clips and of sampling."""
 
     def __post_init__(self) -> None:
-        if self.n_clips < 1 or not 0 <= self.prompt < 1 or self.temperature <= 0:
-            raise ConfigError("samples need n_clips of at least 1, prompt in [0, 1) and a positive temperature")
+        if self.n_clips < 1:
+            raise ConfigError(f"n_clips must be at least 1, not {self.n_clips}", where="n_clips")
+        if not 0 <= self.prompt < 1:
+            raise ConfigError(f"prompt is a share below 1, not {self.prompt}", where="prompt")
+        if not LEAST_TEMPERATURE <= self.temperature < math.inf:
+            raise ConfigError(
+                f"temperature must be finite and at least {LEAST_TEMPERATURE}, not {self.temperature}",
+                where="temperature",
+                hint="use --top-k 1 for the likeliest code",
+            )
+        if self.top_k is not None and self.top_k < 1:
+            raise ConfigError(f"top_k must be at least 1, not {self.top_k}", where="top_k")
 
 
 def write_samples(

@@ -2,6 +2,7 @@
 
 # Without postponed annotations: the command line reads those of an inherited field, and knows them by value alone.
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,8 +60,13 @@ class LoopConfig:
             raise ConfigError(
                 f"micro_batch_size must be at least 1, not {self.micro_batch_size}", where="micro_batch_size"
             )
-        if self.lr <= 0 or self.warmup < 0 or self.clip_norm < 0 or self.weight_decay < 0:
-            raise ConfigError("lr must be positive; warmup, clip_norm and weight_decay not negative", where="lr")
+        if not 0 < self.lr < math.inf:
+            raise ConfigError(f"lr must be positive and finite, not {self.lr}", where="lr")
+        for name in ("warmup", "weight_decay", "clip_norm"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ConfigError(f"{name} must be finite and not negative, not {getattr(self, name)}", where=name)
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ConfigError(f"betas are two shares below 1, not {self.betas}", where="betas")
 
     def deciding(self) -> dict[str, Any]:
         """Return the settings that decide what comes out, but for rounding: a run is known by them."""

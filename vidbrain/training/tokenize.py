@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,8 @@ import torch
 from numpy.typing import NDArray
 
 from vidbrain.cluster import available_cores
-from vidbrain.config import fingerprint, to_mapping
-from vidbrain.errors import ConfigError
+from vidbrain.config import fingerprint, from_mapping, to_mapping
+from vidbrain.errors import ConfigError, ModelError
 from vidbrain.models.pretrained import load_vqvae
 from vidbrain.progress import SILENT, Progress
 from vidbrain.records import ClipSpec
@@ -83,8 +83,15 @@ def tokenize(
     place = pick_device(device)
     arm = precision.resolve(config.precision, place)
     model = load_vqvae(vqvae_root, device=place)
-    trained = vqvae["config"]["clip"]
-    length, step = int(trained["n_frames"]), int(trained["step"])
+    told = vqvae["config"].get("clip")
+    if not isinstance(told, Mapping) or not {"n_frames", "step"} <= told.keys():
+        raise ModelError(
+            f"the record of the VQ-VAE says no frames and step of a clip: {told!r}",
+            where=vqvae_root,
+            hint="train or convert it again",
+        )
+    trained = from_mapping(ClipSpec, told, vqvae_root)
+    length, step = trained.n_frames, trained.step
     clip = ClipSpec(length, step, config.stride or length * step)
     grid = model.config.latent_grid(length, manifest.height, manifest.width)
     table = clip_table(manifest.segments, np.arange(len(manifest.segments)), clip, manifest.margin)
