@@ -2,7 +2,7 @@ import json
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from vidbrain.errors import ConfigError, ModelError, StorageError
 from vidbrain.models.gpt import GPT, GPTConfig
@@ -85,3 +85,15 @@ def test_a_config_of_absurd_size_is_refused_before_anything_is_built(vqvae, sett
         load_vqvae(vqvae[1])
     with pytest.raises(ConfigError, match="beyond 1024 layers"):
         GPTConfig(n_layers=10**7)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+def test_weights_that_are_not_finite_are_refused_by_name(vqvae, gpt, value):
+    for folder, name, load in ((vqvae[1], "codebook.embeddings", load_vqvae), (gpt[1], "start", load_gpt)):
+        path = folder / "model.safetensors"
+        tensors = load_file(path)
+        tensors[name].view(-1)[-1] = value
+        save_file(tensors, path)
+        with pytest.raises(ModelError, match=f"not finite numbers: {name}\n") as caught:
+            load(folder)
+        assert caught.value.where == str(path)

@@ -25,6 +25,8 @@ from vidbrain.stream.batch import ClipBatch
 from vidbrain.stream.loader import stream
 from vidbrain.stream.reader import SegmentReader
 from vidbrain.training.conditions import read_buttons
+from vidbrain.training.settings import check_seed
+from vidbrain.training.tokenizer import check_tokenizer
 from vidbrain.training.world import one_thread, pick_device
 
 SAMPLES = "samples.npz"
@@ -46,6 +48,7 @@ class SamplesConfig:
     """Of the choice of clips and of sampling."""
 
     def __post_init__(self) -> None:
+        check_seed(self.seed)
         if self.n_clips < 1 or not 0 <= self.prompt < 1 or self.temperature <= 0:
             raise ConfigError("samples need n_clips of at least 1, prompt in [0, 1) and a positive temperature")
 
@@ -76,6 +79,8 @@ def write_samples(
     """
     manifest, vqvae = open_manifest(data_root), read_info(vqvae_root, "vqvae")
     made_from = {"shards": manifest.fingerprint, "vqvae": vqvae["fingerprint"]}
+    place = pick_device(device)
+    model = load_vqvae(vqvae_root, device=place)
     if gpt_root is not None:
         gpt_info = read_info(gpt_root, "gpt")
         made_from["gpt"] = gpt_info["fingerprint"]
@@ -85,12 +90,11 @@ def write_samples(
                 where=gpt_root,
                 hint="tokenize with this VQ-VAE and train a GPT on those codes",
             )
+        check_tokenizer(gpt_info["made_from"], model, where=gpt_root)
     settings = to_mapping(config)
     if is_done(out, "samples", config=settings, made_from=made_from):
         return read_info(out, "samples")
     check_writable(out)
-    place = pick_device(device)
-    model = load_vqvae(vqvae_root, device=place)
     clip = from_mapping(ClipSpec, vqvae["config"]["clip"], vqvae_root)
     model.config.latent_grid(clip.n_frames, manifest.height, manifest.width)
     split: Literal["val"] | None = "val" if (manifest.segments["split"] == "val").any() else None
