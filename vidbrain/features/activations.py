@@ -202,8 +202,10 @@ def open_model(
 
     Raises
     ------
-    StorageError, ModelError, ConfigError
-        If a network is missing, unfinished or damaged, the seed is out of range, the GPT belongs to another VQ-VAE, or lacks its buttons.
+    StorageError, ModelError
+        If a network is missing, unfinished or damaged, the GPT belongs to another VQ-VAE, or lacks its buttons.
+    ConfigError
+        If the seed is out of range.
     """
     check_seed(seed)
     trained = read_info(vqvae, "vqvae")

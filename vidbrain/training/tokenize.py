@@ -149,9 +149,9 @@ def _names_tokenizer(out: Path, codebook: str, progress: Progress) -> bool:
     if is_url(out):
         return True
     name = next((name for name in (DATASET, PLAN) if (Path(out) / name).is_file()), None)
-    held = None if name is None else read_json(Path(out) / name)
+    held = {} if name is None else read_json(Path(out) / name)
     inputs = held.get("made_from") if isinstance(held, dict) else None
-    if not isinstance(inputs, dict) or TOKENIZER in inputs:
+    if name is None or not isinstance(inputs, dict) or TOKENIZER in inputs:
         return True
     if name == DATASET and held.get("codebook") != codebook:
         raise ResumeError(
