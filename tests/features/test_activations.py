@@ -14,10 +14,10 @@ from vidbrain.cli.app import run
 from vidbrain.errors import ConfigError, ModelError, StorageError
 from vidbrain.features.activations import ModelSource, open_model
 from vidbrain.features.extract import ExtractConfig, extract
-from vidbrain.features.networks import weights_fingerprint
 from vidbrain.features.pooled import Pooled
 from vidbrain.features.pooling import Pooling, default_pooling
 from vidbrain.features.store import open_features
+from vidbrain.models.digest import weights_fingerprint
 from vidbrain.models.gpt import GPT, GPTConfig
 from vidbrain.models.pretrained import save_pretrained
 from vidbrain.models.vqvae import VQVAE, VQVAEConfig

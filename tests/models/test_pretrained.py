@@ -3,7 +3,7 @@ import re
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from vidbrain.errors import ConfigError, ModelError, StorageError
 from vidbrain.models.gpt import GPT, GPTConfig
@@ -130,3 +130,15 @@ def test_weights_that_are_a_folder_are_named(vqvae):
     with pytest.raises(ModelError, match="cannot be read") as caught:
         load_vqvae(vqvae[1])
     assert caught.value.where == str(path)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+def test_weights_that_are_not_finite_are_refused_by_name(vqvae, gpt, value):
+    for folder, name, load in ((vqvae[1], "codebook.embeddings", load_vqvae), (gpt[1], "start", load_gpt)):
+        path = folder / "model.safetensors"
+        tensors = load_file(path)
+        tensors[name].view(-1)[-1] = value
+        save_file(tensors, path)
+        with pytest.raises(ModelError, match=f"not finite numbers: {name}\n") as caught:
+            load(folder)
+        assert caught.value.where == str(path)

@@ -9,9 +9,11 @@ import torch
 from safetensors.numpy import load_file, save_file
 
 from vidbrain.errors import ConfigError, ModelError, ResumeError
+from vidbrain.features.activations import open_model
 from vidbrain.models.gpt import GPT, GPTConfig
 from vidbrain.training.gpt import train_gpt
 from vidbrain.training.precision import resolve
+from vidbrain.training.samples import SamplesConfig
 from vidbrain.training.tokenize import TokenizeConfig, tokenize
 from vidbrain.training.vqvae import train_vqvae
 from vidbrain.training.world import pick_device
@@ -80,3 +82,21 @@ def test_a_gpu_that_is_not_there_is_refused():
     with pytest.raises(ConfigError, match="no GPU that torch can use") as caught:
         pick_device("cuda")
     assert "--device cpu" in caught.value.hint
+
+
+@pytest.mark.parametrize("name", ["meta", "mps", "cpu:x", "xla"])
+def test_other_devices_are_refused(name):
+    with pytest.raises(ConfigError, match="unknown device") as caught:
+        pick_device(name)
+    assert caught.value.hint == "use auto, cpu or cuda"
+
+
+@pytest.mark.parametrize("seed", [-1, 2**63, 10**20])
+def test_seeds_that_generators_do_not_take_are_refused(gpt_config, tmp_path, seed):
+    for refused in (
+        lambda: replace(gpt_config, seed=seed),
+        lambda: SamplesConfig(seed=seed),
+        lambda: open_model("untrained", vqvae=tmp_path, gpt=None, frame_size=(8, 8), seed=seed),
+    ):
+        with pytest.raises(ConfigError, match=r"between 0 and 2\^63 - 1"):
+            refused()

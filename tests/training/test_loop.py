@@ -18,8 +18,10 @@ from vidbrain.models.vqvae import VQVAEConfig
 from vidbrain.records import ClipSpec
 from vidbrain.sharding.manifest import open_manifest
 from vidbrain.storage.info import read_info
+from vidbrain.storage.locks import LOCK, locked
 from vidbrain.stream.codes import load_codes
 from vidbrain.stream.loader import stream
+from vidbrain.training.checkpoint import Metrics
 from vidbrain.training.gpt import GPTTask, GPTTrainConfig, train_gpt
 from vidbrain.training.vqvae import VQVAETrainConfig, train_vqvae
 
@@ -170,7 +172,7 @@ def test_other_settings_are_refused(shards, vqvae, vqvae_config, tmp_path, stop_
 
 def test_a_loss_that_is_no_number_names_its_step(shards, vqvae_config, tmp_path):
     hot = replace(vqvae_config, lr=1e30, clip_norm=0.0, warmup=0, checkpoint_every=100)
-    with pytest.raises(ModelError, match=r"not a finite number since step \d+") as caught:
+    with pytest.raises(ModelError, match=r"held-out loss .* finite number after step 1, on clips .* from") as caught:
         train_vqvae(shards, tmp_path, hot)
     assert "--lr" in caught.value.hint
     assert "no checkpoint before it" in caught.value.likely
@@ -195,6 +197,61 @@ def test_a_loss_that_is_no_number_names_its_clips_and_the_last_good_checkpoint(
     places = [f"{table.recording[clip]} from frame {table.start_frame[clip]}" for clip in seen[6]]
     assert "; ".join(places[:8]) + "; and 2 more" in str(caught.value)
     assert "the last good checkpoint is of step 6" in caught.value.likely
+
+
+def test_weights_that_are_no_numbers_reach_no_checkpoint(codes, gpt_config, tmp_path, monkeypatch):
+    seen, honest = [], GPTTask.loss
+
+    def steep(task, model, batch):
+        seen.append(batch.index.tolist())
+        loss, numbers = honest(task, model, batch)
+        if len(seen) == 6:  # the loss is a number, its gradient is not
+            loss.register_hook(lambda gradient: gradient * float("nan"))
+        return loss, numbers
+
+    monkeypatch.setattr(GPTTask, "loss", steep)
+    config = replace(gpt_config, checkpoint_every=3, log_every=100, eval_every=100)
+    with pytest.raises(ModelError, match="the weights are not finite numbers after step 6, on clips") as caught:
+        train_gpt(codes, tmp_path, config)
+    table = load_codes(codes, split="train")
+    assert f"{table.recording[seen[5][0]]} from frame {table.start_frame[seen[5][0]]}" in str(caught.value)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000003"]
+
+
+def test_a_run_folder_has_one_writer(codes, gpt_config, tmp_path, stop_at, stop):
+    config = replace(gpt_config, steps=3)
+    with locked(tmp_path), pytest.raises(StorageError, match="another process writes here"):
+        train_gpt(codes, tmp_path, config)
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(stop):
+        train_gpt(codes, tmp_path, config, progress=stop_at(1))
+    summary = train_gpt(codes, tmp_path, config)
+    (tmp_path / LOCK).touch()  # as a kill after the root record leaves it
+    assert train_gpt(codes, tmp_path, config) == summary
+    assert not (tmp_path / LOCK).exists()
+
+
+@pytest.mark.parametrize(
+    "line", [b"5", b"{}", b'{"step": "x"}', b"\xff", b"[" * 100_000, b'{"step": 1, "split": "val", "loss": NaN}']
+)
+def test_damaged_metrics_are_named_by_their_line(tmp_path, line):
+    metrics, rows = Metrics(tmp_path), [{"step": step, "split": "train", "loss": 0.5} for step in (1, 2)]
+    for row in rows:
+        metrics.append(row)
+    whole = metrics.path.read_bytes()
+    metrics.path.write_bytes(whole + b'{"step": 3, "spl')
+    assert metrics.rows() == rows
+    metrics.path.write_bytes(whole.replace(b"\n", b"\n" + line + b"\n", 1))
+    with pytest.raises(ModelError, match="line 2 of the metrics is no row of numbers") as caught:
+        metrics.keep_until(1)
+    assert caught.value.where == str(metrics.path)
+
+
+@pytest.mark.parametrize("claim", ["[]", "5", '{"config": 5}', '{"config": {}, "made_from": null}'])
+def test_a_damaged_claim_is_refused(codes, gpt_config, tmp_path, claim):
+    (tmp_path / "training.json").write_text(claim)
+    with pytest.raises(ResumeError, match="its record is damaged"):
+        train_gpt(codes, tmp_path, gpt_config)
 
 
 class Hostile:

@@ -64,12 +64,13 @@ def test_tf32_is_an_arm_of_its_own_and_covers_the_backward_pass():
 def test_metrics_forget_what_a_kill_cut_and_what_will_come_again(tmp_path):
     metrics = Metrics(tmp_path)
     for step in (1, 2, 3):
-        metrics.append({"step": step, "loss": 1 / step})
+        metrics.append({"step": step, "split": "train", "loss": 1 / step})
     with metrics.path.open("a") as handle:
         handle.write('{"step": 4, "lo')
     assert [row["step"] for row in metrics.rows()] == [1, 2, 3]
     metrics.keep_until(2)
-    assert metrics.path.read_text() == '{"step": 1, "loss": 1.0}\n{"step": 2, "loss": 0.5}\n'
+    kept = '{"step": 1, "split": "train", "loss": 1.0}\n{"step": 2, "split": "train", "loss": 0.5}\n'
+    assert metrics.path.read_text() == kept
     assert math.isclose(metrics.rows()[1]["loss"], 0.5)
 
 

@@ -7,10 +7,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from vidbrain.errors import ConfigError, ModelError, ResumeError, StorageError
+from vidbrain.features.activations import open_model
 from vidbrain.models.pretrained import load_vqvae
 from vidbrain.sharding.manifest import open_manifest
+from vidbrain.storage.info import expected_fingerprint
 from vidbrain.stream.codes import load_codes
 from vidbrain.stream.sequential import frames_of
 from vidbrain.training.gpt import train_gpt
@@ -108,3 +111,51 @@ def test_a_tokenizer_whose_record_says_no_clip_is_refused(shards, vqvae, tmp_pat
     with pytest.raises((ConfigError, ModelError), match=r"n_frames|clip"):
         tokenize(shards, tmp_path / "vqvae", tmp_path / "codes")
     assert not (tmp_path / "codes").exists()
+
+
+@pytest.fixture(scope="module")
+def twin(vqvae, tmp_path_factory):
+    """The tokenizer with one other number in its encoder, and the same record."""
+    root = tmp_path_factory.mktemp("twin") / "vqvae"
+    shutil.copytree(vqvae, root)
+    tensors = load_file(root / "model.safetensors")
+    name = next(name for name in tensors if name.startswith("encoder") and tensors[name].is_floating_point())
+    tensors[name].view(-1)[0] += 1
+    save_file(tensors, root / "model.safetensors")
+    return root
+
+
+def test_codes_of_other_weights_with_the_same_settings_are_refused(
+    shards, vqvae, codes, twin, gpt_config, tmp_path, stop_at, stop
+):
+    config = TokenizeConfig(stride=4, batch_size=16)
+    assert tokenize(shards, vqvae, codes, config)["made_from"].keys() == {"shards", "vqvae", "vqvae_weights"}
+    with pytest.raises(ResumeError, match="vqvae_weights was"):
+        tokenize(shards, twin, codes, config)
+    with pytest.raises(stop):
+        tokenize(shards, vqvae, tmp_path / "codes", config, progress=stop_at(6))
+    with pytest.raises(ResumeError, match="vqvae_weights was"):
+        tokenize(shards, twin, tmp_path / "codes", config)
+    with pytest.raises(ModelError, match="belongs to a VQ-VAE of weights"):
+        train_gpt(codes, tmp_path / "none", gpt_config, vqvae=twin)
+    train_gpt(codes, tmp_path / "gpt", replace(gpt_config, steps=2), vqvae=vqvae)
+    with pytest.raises(ModelError, match="belongs to a VQ-VAE of weights"):
+        write_samples(twin, tmp_path / "gpt", shards, tmp_path / "samples", SamplesConfig(n_clips=1))
+    for name in ("model", "untrained"):
+        open_model(name, vqvae=vqvae, gpt=tmp_path / "gpt", frame_size=(32, 32))
+        with pytest.raises(ModelError, match="belongs to a VQ-VAE of weights"):
+            open_model(name, vqvae=twin, gpt=tmp_path / "gpt", frame_size=(32, 32))
+
+
+def test_codes_from_before_they_named_the_weights_are_known_by_their_codebook(shards, vqvae, codes, tmp_path):
+    shutil.copytree(codes, tmp_path / "codes")
+    path = tmp_path / "codes" / "dataset.json"
+    record = json.loads(path.read_text())
+    made_from = {name: value for name, value in record["made_from"].items() if name != "vqvae_weights"}
+    record |= {"made_from": made_from, "fingerprint": expected_fingerprint("codes", record["config"], made_from)}
+    path.write_text(json.dumps(record))
+    config = TokenizeConfig(stride=4, batch_size=16)
+    assert tokenize(shards, vqvae, tmp_path / "codes", config) == record
+    path.write_text(json.dumps(record | {"codebook": "0123"}))
+    with pytest.raises(ResumeError, match="made with another tokenizer"):
+        tokenize(shards, vqvae, tmp_path / "codes", config)

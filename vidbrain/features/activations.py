@@ -25,16 +25,19 @@ from torch import Tensor
 from vidbrain.config import fingerprint, from_mapping
 from vidbrain.errors import ModelError
 from vidbrain.features.modules import caught
-from vidbrain.features.networks import NetworkSource, clips_at_once, weights_fingerprint
+from vidbrain.features.networks import NetworkSource, clips_at_once
 from vidbrain.features.sources import Layer, choose_layers
 from vidbrain.features.told import PressedButtons, any_condition, condition_of
 from vidbrain.features.windows import Places, Window
+from vidbrain.models.digest import weights_fingerprint
 from vidbrain.models.gpt import GPT, Condition
 from vidbrain.models.pretrained import load_gpt, load_vqvae, untrained_like
 from vidbrain.models.vqvae import VQVAE
 from vidbrain.records import ClipSpec
 from vidbrain.sharding.manifest import open_manifest
 from vidbrain.storage.info import read_info
+from vidbrain.training.settings import check_seed
+from vidbrain.training.tokenizer import check_tokenizer
 
 ENCODER_LAYER = "vqvae.encoder"
 
@@ -201,16 +204,21 @@ def open_model(
     ------
     StorageError, ModelError
         If a network is missing, unfinished or damaged, the GPT belongs to another VQ-VAE, or lacks its buttons.
+    ConfigError
+        If the seed is out of range.
     """
+    check_seed(seed)
     trained = read_info(vqvae, "vqvae")
     if gpt is not None:
-        learned_from = read_info(gpt, "gpt")["made_from"].get("vqvae")
+        inputs = read_info(gpt, "gpt")["made_from"]
+        learned_from = inputs.get("vqvae")
         if learned_from != trained["fingerprint"]:
             raise ModelError(
                 f"the GPT was trained on codes of the VQ-VAE {learned_from}, not of {trained['fingerprint']}",
                 where=gpt,
                 hint="give the VQ-VAE that belongs to it, or tokenize and train the GPT again",
             )
+        check_tokenizer(inputs, load_vqvae(vqvae), where=gpt)
     codec: VQVAE | GPT
     prior: VQVAE | GPT | None
     if name == "model":

@@ -18,9 +18,10 @@ from torch.nn import functional as F  # noqa: N812 -- as torch's own documents n
 
 from vidbrain.config import fingerprint, to_mapping
 from vidbrain.errors import ConfigError, ModelError
-from vidbrain.features.networks import NetworkSource, clips_at_once, weights_fingerprint
+from vidbrain.features.networks import NetworkSource, clips_at_once
 from vidbrain.features.sources import FeatureSource, Layer, choose_layers
 from vidbrain.features.windows import Window
+from vidbrain.models.digest import weights_fingerprint
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """By which most networks for natural video were trained to have their pixels in [0, 1] standardised."""

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import nn
 
 from vidbrain.errors import ModelError
 from vidbrain.features.sources import Layer
@@ -73,14 +71,3 @@ def clips_at_once(window: Window, layers: Sequence[Layer]) -> int:
     """Clips in one forward pass whose activations in these layers fit `TOKEN_BYTES`, from 1 to `MOST_CLIPS`."""
     per_clip = sum(4 * math.prod((window.n_slices, *layer.grid, layer.n_channels)) for layer in layers)
     return min(MOST_CLIPS, max(1, TOKEN_BYTES // max(1, per_clip)))
-
-
-def weights_fingerprint(network: nn.Module) -> str:
-    """Return 16 hexadecimal digits that name a network's weights and buffers."""
-    digest = hashlib.sha256()
-    for name, value in sorted(network.state_dict().items()):
-        tensor = value.detach().cpu().contiguous()
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        # As bytes: NumPy has no bfloat16.
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]

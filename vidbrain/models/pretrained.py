@@ -93,7 +93,7 @@ def load_weights(model: nn.Module, path: Path) -> None:
     Raises
     ------
     ModelError
-        If the file is no safetensors file, or its tensors have other names or shapes.
+        If the file is no safetensors file, its tensors have other names or shapes, or not all numbers are finite.
     """
     try:
         tensors = load_file(path)
@@ -110,6 +110,15 @@ def load_weights(model: nn.Module, path: Path) -> None:
             likely=f"{WEIGHTS} and {CONFIG} are of two trainings",
             hint="copy the whole folder again",
         ) from error
+    spoilt = [name for name, value in model.state_dict().items() if not value.isfinite().all()]
+    if spoilt:
+        more = f" and {len(spoilt) - 1} more" if len(spoilt) > 1 else ""
+        raise ModelError(
+            f"the weights are not finite numbers: {spoilt[0]}{more}",
+            where=path,
+            likely="the training diverged, or the file is damaged",
+            hint="train again, with a lower --lr, or copy the file again",
+        )
 
 
 Fresh = Callable[[Mapping[str, Any], Path], Any]

@@ -174,6 +174,9 @@ def is_done(
 
 def difference(record: Mapping[str, Any], config: Mapping[str, Any], made_from: Mapping[str, str]) -> str:
     """Say which settings or inputs differ, old and new."""
+    parts = (record.get(name, {}) for name in ("config", "made_from")) if isinstance(record, Mapping) else (None,)
+    if not all(isinstance(part, Mapping) for part in parts):
+        return "its record is damaged and does not say them"
     found = []
     pairs = ((_flat(record.get("config", {})), _flat(config)), (record.get("made_from", {}), made_from))
     for old, new in pairs:

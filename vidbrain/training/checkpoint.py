@@ -112,14 +112,35 @@ class Metrics:
         self.path = root / METRICS
 
     def rows(self) -> list[dict[str, Any]]:
-        """All whole rows; a line that was cut by a kill is left out."""
-        rows = []
-        for line in self.path.read_text(encoding="utf-8").splitlines() if self.path.is_file() else []:
+        """All whole rows; a last line that was cut by a kill is left out.
+
+        Raises
+        ------
+        ModelError
+            If another line is no row of numbers.
+        """
+        rows: list[dict[str, Any]] = []
+        lines = self.path.read_bytes().splitlines(keepends=True) if self.path.is_file() else []
+        for number, line in enumerate(lines, 1):
             try:
-                rows.append(json.loads(line))
-            except ValueError:
-                break
+                row = json.loads(line, parse_constant=_no_number)
+            except (ValueError, RecursionError) as error:
+                if number == len(lines) and not line.endswith(b"\n"):
+                    break
+                raise self._damaged(number) from error
+            whole = isinstance(row, dict) and type(row.get("step")) is int and row.get("split") in ("train", "val")
+            if not whole or type(row.get("loss", "")) not in (float, int, type(None)):
+                raise self._damaged(number)
+            rows.append(row)
         return rows
+
+    def _damaged(self, number: int) -> ModelError:
+        return ModelError(
+            f"line {number} of the metrics is no row of numbers with step, split and loss",
+            where=self.path,
+            likely="the file was edited, or the disk damaged it",
+            hint="remove that line; the same command then goes on",
+        )
 
     def append(self, row: Mapping[str, Any]) -> None:
         """Add a row."""
@@ -133,3 +154,7 @@ class Metrics:
         """Drop, atomically, the rows beyond a step: a resumed run writes them again."""
         kept = [row for row in self.rows() if row["step"] <= step]
         write_bytes(self.path, "".join(json.dumps(row, allow_nan=False) + "\n" for row in kept).encode())
+
+
+def _no_number(name: str) -> float:
+    raise ValueError(f"{name} is no number of JSON")

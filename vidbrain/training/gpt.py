@@ -33,6 +33,7 @@ from vidbrain.training.guesses import bigram_nats, unigram_nats
 from vidbrain.training.loop import train
 from vidbrain.training.resident import resident_codes
 from vidbrain.training.settings import LoopConfig
+from vidbrain.training.tokenizer import check_tokenizer, tokenizer_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +65,7 @@ def train_gpt(
     config
         What decides the weights.
     vqvae
-        The tokenizer that made the codes: needed where the GPT embeds its code vectors.
+        The tokenizer that made the codes: needed where the GPT embeds its code vectors; refused if it is another.
     game
         What was sharded, with the buttons: needed where the GPT is told actions.
     device
@@ -111,7 +112,8 @@ class GPTTask:
     ) -> None:
         manifest = open_manifest(codes_root, kind="codes")
         self._config, self._device = config, device
-        self.made_from = {"codes": manifest.fingerprint, "vqvae": str(manifest.info["made_from"]["vqvae"])}
+        inputs = manifest.info["made_from"]
+        self.made_from = {"codes": manifest.fingerprint, "vqvae": str(inputs["vqvae"]), **tokenizer_of(inputs)}
         self._n_codes = _n_codes(manifest.info, codes_root)
         train_table = load_codes(codes_root, split="train")
         held_out = bool((manifest.segments["split"] == "val").any())
@@ -180,15 +182,18 @@ class GPTTask:
 
     def _vectors(self, vqvae: str | Path | None, info: dict[str, Any]) -> Tensor | None:
         """Code vectors of the tokenizer, which must be the one that made the codes."""
+        tokenizer = None if vqvae is None else load_vqvae(vqvae)
+        if tokenizer is not None:
+            check_tokenizer(info["made_from"], tokenizer, where=vqvae)
         if self._config.model.embedding != "codebook":
             return None
-        if vqvae is None:
+        if tokenizer is None:
             raise ModelError(
                 "a GPT that embeds code vectors needs the tokenizer that has them",
                 where="embedding",
                 hint="name the VQ-VAE that made the codes: --vqvae",
             )
-        vectors = load_vqvae(vqvae).codebook.vectors()
+        vectors = tokenizer.codebook.vectors()
         if fingerprint(vectors.flatten().tolist()) != info.get("codebook"):
             raise ModelError(
                 "the codes were made with another tokenizer",

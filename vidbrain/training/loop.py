@@ -16,12 +16,13 @@ from typing import Any
 
 import torch
 
-from vidbrain.errors import ResumeError
+from vidbrain.errors import ResumeError, StorageError
 from vidbrain.models.pretrained import save_pretrained
 from vidbrain.progress import Progress
 from vidbrain.records import World
 from vidbrain.storage.atomic import check_writable, read_json, write_json
 from vidbrain.storage.info import difference, is_done, write_info
+from vidbrain.storage.locks import locked, sweep_lock
 from vidbrain.training import compiled, precision, trackers
 from vidbrain.training.checkpoint import Checkpoints
 from vidbrain.training.cost import CostMeter, ran_out, room_of
@@ -29,7 +30,7 @@ from vidbrain.training.run import Run
 from vidbrain.training.settings import LoopConfig
 from vidbrain.training.signals import Signals
 from vidbrain.training.task import Task
-from vidbrain.training.world import joined, pick_device, smallest, wait_for_all
+from vidbrain.training.world import any_process, joined, pick_device, smallest, wait_for_all
 
 PLAN, SUMMARY = "training.json", "summary.json"
 
@@ -50,6 +51,8 @@ def train(
         For what this machine or installation cannot do.
     ResumeError
         If the folder holds another training.
+    StorageError
+        If another process writes there, or the folder cannot be written.
     ModelError
         If it does not fit in memory, the loss is no longer a number, or a checkpoint is damaged.
     """
@@ -61,15 +64,19 @@ def train(
         task = task_of(world, place)
         settings = config.deciding()
         if is_done(out, task.kind, config=settings, made_from=task.made_from):
+            if world.rank == 0:
+                sweep_lock(out)
             return dict(read_json(out / SUMMARY))
         compiled.check(config.compile, place)
         arm_error, clip = precision.self_test(arm), task.clip_cost()
         room = room_of(place, sum(p.numel() for p in task.model.parameters()), clip)
         room = replace(room, free_bytes=smallest(room.free_bytes, world))
         room.micro_batch(config.batch_size // world.size, asked=config.micro_batch_size)  # refuses, before any file
-        _claim(out, {"config": settings, "made_from": task.made_from}, world)
         meter = CostMeter(place, arm.name, clip)
-        with contextlib.closing(Run(task, config, out, world, place, arm, room, progress)) as run:
+        with contextlib.ExitStack() as held:
+            held.enter_context(_one_writer(out, world))
+            _claim(out, {"config": settings, "made_from": task.made_from}, world)
+            run = held.enter_context(contextlib.closing(Run(task, config, out, world, place, arm, room, progress)))
             try:
                 with Signals() as signals:
                     run.go(signals)
@@ -81,18 +88,33 @@ def train(
                     raise refused from error
                 raise
             summary = {**run.summary(), "precision_error": arm_error, "cost": run.cost(meter)}
+            if world.rank == 0:
+                save_pretrained(task.model, out)
+                write_json(out / SUMMARY, summary)
+                write_info(out, task.kind, config=settings, made_from=task.made_from)
+            wait_for_all(world)
+            return summary
+
+
+@contextlib.contextmanager
+def _one_writer(out: Path, world: World) -> Iterator[None]:
+    """Let the first process hold the folder, for all of them; where it cannot, all refuse."""
+    with contextlib.ExitStack() as held:
+        refused: StorageError | None = None
         if world.rank == 0:
-            save_pretrained(task.model, out)
-            write_json(out / SUMMARY, summary)
-            write_info(out, task.kind, config=settings, made_from=task.made_from)
-        wait_for_all(world)
-        return summary
+            try:
+                check_writable(out)
+                held.enter_context(locked(out))
+            except StorageError as error:
+                refused = error
+        if any_process(refused is not None, world):
+            raise refused or StorageError("the first process cannot write here: see its own error", where=out)
+        yield
 
 
 def _claim(out: Path, claim: dict[str, Any], world: World) -> None:
     """Refuse a folder that holds another unfinished training."""
     if world.rank == 0:
-        check_writable(out)
         # Here and not where each process resumes: the others would remove what the first is writing by then.
         Checkpoints(out).sweep()
     wait_for_all(world)

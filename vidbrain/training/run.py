@@ -193,14 +193,21 @@ class Run:
         """Stop at a loss that is not a number, before it reaches a checkpoint."""
         step = self._totals.first_bad()
         if step:
-            raise self._diverged(step, self._totals.clips_of(step))
+            raise self._diverged(f"the loss is not a finite number since step {step}", step)
 
-    def _diverged(self, step: int, clips: list[int]) -> ModelError:
-        steps = self._checkpoints.steps()
+    def _check_weights(self) -> None:
+        """Stop at weights that are not numbers: the loss that made them may have been one. All processes ask."""
+        bad = any(not value.isfinite().all() for value in self._task.model.state_dict().values())
+        if any_process(bad, self._world):
+            raise self._diverged(f"the weights are not finite numbers after step {self.step}", self.step)
+
+    def _diverged(self, what: str, step: int) -> ModelError:
+        """Name the clips of the step to blame; all processes ask."""
+        clips, steps = self._totals.clips_of(step), self._checkpoints.steps()
         named = "; ".join(self._task.place_of(clip) for clip in clips[:NAMED_CLIPS])
         more = f"; and {len(clips) - NAMED_CLIPS} more" if len(clips) > NAMED_CLIPS else ""
         return ModelError(
-            f"the loss is not a finite number since step {step}" + (f", on clips {named}{more}" if clips else ""),
+            what + (f", on clips {named}{more}" if clips else ""),
             where=self._checkpoints.root,
             likely=f"a learning rate of {self._config.lr:g} is too high, or {self._arm.name} too coarse; "
             + (f"the last good checkpoint is of step {steps[-1]}" if steps else "there is no checkpoint before it"),
@@ -239,22 +246,27 @@ class Run:
         return shown
 
     def _evaluate(self) -> None:
+        self._check()
+        self._check_weights()
+        found = None
         if self._world.rank == 0:
             self._task.model.eval()
             with torch.no_grad(), self._arm.autocast():
                 found = self._task.evaluate()
             self._task.model.train()
-            if found is not None:
-                if not math.isfinite(found["loss"]):  # the weights after this step, before a training batch tells
-                    raise self._diverged(self.step + 1, [])
-                self._tell({"step": self.step, "split": "val", **found})
-                if self._best is None or found["loss"] < self._best["loss"]:
-                    self._best = {"step": self.step, "loss": found["loss"]}
-                    self._checkpoints.save_best(self._task.model)
+        # The weights after this step, before a training batch tells.
+        if any_process(found is not None and not math.isfinite(found["loss"]), self._world):
+            raise self._diverged(f"the held-out loss is not a finite number after step {self.step}", self.step)
+        if found is not None:
+            self._tell({"step": self.step, "split": "val", **found})
+            if self._best is None or found["loss"] < self._best["loss"]:
+                self._best = {"step": self.step, "loss": found["loss"]}
+                self._checkpoints.save_best(self._task.model)
         wait_for_all(self._world)
 
     def _checkpoint(self) -> None:
         self._check()
+        self._check_weights()
         # Each process met bad clips of its own.
         bad_clips = united(self._task.loader.bad_clips, self._world)
         if self._world.rank == 0:

@@ -26,6 +26,8 @@ from vidbrain.stream.batch import ClipBatch
 from vidbrain.stream.loader import stream
 from vidbrain.stream.reader import SegmentReader
 from vidbrain.training.conditions import read_buttons
+from vidbrain.training.settings import check_seed
+from vidbrain.training.tokenizer import check_tokenizer
 from vidbrain.training.world import one_thread, pick_device
 
 SAMPLES = "samples.npz"
@@ -50,6 +52,7 @@ class SamplesConfig:
     """Of the choice of clips and of sampling."""
 
     def __post_init__(self) -> None:
+        check_seed(self.seed)
         if self.n_clips < 1:
             raise ConfigError(f"n_clips must be at least 1, not {self.n_clips}", where="n_clips")
         if not 0 <= self.prompt < 1:
@@ -90,6 +93,8 @@ def write_samples(
     """
     manifest, vqvae = open_manifest(data_root), read_info(vqvae_root, "vqvae")
     made_from = {"shards": manifest.fingerprint, "vqvae": vqvae["fingerprint"]}
+    place = pick_device(device)
+    model = load_vqvae(vqvae_root, device=place)
     if gpt_root is not None:
         gpt_info = read_info(gpt_root, "gpt")
         made_from["gpt"] = gpt_info["fingerprint"]
@@ -99,12 +104,11 @@ def write_samples(
                 where=gpt_root,
                 hint="tokenize with this VQ-VAE and train a GPT on those codes",
             )
+        check_tokenizer(gpt_info["made_from"], model, where=gpt_root)
     settings = to_mapping(config)
     if is_done(out, "samples", config=settings, made_from=made_from):
         return read_info(out, "samples")
     check_writable(out)
-    place = pick_device(device)
-    model = load_vqvae(vqvae_root, device=place)
     clip = from_mapping(ClipSpec, vqvae["config"]["clip"], vqvae_root)
     model.config.latent_grid(clip.n_frames, manifest.height, manifest.width)
     split: Literal["val"] | None = "val" if (manifest.segments["split"] == "val").any() else None

@@ -53,6 +53,7 @@ class LoopConfig:
     """Trackers that are told the rows of metrics.jsonl, offline, each where it is installed."""
 
     def __post_init__(self) -> None:
+        check_seed(self.seed)
         for name in ("steps", "batch_size", "log_every", "eval_every", "eval_clips", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}", where=name)
@@ -72,3 +73,15 @@ class LoopConfig:
         """Return the settings that decide what comes out, but for rounding: a run is known by them."""
         how = ("checkpoint_every", "micro_batch_size", "compile", "track")
         return {name: value for name, value in to_mapping(self).items() if name not in how}
+
+
+def check_seed(seed: int) -> None:
+    """Refuse a seed that generators of torch do not take, or would take for another.
+
+    Raises
+    ------
+    ConfigError
+        Below 0 or beyond 2^63 - 1.
+    """
+    if not 0 <= seed < 2**63:
+        raise ConfigError(f"a seed is between 0 and 2^63 - 1, not {seed}", where="seed")

@@ -14,17 +14,22 @@ from numpy.typing import NDArray
 
 from vidbrain.cluster import available_cores
 from vidbrain.config import fingerprint, from_mapping, to_mapping
-from vidbrain.errors import ConfigError, ModelError
+from vidbrain.errors import ConfigError, ModelError, ResumeError
+from vidbrain.models.digest import weights_fingerprint
 from vidbrain.models.pretrained import load_vqvae
 from vidbrain.progress import SILENT, Progress
 from vidbrain.records import ClipSpec
+from vidbrain.sharding.claims import PLAN
 from vidbrain.sharding.codes import write_codes
-from vidbrain.sharding.manifest import open_manifest
+from vidbrain.sharding.manifest import DATASET, open_manifest
+from vidbrain.storage.atomic import read_json
 from vidbrain.storage.info import read_info
+from vidbrain.storage.urls import is_url
 from vidbrain.stream.clips import clip_table
 from vidbrain.stream.reader import SegmentReader
 from vidbrain.training import precision
 from vidbrain.training.precision import PrecisionName
+from vidbrain.training.tokenizer import TOKENIZER
 from vidbrain.training.world import pick_device
 
 
@@ -96,6 +101,10 @@ def tokenize(
     grid = model.config.latent_grid(length, manifest.height, manifest.width)
     table = clip_table(manifest.segments, np.arange(len(manifest.segments)), clip, manifest.margin)
     first = table.offsets
+    codebook = fingerprint(model.codebook.vectors().flatten().tolist())
+    made_from = {"shards": manifest.fingerprint, "vqvae": str(vqvae["fingerprint"])}
+    if _names_tokenizer(out, codebook, progress):
+        made_from[TOKENIZER] = weights_fingerprint(model)
     torch.set_num_threads(available_cores())
 
     def encode(positions: Sequence[int]) -> Iterable[tuple[int, NDArray[np.uint16]]]:
@@ -125,12 +134,37 @@ def tokenize(
             manifest,
             encode,
             config={"clip": to_mapping(clip), "phase": 0, "precision": arm.name},
-            made_from={"shards": manifest.fingerprint, "vqvae": vqvae["fingerprint"]},
+            made_from=made_from,
             facts={
                 "n_codes": model.config.n_codes,
                 "grid": list(grid),
                 "tokens_per_clip": math.prod(grid),
-                "codebook": fingerprint(model.codebook.vectors().flatten().tolist()),
+                "codebook": codebook,
             },
             progress=progress,
         )
+
+
+def _names_tokenizer(out: Path, codebook: str, progress: Progress) -> bool:
+    """Whether codes are to name their tokenizer's weights: all but those begun before codes did.
+
+    Raises
+    ------
+    ResumeError
+        If such codes are there, whole, with another codebook.
+    """
+    if is_url(out):
+        return True
+    name = next((name for name in (DATASET, PLAN) if (Path(out) / name).is_file()), None)
+    held = {} if name is None else read_json(Path(out) / name)
+    inputs = held.get("made_from") if isinstance(held, dict) else None
+    if name is None or not isinstance(inputs, dict) or TOKENIZER in inputs:
+        return True
+    if name == DATASET and held.get("codebook") != codebook:
+        raise ResumeError(
+            "the codes there were made with another tokenizer",
+            where=Path(out) / name,
+            hint="give another output, or remove this one first",
+        )
+    progress.note("tokenize: the codes there do not name the weights of their VQ-VAE, which are not compared")
+    return False

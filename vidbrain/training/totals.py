@@ -45,7 +45,7 @@ class Totals:
         return int(reduced(self._first_bad, self._world, how="max"))
 
     def clips_of(self, step: int) -> list[int]:
-        """Clips of a step in all processes; none where the step was not of this interval."""
+        """Clips of a step in all processes; none where it was neither of this interval nor the last before it."""
         clips = torch.tensor(self._clips.get(step, []), dtype=torch.int64, device=meeting_device())
         return from_all_ranks(clips).tolist()
 
@@ -54,7 +54,8 @@ class Totals:
         n = self._n_steps * self._world.size
         means = {name: float(reduced(value, self._world, how="sum")) / n for name, value in self._sums.items()}
         self._sums, self._n_steps = {}, 0
-        self._clips.clear()
+        # The last step's stay: what it left behind is judged after its row is written.
+        self._clips = dict(list(self._clips.items())[-1:])
         # An overflow that the scaler skips leaves an infinite norm: null, not a number.
         return {name: value if abs(value) < float("inf") else None for name, value in means.items()}
 

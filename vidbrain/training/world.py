@@ -39,14 +39,17 @@ def pick_device(name: str) -> torch.device:
     Raises
     ------
     ConfigError
-        For a GPU that is not there, or an unknown device.
+        For a GPU that is not there, or a device of another kind.
     """
     if name == "auto":
         name = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
+    unknown = ConfigError(f"unknown device {name!r}", where="device", hint="use auto, cpu or cuda")
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise ConfigError(f"unknown device {name!r}", where="device", hint="use auto, cpu or cuda") from error
+        raise unknown from error
+    if device.type not in ("cpu", "cuda"):
+        raise unknown
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ConfigError("there is no GPU that torch can use", where="device", hint="use --device cpu, or auto")
     return device
