@@ -359,16 +359,28 @@ def description(source: str | Path) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def identity(path: Path, edge: int = 1 << 16) -> str:
-    """Name a file's content without reading all of it: size, first and last 64 KiB.
+def identity(path: Path, *, whole_bytes: int = 64 << 20, block_bytes: int = 1 << 16, n_between: int = 64) -> str:
+    """Name a file's content; never its time, which a copy changes.
 
-    The end of a gzip file holds the checksum and the length of everything before it.
+    Parameters
+    ----------
+    path
+        The file.
+    whole_bytes
+        Up to this size every byte counts.
+    block_bytes, n_between
+        Of a larger file its size, the first and the last block count, and so many that lie evenly between. A change
+        that lies between them all is not seen in an unpacked file; the end of a gzip file holds the checksum and the
+        length of everything before it.
     """
     size = path.stat().st_size
     digest = hashlib.sha256(str(size).encode())
     with path.open("rb") as stream:
-        digest.update(stream.read(edge))
-        if size > edge:
-            stream.seek(max(edge, size - edge))
-            digest.update(stream.read(edge))
+        if size <= whole_bytes:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+        else:
+            for k in range(n_between + 2):
+                stream.seek((size - block_bytes) * k // (n_between + 1))
+                digest.update(stream.read(block_bytes))
     return digest.hexdigest()[:16]

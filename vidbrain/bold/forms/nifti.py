@@ -24,7 +24,9 @@ from vidbrain.bold.forms.series import Rectangle, rows_at_once
 from vidbrain.errors import BoldError, StorageError
 
 _SECONDS = {"sec": 1.0, "msec": 1e-3, "usec": 1e-6}
-_LONGEST_TR_S = 100.0
+_NO_TIME = ("hz", "ppm", "rads")
+_SHORTEST_TR_MS = 250.0
+"""From here on a number that is called seconds is taken for milliseconds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +44,7 @@ class SeriesFacts:
     affine
         (4, 4) voxel indices to millimetres, as rows of floats.
     tr_s
-        Repetition time, or None where the header holds none.
+        Repetition time as the header says it, possible or not; None where it holds none.
     dtype
         Type on disk with its byte order, as NumPy writes it (``">i2"``).
     slope, inter
@@ -133,11 +135,11 @@ def series_facts(path: Path) -> SeriesFacts:
 
 
 def _seconds(zoom: float, unit: str) -> float | None:
-    if zoom <= 0:
+    if zoom == 0 or unit in _NO_TIME:
         return None
     # Many tools leave the unit empty and mean seconds; some write milliseconds and call them seconds.
     value = zoom * _SECONDS.get(unit, 1.0)
-    return round(value if value < _LONGEST_TR_S else value / 1000.0, 6)
+    return round(value if not value >= _SHORTEST_TR_MS else value / 1000.0, 6)
 
 
 def _load(path: Path) -> Any:  # noqa: ANN401 -- nibabel has no types
