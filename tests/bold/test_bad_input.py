@@ -204,6 +204,18 @@ def test_fewer_volumes_than_events_are_refused(tree, tmp_path):
         ingest(tree, tmp_path / "b")
 
 
+@pytest.mark.parametrize("rows", ["1\tn/a\n5\tn/a\n", ""])
+def test_events_without_an_end_are_not_called_checked(tree, tmp_path, rows):
+    raw = tree.parents[1] / "sub-01" / "func"
+    raw.mkdir(parents=True)
+    (raw / "sub-01_task-x_run-01_events.tsv").write_text("onset\tduration\n" + rows)
+    ingest(tree, tmp_path / "b")
+    assert open_bold(tmp_path / "b").info["events_checked"] is False
+    (raw / "sub-01_task-x_run-01_events.tsv").write_text("onset\tduration\n1\t2\n" + rows)
+    ingest(tree, tmp_path / "c")
+    assert open_bold(tmp_path / "c").info["events_checked"] is True
+
+
 def test_runs_that_were_scanned_but_not_preprocessed_are_named_and_recorded(tree, tmp_path):
     raw = tree.parents[1]
     for name in (
