@@ -15,6 +15,7 @@ from nilearn.signal import clean
 
 from vidbrain.bold.bids import find_runs
 from vidbrain.bold.clean import CleanConfig
+from vidbrain.bold.export import export_runs
 from vidbrain.bold.ingest import IngestConfig, ingest
 from vidbrain.bold.raw import raw_runs
 from vidbrain.bold.store import open_bold
@@ -161,6 +162,54 @@ def test_an_impossible_repetition_time_of_a_header_is_refused(tree, tmp_path, zo
     with pytest.raises(BoldError, match=f"cannot be {re.escape(said)} s, as the header of"):
         ingest(tree, tmp_path / "b")
     assert not (tmp_path / "b").exists()
+
+
+def test_sidecars_above_are_inherited_and_the_nearest_wins(tree, tmp_path):
+    (tree / "task-x_bold.json").write_text(json.dumps({"RepetitionTime": 3.0, "StartTime": 0.5}))
+    (tree / "task-y_bold.json").write_text(json.dumps({"RepetitionTime": 9.0}))
+    assert find_runs(tree)[0].sidecar_tr_s == 3.0
+    with pytest.raises(BoldError, match=r"the header of .* says 2 s, the sidecar of .* says 3 s"):
+        ingest(tree, tmp_path / "b")
+    (tree / "sub-01" / "sub-01_task-x_bold.json").write_text(json.dumps({"RepetitionTime": 2.5}))
+    assert find_runs(tree)[0].sidecar_tr_s == 2.5
+    sidecar = func(tree) / "sub-01_task-x_run-1_space-M_desc-preproc_bold.json"
+    sidecar.write_text(json.dumps({"RepetitionTime": 2.0}), encoding="utf-8-sig")
+    files = find_runs(tree)[0]
+    assert (files.sidecar_tr_s, files.sidecar_start_s) == (2.0, 0.5)
+    ingest(tree, tmp_path / "b")
+
+
+def test_one_file_is_taken_with_what_belongs_to_it(tree, tmp_path):
+    files = find_runs(tree)[0]
+    sidecar = files.bold.with_name(files.bold.name.replace(".nii.gz", ".json"))
+    sidecar.write_text(json.dumps({"RepetitionTime": 1.49}))
+    with pytest.raises(BoldError, match="repetition times disagree"):
+        ingest(files.bold, tmp_path / "b")
+    sidecar.write_text(json.dumps({"RepetitionTime": 2.0, "StartTime": 0.5}))
+    raw = tree.parents[1] / "sub-01" / "func"
+    raw.mkdir(parents=True)
+    (raw / "sub-01_task-x_run-01_events.tsv").write_text("onset\tduration\n100\t21\n")
+    with pytest.raises(BoldError, match="shorter than their events"):
+        ingest(files.bold, tmp_path / "b")
+    shutil.rmtree(raw)
+    ingest(files.bold, tmp_path / "b")
+    ingest(tree, tmp_path / "c")
+    one, all_runs = open_bold(tmp_path / "b"), open_bold(tmp_path / "c")
+    assert one.info["fingerprint"] == all_runs.info["fingerprint"]
+    values = np.random.default_rng(5).standard_normal((N_TRS, 6))
+    np.save(tmp_path / "sub-01_task-x.npy", values)
+    (tmp_path / "sub-01_task-x.json").write_text(json.dumps({"RepetitionTime": 1.5}))
+    ingest(tmp_path / "sub-01_task-x.npy", tmp_path / "d", IngestConfig(clean=AS_IT_IS))
+    assert open_bold(tmp_path / "d").tr_s == 1.5
+
+
+def test_what_was_exported_can_be_ingested(tree, tmp_path):
+    ingest(tree, tmp_path / "b")
+    store = open_bold(tmp_path / "b")
+    export_runs(store, tmp_path / "out")
+    ingest(tmp_path / "out", tmp_path / "c", IngestConfig(clean=AS_IT_IS), mask=find_runs(tree)[0].mask)
+    again = open_bold(tmp_path / "c")
+    assert np.array_equal(again.read(again.runs[0]), store.read(store.runs[0]))
 
 
 def test_a_change_in_the_middle_of_an_unpacked_series_is_another_input(tree, tmp_path):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from vidbrain.bold.bids import run_of, run_order
+from vidbrain.bold.bids import dataset_root, run_of, run_order
 from vidbrain.errors import BoldError
 from vidbrain.records import RunKey
 
@@ -22,7 +22,10 @@ def raw_runs(bids_root: str | Path) -> list[RunKey]:
 
 def events_above(source: str | Path) -> Path | None:
     """The BIDS tree that holds ``derivatives/<source>``, where it has events; else None."""
-    source = Path(source).resolve()
+    source = Path(source).absolute()
+    if source.is_file():
+        source = dataset_root(source) or source
+    source = source.resolve()
     if source.parent.name != "derivatives":
         return None
     root = source.parent.parent
