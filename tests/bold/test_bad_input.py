@@ -240,7 +240,7 @@ def test_masks_and_runs_that_lie_elsewhere_say_both_affines(tree, tmp_path):
     mask = func(tree) / "sub-01_task-x_run-1_space-M_desc-brain_mask.nii.gz"
     nibabel.Nifti1Image(np.ones(SHAPE, np.uint8), np.diag([1, 1, 2.5, 1])).to_filename(mask)
     with pytest.raises(
-        BoldError, match=r"the mask's affine 1 0 0 0; 0 1 0 0; 0 0 2\.5 0 is not that of the series 1 0"
+        BoldError, match=r"another grid: its affine 1 0 0 0; 0 1 0 0; 0 0 2\.5 0 is not that of the series 1 0"
     ):
         ingest(tree, tmp_path / "b")
 

@@ -194,7 +194,8 @@ def chosen_voxels(masks: Sequence[Path], series: SeriesFacts, grey: Sequence[Pat
             )
         if not np.allclose(affine, series.affine, atol=1e-3):
             raise BoldError(
-                f"the mask's affine {affine_words(affine)} is not that of the series {affine_words(series.affine)}",
+                f"the mask lies on another grid: its affine {affine_words(affine)} "
+                f"is not that of the series {affine_words(series.affine)}",
                 where=path,
                 hint="resample the mask to the series",
             )
