@@ -1,3 +1,4 @@
+import errno
 import signal
 import subprocess
 import sys
@@ -121,3 +122,8 @@ def test_an_unfinished_file_that_another_command_sweeps_is_named(tmp_path):
         write()
     assert "second time" in caught.value.likely
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EPERM, errno.EROFS])
+def test_hints_name_no_option_that_a_command_may_lack(code):
+    assert "--" not in (atomic.as_storage_error(OSError(code, "no"), "x").hint or "")
