@@ -132,6 +132,15 @@ def test_a_packed_file_is_named_by_its_checksum(tmp_path):
     assert names[0] != names[1]
 
 
+def test_a_large_file_is_named_by_blocks_that_lie_evenly(tmp_path):
+    path = put(tmp_path / "large", bytes(1000))
+    names = set()
+    for place in (None, 5, 107, 207, 501, 998):
+        path.write_bytes(bytes(1 if k == place else 0 for k in range(1000)))
+        names.add(identity(path, whole_bytes=500, block_bytes=10, n_between=9))
+    assert len(names) == 6
+
+
 def test_volumes_surfaces_and_grayordinates_lie_side_by_side(tmp_path):
     put_run(tmp_path, "sub-01_ses-2_task-toy_run-1")
     folder = tmp_path / "sub-01" / "func"

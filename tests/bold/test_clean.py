@@ -163,3 +163,10 @@ def test_a_run_shorter_than_its_confounds_is_refused(files):
 def test_impossible_settings_are_refused():
     with pytest.raises(ConfigError, match="high_pass_s"):
         CleanConfig(high_pass_s=0)
+    for wrong in (np.nan, np.inf, -1.0):
+        with pytest.raises(ConfigError, match="high_pass_s"):
+            CleanConfig(high_pass_s=wrong)
+        with pytest.raises(ConfigError, match="fwhm_mm"):
+            CleanConfig(fwhm_mm=wrong)
+    with pytest.raises(ConfigError, match="fwhm_mm must lie between 0 and 100 mm"):
+        CleanConfig(fwhm_mm=1e9)

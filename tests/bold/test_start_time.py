@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from nilearn.interfaces.bids.query import infer_slice_timing_start_time_from_dataset
 
+from vidbrain.bold.bids import find_runs
+from vidbrain.bold.checks import reference_of
 from vidbrain.bold.clean import CleanConfig
 from vidbrain.bold.export import export_runs
 from vidbrain.bold.ingest import IngestConfig, ingest
@@ -90,6 +92,7 @@ def test_a_clock_that_changed_is_another_input(tree, tmp_path):
         (True, "StartTime of the sidecar is True"),
         (math.nan, "StartTime of the sidecar is nan"),
         (745, r"StartTime of the sidecar is 745 s, the run has 59\.6 s"),
+        (7.6, r"7\.6 s, the run has 59\.6 s: more than 7\.45 s cannot lie before the first volume"),
     ],
 )
 def test_a_clock_that_cannot_be_is_refused_before_work(tree, tmp_path, wrong, message):
@@ -97,6 +100,16 @@ def test_a_clock_that_cannot_be_is_refused_before_work(tree, tmp_path, wrong, me
     with pytest.raises(BoldError, match=message):
         ingest(tree, tmp_path / "b", CONFIG)
     assert not (tmp_path / "b").exists()
+
+
+def test_a_long_run_does_not_hide_milliseconds(tree):
+    say(tree, 745)
+    files = find_runs(tree)[0]
+    with pytest.raises(BoldError, match=r"more than 60 s cannot lie before") as caught:
+        reference_of(files, 600, float(TR_S))
+    assert "milliseconds" in str(caught.value)
+    say(tree, 60)
+    assert reference_of(files, 600, float(TR_S)) == pytest.approx(60 / float(TR_S))
 
 
 def test_volumes_that_were_taken_away_at_the_begin_do_not_make_a_series_short(tree, tmp_path):

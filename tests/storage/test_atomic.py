@@ -1,3 +1,4 @@
+import errno
 import signal
 import subprocess
 import sys
@@ -128,3 +129,8 @@ def test_json_nested_without_end_is_refused(tmp_path):
     with pytest.raises(StorageError, match="not valid JSON") as caught:
         atomic.read_json(tmp_path / "deep.json")
     assert caught.value.where == str(tmp_path / "deep.json")
+
+
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EPERM, errno.EROFS])
+def test_hints_name_no_option_that_a_command_may_lack(code):
+    assert "--" not in (atomic.as_storage_error(OSError(code, "no"), "x").hint or "")

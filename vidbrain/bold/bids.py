@@ -24,6 +24,8 @@ from vidbrain.video.gamelogs import is_absent
 
 PREPROCESSED = "preproc"
 """What fMRIPrep calls its series; without `desc-` they are as the scanner left them."""
+EXPORTED = "clean"
+"""What `vidbrain.bold.export` calls its series."""
 _VOLUME = re.compile(r"^(?P<stem>sub-.+?_)(?:desc-(?P<desc>[0-9a-zA-Z]+)_)?bold\.nii(?:\.gz)?$")
 _SURFACE = re.compile(r"^(?P<stem>sub-.+?)(?:_bold)?\.func\.gii$")
 _CIFTI = re.compile(r"^(?P<stem>sub-.+?)(?:_[a-z]+)?\.[dp]tseries\.nii$")
@@ -51,6 +53,8 @@ class RunFiles:
         The right hemisphere of a surface.
     member
         Name of the series in a file that holds several (HDF5).
+    inherited
+        JSON files further up that hold for the series too (BIDS' inheritance), the nearest first.
     """
 
     run: RunKey
@@ -61,6 +65,7 @@ class RunFiles:
     sidecar: Path | None
     right: Path | None = None
     member: str = ""
+    inherited: tuple[Path, ...] = ()
 
     @property
     def form(self) -> str:
@@ -79,7 +84,7 @@ class RunFiles:
 
     @property
     def sidecar_tr_s(self) -> float | None:
-        """Repetition time of the JSON file, where it says one."""
+        """Repetition time of the JSON file or, where it says none, of the nearest that is inherited."""
         return self._seconds("RepetitionTime")
 
     @property
@@ -91,21 +96,28 @@ class RunFiles:
         return self._seconds("StartTime")
 
     def _seconds(self, field: str) -> float | None:
-        if self.sidecar is None:
-            return None
-        try:
-            value = json.loads(self.sidecar.read_text(encoding="utf-8")).get(field)
-        except (ValueError, AttributeError, OSError) as error:
-            raise BoldError(f"the sidecar is not a JSON object: {error}", where=self.sidecar) from error
-        if value is None:
-            return None
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-            raise BoldError(
-                f"{field} of the sidecar is {value!r}, not a number of seconds",
-                where=self.sidecar,
-                hint="mend the file",
-            )
-        return float(value)
+        for path in (self.sidecar, *self.inherited):
+            if path is not None and (value := _said(path, field)) is not None:
+                return value
+        return None
+
+
+def _said(path: Path, field: str) -> float | None:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8-sig")).get(field)
+    except (ValueError, AttributeError, OSError) as error:
+        raise BoldError(
+            f"the sidecar is not a JSON object: {error}", where=path, hint="mend the file, or take it away"
+        ) from error
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise BoldError(
+            f"{field} of the sidecar is {value!r}, not a number of seconds",
+            where=path,
+            hint="mend the file",
+        )
+    return float(value)
 
 
 def find_runs(
@@ -113,7 +125,8 @@ def find_runs(
 ) -> list[RunFiles]:
     """Find every series below a folder of derivatives.
 
-    Where nothing is preprocessed, series as the scanner left them are taken (``…_bold.nii.gz`` of a raw BIDS tree).
+    Where nothing is preprocessed, series as the scanner left them are taken (``…_bold.nii.gz`` of a raw BIDS tree), and
+    then what `vidbrain.bold.export` wrote (``desc-clean``).
 
     Parameters
     ----------
@@ -148,6 +161,7 @@ def find_runs(
     grayordinates = [path for path in paths if _CIFTI.match(path.name)]
     if desc == PREPROCESSED and not (wanted or surfaces or grayordinates):
         wanted = [(path, match) for path, match in volumes if match["desc"] is None]
+        wanted = wanted or [(path, match) for path, match in volumes if match["desc"] == EXPORTED]
     found = [_volume(path, match["stem"]) for path, match in wanted]
     if desc == PREPROCESSED:
         found += _surfaces(surfaces) + [_files(path) for path in grayordinates]
@@ -260,7 +274,42 @@ def _files(bold: Path) -> RunFiles:
             bold.with_name(f"{run_stem}_desc-confounds_{suffix}.tsv") for suffix in ("timeseries", "regressors")
         ),
         sidecar=_first([bold.with_name(sidecar)]),
+        inherited=_inherited(bold, sidecar),
     )
+
+
+def run_files(bold: Path) -> RunFiles:
+    """The files that belong to one volume or one series of grayordinates.
+
+    Raises
+    ------
+    BoldError
+        If it is one hemisphere of a surface, or its name does not say which run it is.
+    """
+    if _SURFACE.match(bold.name):
+        raise BoldError("one hemisphere is no run", where=bold, hint="give the folder that holds both")
+    match = _VOLUME.match(bold.name)
+    return _volume(bold, match["stem"]) if match else _files(bold)
+
+
+def dataset_root(path: Path) -> Path | None:
+    """The folder that holds ``sub-…`` of a file, or None where the file lies in no such folder."""
+    folder = next((folder for folder in path.parents if folder.name.startswith("sub-")), None)
+    return None if folder is None else folder.parent
+
+
+def _inherited(bold: Path, sidecar: str) -> tuple[Path, ...]:
+    root = dataset_root(bold)
+    folders = [bold.parent]
+    while root is not None and folders[-1] != root:
+        folders.append(folders[-1].parent)
+    mine = set(sidecar.removesuffix(".json").split("_"))
+    found: list[Path] = []
+    for folder in folders:
+        here = [path for path in folder.glob("*bold.json") if set(path.stem.split("_")) <= mine]
+        # Of two in a folder, that which names more is nearer.
+        found += sorted(here, key=lambda path: (-path.stem.count("_"), path.name))
+    return tuple(path for path in found if path.name != sidecar)
 
 
 def _surfaces(paths: list[Path]) -> list[RunFiles]:
@@ -352,23 +401,37 @@ def is_simulated(source: str | Path) -> bool:
 
 def description(source: str | Path) -> dict[str, Any]:
     """``dataset_description.json`` of the derivatives, or an empty mapping."""
+    source = Path(source)
+    folder = (dataset_root(source) or source.parent) if source.is_file() else source
     try:
-        value = json.loads((Path(source) / "dataset_description.json").read_text(encoding="utf-8"))
+        value = json.loads((folder / "dataset_description.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return value if isinstance(value, dict) else {}
 
 
-def identity(path: Path, edge: int = 1 << 16) -> str:
-    """Name a file's content without reading all of it: size, first and last 64 KiB.
+def identity(path: Path, *, whole_bytes: int = 64 << 20, block_bytes: int = 1 << 16, n_between: int = 64) -> str:
+    """Name a file's content; never its time, which a copy changes.
 
-    The end of a gzip file holds the checksum and the length of everything before it.
+    Parameters
+    ----------
+    path
+        The file.
+    whole_bytes
+        Up to this size every byte counts.
+    block_bytes, n_between
+        Of a larger file its size, the first and the last block count, and so many that lie evenly between. A change
+        that lies between them all is not seen in an unpacked file; the end of a gzip file holds the checksum and the
+        length of everything before it.
     """
     size = path.stat().st_size
     digest = hashlib.sha256(str(size).encode())
     with path.open("rb") as stream:
-        digest.update(stream.read(edge))
-        if size > edge:
-            stream.seek(max(edge, size - edge))
-            digest.update(stream.read(edge))
+        if size <= whole_bytes:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+        else:
+            for k in range(n_between + 2):
+                stream.seek((size - block_bytes) * k // (n_between + 1))
+                digest.update(stream.read(block_bytes))
     return digest.hexdigest()[:16]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -12,9 +13,14 @@ from vidbrain.bold.forms.nifti import SeriesFacts, read_volume, resampled_volume
 from vidbrain.bold.forms.series import Series
 from vidbrain.bold.layout import Layout, masked_volume
 from vidbrain.bold.voxels import flat_index
-from vidbrain.errors import BoldError
+from vidbrain.errors import BoldError, ConfigError
 from vidbrain.records import RunKey
 from vidbrain.video.clock import MIDDLE, covered_s
+
+SHORTEST_TR_S, LONGEST_TR_S = 0.05, 60.0
+"""Repetition times outside of these are taken for a mistake."""
+LATEST_START_S = 60.0
+"""Of the volumes that were taken away before the first of a series."""
 
 
 def refuse_other_grids(series: Sequence[Series]) -> None:
@@ -46,8 +52,13 @@ def _other_volume(first: SeriesFacts, other: SeriesFacts) -> str | None:
     if other.shape != first.shape:
         return f"volumes of {other.shape}, where {first.path.name} has {first.shape}"
     if not np.allclose(other.affine, first.affine, atol=1e-3):
-        return f"an affine that differs from that of {first.path.name}"
+        return f"the affine {affine_words(other.affine)}, where {first.path.name} has {affine_words(first.affine)}"
     return None
+
+
+def affine_words(affine: Any) -> str:  # noqa: ANN401 -- rows of floats or an array
+    """The three rows of an affine that differ from image to image."""
+    return "; ".join(" ".join(f"{value:g}" for value in row) for row in np.asarray(affine, np.float64)[:3])
 
 
 def _other_columns(first: Series, other: Series) -> str | None:
@@ -63,8 +74,15 @@ def agreed_tr_s(runs: Sequence[RunFiles], facts: Sequence[Series], given: float 
     Raises
     ------
     BoldError
-        If two of them differ by more than a millisecond, or none says one.
+        If two of them differ by more than a millisecond, one is impossible, or none says one.
+    ConfigError
+        If the argument is impossible.
     """
+    if given is not None and not SHORTEST_TR_S <= given <= LONGEST_TR_S:
+        raise ConfigError(
+            f"tr_s must lie between {SHORTEST_TR_S:g} and {LONGEST_TR_S:g} s, but is {given:g}",
+            hint="the repetition time in seconds",
+        )
     voices = [] if given is None else [(given, "the setting tr_s")]
     for files, series in zip(runs, facts, strict=True):
         voices += [] if series.tr_s is None else [(series.tr_s, f"the header of {series.path.name}")]
@@ -72,6 +90,14 @@ def agreed_tr_s(runs: Sequence[RunFiles], facts: Sequence[Series], given: float 
         voices += [] if sidecar is None else [(sidecar, f"the sidecar of {series.path.name}")]
     if not voices:
         raise BoldError("no header and no sidecar holds a repetition time", where=facts[0].path, hint="give --tr-s")
+    for said, speaker in voices:
+        if not SHORTEST_TR_S <= said <= LONGEST_TR_S:
+            raise BoldError(
+                f"a repetition time cannot be {said:g} s, as {speaker} says",
+                where=facts[0].path.parent,
+                likely=f"a wrong unit: it must lie between {SHORTEST_TR_S:g} and {LONGEST_TR_S:g} s",
+                hint="mend the file",
+            )
     value, who = voices[0]
     for other, speaker in voices[1:]:
         if abs(other - value) > 1e-3:
@@ -96,14 +122,17 @@ def reference_of(files: RunFiles, n_trs: int, tr_s: float) -> float:
     Raises
     ------
     BoldError
-        If the sidecar says a time that lies further away than the run is long.
+        If the sidecar says a time further away from the run's begin than 60 s or, where that is less, a tenth of
+        the run (but never less than five volumes).
     """
     start_s = files.sidecar_start_s
     if start_s is None:
         return MIDDLE
-    if abs(start_s) > n_trs * tr_s:
+    latest_s = min(LATEST_START_S, max(n_trs / 10, 5) * tr_s)
+    if abs(start_s) > latest_s + 1e-6:
         raise BoldError(
-            f"StartTime of the sidecar is {start_s:g} s, the run has {n_trs * tr_s:g} s",
+            f"StartTime of the sidecar is {start_s:g} s, the run has {n_trs * tr_s:g} s: "
+            f"more than {latest_s:g} s cannot lie before the first volume",
             where=files.sidecar,
             likely="milliseconds, or the time of day",
             hint="seconds from the begin of the run to the time that the first volume stands for",
@@ -157,9 +186,16 @@ def chosen_voxels(masks: Sequence[Path], series: SeriesFacts, grey: Sequence[Pat
     inside = np.ones(series.shape, bool)
     for path in masks:
         values, affine = read_volume(path)
-        if values.shape != series.shape or not np.allclose(affine, series.affine, atol=1e-3):
+        if values.shape != series.shape:
             raise BoldError(
                 f"the mask's grid {values.shape} is not that of the series {series.shape}",
+                where=path,
+                hint="resample the mask to the series",
+            )
+        if not np.allclose(affine, series.affine, atol=1e-3):
+            raise BoldError(
+                f"the mask lies on another grid: its affine {affine_words(affine)} "
+                f"is not that of the series {affine_words(series.affine)}",
                 where=path,
                 hint="resample the mask to the series",
             )

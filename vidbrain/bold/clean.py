@@ -5,6 +5,7 @@ nilearn is imported where it is called: it takes a second, which `vidbrain bold 
 
 from __future__ import annotations
 
+import math
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from vidbrain.bold.bids import PREPROCESSED, RunFiles
 from vidbrain.errors import BoldError, ConfigError
 
+_LARGEST_FWHM_MM = 100.0
 _COSINE_S = 128.0
 """Longest period that fMRIPrep's cosines leave; a run of half its length has one."""
 
@@ -58,10 +60,10 @@ class CleanConfig:
     """Scale of cleaned series: z-scored with the sample's standard deviation, percent signal change, or as it is."""
 
     def __post_init__(self) -> None:
-        if self.high_pass_s <= 0:
-            raise ConfigError(f"high_pass_s must be positive, not {self.high_pass_s}")
-        if self.fwhm_mm < 0:
-            raise ConfigError(f"fwhm_mm must not be negative, but is {self.fwhm_mm}")
+        if not 0 < self.high_pass_s < math.inf:
+            raise ConfigError(f"high_pass_s must be positive and finite, not {self.high_pass_s}")
+        if not 0 <= self.fwhm_mm <= _LARGEST_FWHM_MM:
+            raise ConfigError(f"fwhm_mm must lie between 0 and {_LARGEST_FWHM_MM:g} mm, but is {self.fwhm_mm}")
         if self.confounds == "compcor" and self.high_pass != "cosines":
             # fMRIPrep computes the components of series without the cosines' part.
             raise ConfigError("compcor goes with --clean.high-pass cosines alone: its components hold no slow drift")

@@ -147,7 +147,7 @@ def ingest(
             "simulated": is_simulated(source),
             "source": str(description(source).get("Name", "unnamed derivatives")),
             "mask": _mask_words(mask_path, config) if series[0].layout() is None else "every column of the source",
-            "events_checked": tree is not None,
+            "events_checked": tree is not None and not {files.run for files in runs}.isdisjoint(events_end(tree)),
             "runs_without_series": [run.label for run in left_out],
         },
         client=client,

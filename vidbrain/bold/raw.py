@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pandas as pd
 
-from vidbrain.bold.bids import run_of, run_order
+from vidbrain.bold.bids import dataset_root, run_of, run_order
 from vidbrain.errors import BoldError
 from vidbrain.records import RunKey
 
@@ -21,7 +22,10 @@ def raw_runs(bids_root: str | Path) -> list[RunKey]:
 
 def events_above(source: str | Path) -> Path | None:
     """The BIDS tree that holds ``derivatives/<source>``, where it has events; else None."""
-    source = Path(source).resolve()
+    source = Path(source).absolute()
+    if source.is_file():
+        source = dataset_root(source) or source
+    source = source.resolve()
     if source.parent.name != "derivatives":
         return None
     root = source.parent.parent
@@ -31,7 +35,8 @@ def events_above(source: str | Path) -> Path | None:
 def events_end(bids_root: str | Path) -> dict[RunKey, float]:
     """Second at which the last event of each run ends, on the run's clock.
 
-    Rows without a recording count: they were played, and their volumes exist.
+    Rows without a recording count: they were played, and their volumes exist. Runs whose events have no end (none has a
+    duration, or there are none) are left out.
 
     Raises
     ------
@@ -39,17 +44,21 @@ def events_end(bids_root: str | Path) -> dict[RunKey, float]:
         If there are no events, or a table cannot be read or has no onset and duration.
     """
     ends: dict[RunKey, float] = {}
-    for path in _event_files(Path(bids_root)):
+    paths = _event_files(Path(bids_root))
+    for path in paths:
         try:
             table = pd.read_csv(path, sep="\t")
-            ends[RunKey.parse(path.name)] = float((table["onset"] + table["duration"]).max())
+            end_s = float((table["onset"] + table["duration"]).max())
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise BoldError(
                 f"the events table cannot be read: {type(error).__name__}: {error}",
                 where=path,
                 likely="a damaged table, or a DataLad file whose content has not been fetched",
+                hint="mend or fetch the table; it needs the columns onset and duration, in seconds",
             ) from error
-    if not ends:
+        if math.isfinite(end_s):
+            ends[RunKey.parse(path.name)] = end_s
+    if not paths:
         raise BoldError("there are no *_events.tsv files", where=bids_root, hint="give the root of the BIDS tree")
     return ends
 

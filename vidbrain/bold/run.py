@@ -178,7 +178,8 @@ def _cleaned(
 
 
 def _may_exceed_float32(series: Series) -> bool:
-    return np.dtype(series.dtype).str[1:] == "f8" or series.slope != 1.0
+    dtype = np.dtype(series.dtype)
+    return (dtype.kind == "f" and dtype.itemsize > 4) or series.slope != 1.0 or series.inter != 0.0
 
 
 def _rest(

@@ -116,7 +116,7 @@ def check_writable(folder: str | Path, n_bytes: int = 0) -> None:
         raise StorageError(
             f"needs about {_size(n_bytes)}, the disk has {_size(free)} free",
             where=folder,
-            hint="free some space, or give another root with --data",
+            hint="free some space, or give another folder",
         )
 
 
@@ -166,9 +166,9 @@ def as_storage_error(error: OSError, path: str | Path) -> StorageError:
         errno.ENOSPC: ("the disk is full", "free some space and give the same command again"),
         errno.EDQUOT: ("the disk quota is used up", "free some space and give the same command again"),
         errno.EFBIG: ("a file may not be so large here", "raise the limit (ulimit -f) and give the same command again"),
-        errno.EACCES: ("no permission", "check who owns the folder, or give another root with --data"),
-        errno.EPERM: ("no permission", "check who owns the folder, or give another root with --data"),
-        errno.EROFS: ("the disk is read-only", "give another root with --data"),
+        errno.EACCES: ("no permission", "check who owns the folder, or give another folder"),
+        errno.EPERM: ("no permission", "check who owns the folder, or give another folder"),
+        errno.EROFS: ("the disk is read-only", "give another folder"),
         errno.ENOENT: ("there is no such file or folder", "check the path"),
         errno.ENOTDIR: ("a part of the path is a file, not a folder", "check the path"),
     }

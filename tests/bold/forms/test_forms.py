@@ -1,5 +1,6 @@
 """Every form of source goes through ingest and comes back with the values that its own library reads."""
 
+import shutil
 from pathlib import Path
 
 import h5py
@@ -299,6 +300,26 @@ def test_arrays_that_are_none_are_refused(tmp_path, spoil, message):
     spoil(path)
     with pytest.raises(BoldError, match=message):
         ingest(path, tmp_path / "b", unchanged(tr_s=2.0))
+    assert not (tmp_path / "b" / "info.json").exists()
+
+
+def test_a_zarr_that_lacks_a_chunk_is_refused(tmp_path):
+    path = tmp_path / "sub-01_task-x.zarr"
+    zarr.create_array(path, data=np.random.default_rng(6).standard_normal((30, 70)), chunks=(7, 11))
+    ingest(path, tmp_path / "a", unchanged(tr_s=2.0))
+    shutil.rmtree(path / "c" / "2")
+    with pytest.raises(BoldError, match="7 of 35 chunks are missing"):
+        ingest(path, tmp_path / "b", unchanged(tr_s=2.0))
+    assert not (tmp_path / "b").exists()
+
+
+@pytest.mark.parametrize(("value", "message"), [("1e40", "float32"), ("1e4000", "float64")])
+def test_long_doubles_that_do_not_fit_are_refused(tmp_path, value, message):
+    values = np.random.default_rng(8).standard_normal((9, 5)).astype(np.longdouble)
+    values[3, 2] = np.longdouble(value)
+    np.save(tmp_path / "sub-01_task-x.npy", values)
+    with pytest.raises(BoldError, match=f"do not fit into {message}"):
+        ingest(tmp_path, tmp_path / "b", unchanged(tr_s=2.0))
     assert not (tmp_path / "b" / "info.json").exists()
 
 

@@ -57,6 +57,39 @@ def test_repetition_time_is_read_in_seconds(tmp_path):
         assert series_facts(tmp_path / "t.nii").tr_s == expected
 
 
+@pytest.mark.parametrize(
+    ("place", "kind", "value"),
+    [
+        (70, "<i2", 999),
+        (108, "<f4", 100.0),
+        (108, "<f4", -1e9),
+        (108, "<f4", np.nan),
+        (116, "<f4", np.nan),
+        (116, "<f4", np.inf),
+        (40, "<i2", 99),
+        (123, "u1", 255),
+    ],
+)
+def test_headers_that_nibabel_cannot_read_name_their_file(tmp_path, place, kind, value):
+    path = tmp_path / "spoilt.nii"
+    nibabel.Nifti1Image(np.ones((2, 2, 2, 3), np.int16), np.eye(4)).to_filename(path)
+    content = bytearray(path.read_bytes())
+    content[112:116] = np.array(1, "<f4").tobytes()
+    field = np.array(value, kind).tobytes()
+    content[place : place + len(field)] = field
+    path.write_bytes(content)
+    with pytest.raises(BoldError) as caught:
+        series_facts(path)
+    assert caught.value.where == str(path)
+
+
+def test_axes_of_length_one_after_time_are_dropped(tmp_path):
+    path = tmp_path / "five.nii"
+    image = nibabel.Nifti1Image(np.arange(24, dtype=np.int16).reshape(2, 2, 2, 3, 1), np.eye(4))
+    image.to_filename(path)
+    assert np.array_equal(as_volumes(path), image.get_fdata()[..., 0])
+
+
 def test_what_is_written_reads_back_with_nibabel(tmp_path):
     rng = np.random.default_rng(3)
     values = rng.normal(100, 20, size=(9, 4, 5, 6))

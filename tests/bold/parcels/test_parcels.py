@@ -138,6 +138,10 @@ def test_files_that_are_no_atlas_are_refused(store, tmp_path):
     nibabel.save(nibabel.Nifti1Image(np.zeros(store.shape, np.int16), store.affine), empty)
     with pytest.raises(BoldError, match="lies in a parcel"):
         add_parcels(store, empty)
+    large = tmp_path / "large.nii.gz"
+    nibabel.save(nibabel.Nifti1Image(np.full(store.shape, 2.0**31), store.affine), large)
+    with pytest.raises(BoldError, match="the label 2147483648"):
+        add_parcels(store, large)
     with pytest.raises(StorageError, match="no such atlas"):
         add_parcels(store, tmp_path / "none.nii.gz")
     cut = tmp_path / "cut.nii.gz"

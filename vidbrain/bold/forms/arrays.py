@@ -124,7 +124,7 @@ def array_series(path: Path, member: str = "") -> ArraySeries:
     Raises
     ------
     BoldError
-        If there is no such array, or it is not two-dimensional, or not of real numbers.
+        If there is no such array, or it is not two-dimensional, or not of real numbers, or a Zarr lacks chunks.
     """
     if not path.exists():
         raise StorageError("there is no such file", where=path, hint="check the path")
@@ -137,6 +137,8 @@ def array_series(path: Path, member: str = "") -> ArraySeries:
             member = _only(path, array_names(path), member)
             with _opened(path, member) as array:
                 shape, dtype = tuple(array.shape), np.dtype(array.dtype)
+                if isinstance(array, zarr.Array):
+                    _refuse_gaps(path, array)
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise _damaged(path, error) from error
     if len(shape) != 2 or min(shape) < 1 or dtype.kind not in "iuf":
@@ -145,6 +147,18 @@ def array_series(path: Path, member: str = "") -> ArraySeries:
             where=f"{path}:{member}" if member else path,
         )
     return ArraySeries(path=path, member=member, n_trs=shape[0], n_columns=shape[1], dtype=dtype.str)
+
+
+def _refuse_gaps(path: Path, array: zarr.Array[Any]) -> None:
+    # Zarr reads a chunk that is not there as fill values: lost volumes would be taken for data.
+    there, promised = array.nchunks_initialized, array.nchunks
+    if there < promised:
+        raise BoldError(
+            f"{promised - there} of {promised} chunks are missing",
+            where=path,
+            likely="a copy that was not finished; or chunks of nothing but the fill value, which Zarr leaves out",
+            hint="copy it again; or write it with the Zarr setting array.write_empty_chunks",
+        )
 
 
 def array_names(path: Path) -> list[str]:

@@ -17,6 +17,7 @@ from typing import Any
 import nibabel
 import numpy as np
 from nibabel.filebasedimages import ImageFileError
+from nibabel.spatialimages import HeaderDataError
 from numpy.typing import ArrayLike, NDArray
 
 from vidbrain.bold.forms.packed import Unpacked
@@ -24,7 +25,20 @@ from vidbrain.bold.forms.series import Rectangle, rows_at_once
 from vidbrain.errors import BoldError, StorageError
 
 _SECONDS = {"sec": 1.0, "msec": 1e-3, "usec": 1e-6}
-_LONGEST_TR_S = 100.0
+_NO_TIME = ("hz", "ppm", "rads")
+_UNREADABLE = (
+    ImageFileError,
+    HeaderDataError,
+    EOFError,
+    zlib.error,
+    OSError,
+    ValueError,
+    LookupError,
+    ArithmeticError,
+)
+"""What nibabel raises on files that are damaged: each part of a header has its own."""
+_SHORTEST_TR_MS = 250.0
+"""From here on a number that is called seconds is taken for milliseconds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +56,7 @@ class SeriesFacts:
     affine
         (4, 4) voxel indices to millimetres, as rows of floats.
     tr_s
-        Repetition time, or None where the header holds none.
+        Repetition time as the header says it, possible or not; None where it holds none.
     dtype
         Type on disk with its byte order, as NumPy writes it (``">i2"``).
     slope, inter
@@ -100,8 +114,17 @@ def series_facts(path: Path) -> SeriesFacts:
         If the file cannot be opened.
     """
     image = _load(path)
+    try:
+        return _facts(path, image)
+    except _UNREADABLE as error:
+        raise _damaged(path, error) from error
+
+
+def _facts(path: Path, image: Any) -> SeriesFacts:  # noqa: ANN401 -- nibabel has no types
     header, stored = image.header, image.dataobj
     shape = header.get_data_shape()
+    while len(shape) > 4 and shape[-1] == 1:
+        shape = shape[:-1]
     if len(shape) != 4 or min(shape) < 1:
         raise BoldError(
             f"expected a 4-D series, found a shape of {shape}", where=path, hint="give *_desc-preproc_bold files"
@@ -133,11 +156,11 @@ def series_facts(path: Path) -> SeriesFacts:
 
 
 def _seconds(zoom: float, unit: str) -> float | None:
-    if zoom <= 0:
+    if zoom == 0 or unit in _NO_TIME:
         return None
     # Many tools leave the unit empty and mean seconds; some write milliseconds and call them seconds.
     value = zoom * _SECONDS.get(unit, 1.0)
-    return round(value if value < _LONGEST_TR_S else value / 1000.0, 6)
+    return round(value if not value >= _SHORTEST_TR_MS else value / 1000.0, 6)
 
 
 def _load(path: Path) -> Any:  # noqa: ANN401 -- nibabel has no types
@@ -145,13 +168,20 @@ def _load(path: Path) -> Any:  # noqa: ANN401 -- nibabel has no types
         raise StorageError("there is no such file", where=path, hint="check the path")
     try:
         image = nibabel.load(path)
-    except (ImageFileError, EOFError, zlib.error, gzip.BadGzipFile, OSError) as error:
-        raise BoldError(
-            f"not a readable NIfTI file: {error}", where=path, hint="fetch or make the file again"
-        ) from error
+    except _UNREADABLE as error:
+        raise _damaged(path, error) from error
     if not isinstance(image, nibabel.Nifti1Pair) or not path.name.endswith((".nii", ".nii.gz")):
         raise BoldError(f"expected a NIfTI file (.nii, .nii.gz), found {type(image).__name__}", where=path)
     return image
+
+
+def _damaged(path: Path, error: Exception) -> BoldError:
+    return BoldError(
+        f"not a readable NIfTI file: {type(error).__name__}: {error}",
+        where=path,
+        likely="a damaged header",
+        hint="fetch or make the file again",
+    )
 
 
 def read_blocks(facts: SeriesFacts, block: int = 32) -> Iterator[tuple[int, NDArray[Any]]]:
@@ -322,7 +352,7 @@ def read_volume(path: Path) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     image = _load(path)
     try:
         values = np.asarray(image.dataobj, np.float64)
-    except (EOFError, zlib.error, OSError, ValueError) as error:
+    except _UNREADABLE as error:
         raise BoldError(f"the image is damaged: {error}", where=path, hint="fetch or make the file again") from error
     if values.ndim == 4 and values.shape[3] == 1:
         values = values[..., 0]

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vidbrain.bold.layout import Layout
+from vidbrain.errors import BoldError
 
 BLOCK_BYTES = 64 << 20
 """About as much of a source is read at once."""
@@ -79,7 +80,17 @@ class Series(Protocol):
 
 
 def scaled(series: Series, stored: NDArray[Any]) -> NDArray[np.float64]:
-    """Values in float64 of what a source stores."""
+    """Values in float64 of what a source stores.
+
+    Raises
+    ------
+    BoldError
+        If a long double does not fit.
+    """
+    if stored.dtype.itemsize > 8 and (np.isfinite(stored) & (np.abs(stored) > np.finfo(np.float64).max)).any():
+        raise BoldError(
+            "long doubles of the series do not fit into float64", where=series.path, likely="a damaged file"
+        )
     values = stored.astype(np.float64)
     if series.slope != 1.0:
         values *= series.slope

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from vidbrain.bold.bids import PREPROCESSED, RunFiles, choose_space, find_runs, refuse_absent, run_of, space_of
+from vidbrain.bold.bids import (
+    PREPROCESSED,
+    RunFiles,
+    choose_space,
+    find_runs,
+    refuse_absent,
+    run_files,
+    run_of,
+    space_of,
+)
 from vidbrain.bold.forms.arrays import ENDS, array_names, array_series
 from vidbrain.bold.forms.cifti import cifti_series
 from vidbrain.bold.forms.gifti import surface_series
@@ -23,7 +32,8 @@ def find_series(
     Parameters
     ----------
     source
-        A folder of derivatives as fMRIPrep writes it; or a folder or file of arrays: HDF5 files with a data set a run
+        A folder of derivatives as fMRIPrep writes it, or one file of it; or a folder or file of arrays: HDF5 files
+        with a data set a run
         (CNeuroMod's ``sub-01_…_timeseries.h5`` with ``ses-001/ses-001_task-shinobi_run-1_timeseries``), or ``.npy``,
         ``.npz`` and ``.zarr`` named by run (``sub-01_task-shinobi_run-1.npy``).
     space, subject, desc
@@ -40,6 +50,11 @@ def find_series(
         If there is no run, no such space or more than one, a run twice, or content that DataLad has not fetched.
     """
     source = Path(source)
+    if source.is_file() and source.suffix not in ENDS:
+        found = [run_files(source)]
+        runs = choose_space(source, found, space=space, subject=subject, what="the file is of another")
+        refuse_absent(source.parent, [source])
+        return runs
     if source.is_file() or source.suffix == ".zarr":
         arrays = [source]
     elif source.is_dir():
@@ -60,7 +75,9 @@ def find_series(
 def _array_files(path: Path) -> list[RunFiles]:
     space = space_of(path.name)
     if path.suffix not in (".h5", ".hdf5"):
-        return [RunFiles(run=run_of(path), space=space, bold=path, mask=None, confounds=None, sidecar=None)]
+        beside = path.with_suffix(".json")
+        sidecar = beside if beside.exists() else None
+        return [RunFiles(run=run_of(path), space=space, bold=path, mask=None, confounds=None, sidecar=sidecar)]
     subject = next(part for part in path.name.split("_") if part.startswith("sub-"))
     return [
         RunFiles(

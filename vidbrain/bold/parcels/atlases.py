@@ -88,6 +88,12 @@ def labels_at(
             likely="a statistical map, or one map of a probabilistic atlas",
             hint="give a label image (*_dseg.nii.gz), or a 4-D image with one map a parcel",
         )
+    if labels.max(initial=0) > np.iinfo(np.int32).max:
+        raise BoldError(
+            f"the image holds the label {labels.max():.0f}; the largest that is kept is {np.iinfo(np.int32).max}",
+            where=path,
+            hint="give the parcels smaller numbers",
+        )
     place = places_in(path, values.shape, theirs, ijk, shape, affine, resample)
     flat = labels.ravel(order="F").astype(np.int32)
     return np.where(place >= 0, flat[np.maximum(place, 0)], np.int32(0))
