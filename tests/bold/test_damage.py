@@ -127,6 +127,14 @@ def test_a_root_record_that_lacks_something_is_a_clear_error(root, name):
         open_bold(root)
 
 
+def test_a_root_record_without_the_flag_of_simulated_data_is_never_taken_for_real_data(root):
+    info = json.loads((root / "info.json").read_text())
+    del info["simulated"]
+    (root / "info.json").write_text(json.dumps(info))
+    with pytest.raises(StorageError, match="whether the data are simulated"):
+        open_bold(root).simulated  # noqa: B018 -- ask
+
+
 @pytest.mark.parametrize("record", ["{}", "[]", '{"in_use": "x", "sets": {}}', '{"in_use": null, "sets": {"a": {}}}'])
 def test_a_damaged_record_of_the_sets_is_a_clear_error(root, record):
     (root / "parcels" / "sets.json").write_text(record)

@@ -40,9 +40,8 @@ _FACTS: Mapping[str, type | tuple[type, ...]] = {
     "n_voxels": int,
     "shape": list,
     "affine": list,
-    "simulated": bool,
 }
-_RUN_FACTS: Mapping[str, type] = {"label": str, "n_trs": int, "n_dead": int, "sha256": str}
+_RUN_FACTS: Mapping[str, type] = {"label": str, "n_trs": int}
 
 
 @dataclass(frozen=True)
@@ -87,6 +86,10 @@ class BoldStore:
     @property
     def simulated(self) -> bool:
         """Whether the data are simulated; say so wherever they are shown."""
+        if "simulated" not in self.info:
+            raise StorageError(
+                "the root record does not say whether the data are simulated", where=self.root / INFO, hint=_EDITED
+            )
         return bool(self.info["simulated"])
 
     @cached_property
@@ -221,7 +224,7 @@ class BoldStore:
             If the data are not those that were written; the file is named.
         """
         label = self.label(run)
-        expected = next(record["sha256"] for record in self.info["runs"] if record["label"] == label)
+        expected = next(record.get("sha256") for record in self.info["runs"] if record["label"] == label)
         hint = "remove this folder, and give the ingest command again"
         where = self.root / f"{label}.zarr"
         check_dataset(where)
@@ -436,8 +439,6 @@ def read_record(root: str | Path | Root) -> dict[str, Any]:
     for record in [] if lacks else info["runs"]:
         shaped = record if isinstance(record, dict) else {}
         lacks += [f"{name} of a run" for name, kind in _RUN_FACTS.items() if not isinstance(shaped.get(name), kind)]
-    if not isinstance(info["config"].get("clean"), dict):
-        lacks.append("config.clean")
     if lacks:
         raise StorageError(
             f"the root record is damaged: no right {', '.join(dict.fromkeys(lacks))}",

@@ -238,7 +238,7 @@ def list_runs(
             "layout": bold.info.get("layout", "volume"),
             "space": bold.info.get("space"),
             "kept": run.get("n_kept"),
-            "dead": run["n_dead"],
+            "dead": run.get("n_dead"),
             "parcels": bold.parcels_in_use or bold.info.get("parcels_of"),
             "simulated": bold.simulated,
             **({"checksum": "right"} if verify else {}),
