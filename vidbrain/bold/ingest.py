@@ -24,17 +24,19 @@ from vidbrain.bold.forms.series import Series
 from vidbrain.bold.forms.sources import find_series, open_series
 from vidbrain.bold.layout import Layout
 from vidbrain.bold.raw import events_above, events_end, raw_runs
-from vidbrain.bold.run import GRID, IngestRow, ingest_run, is_ingested, run_record
+from vidbrain.bold.run import IngestRow, ingest_run, is_ingested, run_record
 from vidbrain.bold.spool import HELD_BYTES
-from vidbrain.bold.store import KIND, TEMPLATE
+from vidbrain.bold.store import GRID, KIND, TEMPLATE, read_record
 from vidbrain.cluster import Client
 from vidbrain.config import fingerprint, to_mapping
-from vidbrain.errors import BoldError, ConfigError
+from vidbrain.errors import BoldError, ConfigError, StorageError
 from vidbrain.progress import SILENT, Progress
 from vidbrain.records import RunKey
-from vidbrain.storage.atomic import check_writable, sweep
-from vidbrain.storage.info import is_done, read_info, write_info
+from vidbrain.storage.atomic import check_writable, remove, sweep
+from vidbrain.storage.info import is_done, write_info
 from vidbrain.storage.locks import locked, sweep_lock
+from vidbrain.storage.objects import open_root
+from vidbrain.storage.roots import find_json
 from vidbrain.storage.zarrs import write_dataset
 
 
@@ -116,9 +118,13 @@ def ingest(
     made_from |= {"mask": identity(mask_path)} if mask_path is not None else {}
     made_from |= {path.name: identity(path) for path in grey}
     if is_done(out, KIND, config=settings, made_from=made_from):
-        sweep_lock(out)
-        progress.note(f"the BOLD store is there already: {out}")
-        return summary(read_info(out, KIND))
+        folders = [out / GRID, *(out / f"{files.run.label}.zarr" for files in runs)]
+        lost = [folder.name for folder in folders if not (folder / "zarr.json").is_file()]
+        if not lost:
+            sweep_lock(out)
+            progress.note(f"the BOLD store is there already: {out}")
+            return summary(read_record(out))
+        progress.note(f"the BOLD store lacks {', '.join(lost[:6])}: made again")
     masks = [mask_path] if mask_path else [files.mask for files in runs if files.mask is not None]
     layout = _layout(series[0], masks, grey, config)
     left_out = [] if tree is None else _left_out(tree, runs, config.subject)
@@ -204,6 +210,7 @@ def write_store(
         for _ in client.run(ingest_run, todo, weight=lambda row: float(row.series.n_trs)):
             progress.advance()
         progress.finish()
+        _remove_other_runs(rows)
         return write_info(
             out,
             KIND,
@@ -223,6 +230,22 @@ def write_store(
                 "runs": [run_record(row) for row in rows],
             },
         )
+
+
+def _remove_other_runs(rows: Sequence[IngestRow]) -> None:
+    """Remove what a killed ingest of more runs left; nothing but a whole run that carries its own name is touched."""
+    kept = {row.path.resolve() for row in rows} | {row.series.path.resolve() for row in rows}
+    for folder in sorted(rows[0].root.glob("*.zarr")):
+        if folder.resolve() in kept:
+            continue
+        try:
+            record = find_json(open_root(folder), "zarr.json")
+        except StorageError:  # nothing says that it is ours
+            continue
+        attributes = (record.get("attributes") if isinstance(record, dict) else None) or {}
+        is_run = {"run", "part_sha256", "fingerprint", "format_version"} <= set(attributes)
+        if is_run and folder.name == f"{attributes['run']}.zarr":
+            remove(folder)
 
 
 def _checked(

@@ -22,14 +22,13 @@ from vidbrain.bold.forms.nifti import SeriesFacts, smoothed
 from vidbrain.bold.forms.series import Rectangle, Series, scaled
 from vidbrain.bold.layout import Layout
 from vidbrain.bold.spool import HELD_BYTES, Spool
-from vidbrain.bold.store import CHUNK_VOXELS, part_sha256, part_voxels, run_sha256
+from vidbrain.bold.store import CHUNK_VOXELS, GRID, part_sha256, part_voxels, run_sha256
 from vidbrain.config import to_mapping
-from vidbrain.errors import BoldError
+from vidbrain.errors import BoldError, StorageError
 from vidbrain.storage.info import FORMAT_VERSION
 from vidbrain.storage.zarrs import Columns, open_dataset, write_by_columns
 from vidbrain.video.clock import volume_times
 
-GRID = "grid.zarr"
 _CLEAN_VALUES = 700_000
 """Values that are cleaned at once, in float64; they and nilearn's copies fit a core's cache."""
 _SMOOTH_BLOCK = 8
@@ -70,7 +69,10 @@ class IngestRow:
 
 def is_ingested(row: IngestRow) -> bool:
     """Whether a run's store is whole on disk and was made with exactly these settings and inputs."""
-    return (row.path / "zarr.json").is_file() and open_dataset(row.path).attrs.get("fingerprint") == row.fingerprint
+    try:
+        return bool(open_dataset(row.path).attrs.get("fingerprint") == row.fingerprint)
+    except StorageError:  # it is not there, or damaged: it is made again
+        return False
 
 
 def ingest_run(row: IngestRow) -> str:

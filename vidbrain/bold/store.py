@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,18 +17,31 @@ from numpy.typing import ArrayLike, NDArray
 
 from vidbrain.bold.clean import CleanConfig, Confounds, clean_series
 from vidbrain.bold.layout import Layout
-from vidbrain.bold.parcels.parcellation import known_set, read_sets, with_parcels
+from vidbrain.bold.parcels.parcellation import FOLDER, SETS, known_set, read_sets, with_parcels
 from vidbrain.bold.voxels import to_volume
 from vidbrain.errors import AlignmentError, BoldError, StorageError
 from vidbrain.records import RunKey
-from vidbrain.storage.info import read_info
+from vidbrain.storage.info import INFO, read_info
 from vidbrain.storage.objects import N_THREADS, Root, open_root
-from vidbrain.storage.roots import locate
-from vidbrain.storage.zarrs import open_dataset, read_columns
+from vidbrain.storage.roots import find_json, locate
+from vidbrain.storage.zarrs import check_dataset, open_dataset, read_columns, readable
 
 KIND = "bold"
+GRID = "grid.zarr"
+"""What the columns are, for the workers that ingest runs."""
 TEMPLATE = "template.pscalar.nii"
 """A CIFTI file of one map that keeps which vertices and voxels each parcel holds, for export."""
+
+
+_EDITED = "copy the store again; or remove its info.json and give the command that made it again"
+_FACTS: Mapping[str, type | tuple[type, ...]] = {
+    "runs": list,
+    "tr_s": (int, float),
+    "n_voxels": int,
+    "shape": list,
+    "affine": list,
+}
+_RUN_FACTS: Mapping[str, type] = {"label": str, "n_trs": int}
 
 
 @dataclass(frozen=True)
@@ -73,6 +86,10 @@ class BoldStore:
     @property
     def simulated(self) -> bool:
         """Whether the data are simulated; say so wherever they are shown."""
+        if "simulated" not in self.info:
+            raise StorageError(
+                "the root record does not say whether the data are simulated", where=self.root / INFO, hint=_EDITED
+            )
         return bool(self.info["simulated"])
 
     @cached_property
@@ -88,12 +105,19 @@ class BoldStore:
     @cached_property
     def layout(self) -> Layout:
         """What the columns are: voxels, vertices, grayordinates, parcels."""
-        return Layout.from_dataset(self.open(self.runs[0]))
+        path = self.root / f"{self.runs[0]}.zarr"
+        with readable(path):
+            return Layout.from_dataset(open_dataset(path))
 
     @cached_property
     def dead(self) -> NDArray[np.bool_]:
         """Voxels that are constant or not finite in at least one run (there they are 0), (n_voxels,)."""
-        return np.logical_or.reduce([self.open(run)["dead"].values for run in self.runs])
+        found = []
+        for run in self.runs:
+            path = self.root / f"{run}.zarr"
+            with readable(path):
+                found.append(open_dataset(path)["dead"].values)
+        return np.logical_or.reduce(found)
 
     @cached_property
     def parcels_in_use(self) -> str | None:
@@ -192,20 +216,31 @@ class BoldStore:
         return to_volume(values, self.ijk, self.shape, fill)
 
     def verify(self, run: str | RunKey) -> None:
-        """Read a whole run, part by part, and compare its checksums.
+        """Read a whole run, part by part, and compare its checksums, and what the root record says of it.
 
         Raises
         ------
         StorageError
-            If the data are not those that were written.
+            If the data are not those that were written; the file is named.
         """
         label = self.label(run)
-        expected = next(record["sha256"] for record in self.info["runs"] if record["label"] == label)
-        hint = "remove this folder and info.json, and give the ingest command again"
+        expected = next(record.get("sha256") for record in self.info["runs"] if record["label"] == label)
+        hint = "remove this folder, and give the ingest command again"
         where = self.root / f"{label}.zarr"
+        check_dataset(where)
+        data = open_dataset(where)
+        self._refuse_other_facts(label, data.attrs)
+        n_trs, n_voxels = data["bold"].shape
+        if (n_trs, n_voxels) != (self.n_trs(label), self.n_voxels):
+            raise StorageError(
+                f"{label} has {n_trs} volumes of {n_voxels} voxels, the root record says {self.n_trs(label)} of"
+                f" {self.n_voxels}",
+                where=self.root / INFO,
+                hint=_EDITED,
+            )
         digests = []
-        try:
-            known = self.open(label).attrs.get("part_sha256")
+        with readable(where):
+            known = data.attrs.get("part_sha256")
             width = part_voxels(self.n_trs(label))
             for first in range(0, self.n_voxels, width):
                 digests.append(part_sha256(self.read(label, slice(first, first + width))))
@@ -216,12 +251,62 @@ class BoldStore:
                         where=where,
                         hint=hint,
                     )
-        except (ValueError, RuntimeError, OSError) as error:
-            raise StorageError(f"the BOLD of {label} cannot be read: {error}", where=where, hint=hint) from error
         if run_sha256(digests) != expected:
             raise StorageError(
                 f"the BOLD of {label} is not what was written: its checksum differs", where=where, hint=hint
             )
+
+    def _refuse_other_facts(self, label: str, attributes: Mapping[str, Any]) -> None:
+        """No checksum covers the root record; every run says again what it says of it."""
+        record = next(record for record in self.info["runs"] if record["label"] == label)
+        said = {name: self.info.get(name) for name in ("tr_s", "shape", "affine", "space")}
+        said |= {name: record.get(name) for name in ("subject", "task", "n_dead", "n_kept", "sha256", "source")}
+        said |= {"session": record.get("session") or "", "run": label}
+        for name, value in said.items():
+            if name in attributes and attributes[name] != value:
+                raise StorageError(
+                    f"the root record says {name} {value!r}, {label} says {attributes[name]!r}",
+                    where=self.root / INFO,
+                    hint=_EDITED,
+                )
+
+    def damages(self) -> Iterator[tuple[str, StorageError | None]]:
+        """Verify every run, what the columns are, and every set of parcels, one after the other.
+
+        Yields
+        ------
+        str, StorageError or None
+            Label of a run or name of another part, and what is wrong with it.
+        """
+        for run in self.runs:
+            yield run, _damage(partial(self.verify, run))
+        from vidbrain.bold.parcels.series import MEMBERS  # it imports this module
+
+        columns = MEMBERS if "parcels_of" in self.info else GRID
+        yield columns, _damage(partial(check_dataset, self.root / columns))
+        sets: dict[str, Any] = {}
+        damage = _damage(lambda: sets.update(read_sets(self.root)["sets"]))
+        if damage is not None:
+            yield f"{FOLDER}/{SETS}", damage
+        for name, said in sets.items():
+            yield f"{FOLDER}/{name}.zarr", _damage(partial(self._verify_set, name, said))
+
+    def _verify_set(self, name: str, said: Mapping[str, Any]) -> None:
+        path = self.root / FOLDER / f"{name}.zarr"
+        check_dataset(path)
+        data = open_dataset(path)
+        if data.attrs.get("fingerprint") != said.get("fingerprint") or data.sizes["voxel"] != self.n_voxels:
+            raise StorageError(
+                f"the parcels are not those that {SETS} names", where=path, hint="give `vidbrain bold parcels` again"
+            )
+
+
+def _damage(check: Callable[[], None]) -> StorageError | None:
+    try:
+        check()
+    except StorageError as error:
+        return error
+    return None
 
 
 class ReadsRuns(Protocol):
@@ -314,13 +399,50 @@ def open_bold(root: str | Path | Root, parcels: str | None = None) -> BoldStore:
     ConfigError
         If it has no such set of parcels.
     """
-    place = locate(root)
-    info = read_info(place, KIND)
-    store = BoldStore(place, info, None if parcels is None else known_set(place, parcels))
+    store = open_record(root, parcels)
+    place = store.root
     keys = {f"{run}.zarr/zarr.json": run for run in store.runs}
     missing = [keys[key] for key in open_root(place).missing(list(keys))]
     if missing:
         raise StorageError(
             f"the BOLD store lacks {', '.join(missing)}", where=place, hint="give the ingest command again"
         )
+    if isinstance(place, Path):  # a request more at a URL
+        record = open_root(place) / f"{store.runs[0]}.zarr"
+        with readable(record / "zarr.json"):
+            store._refuse_other_facts(store.runs[0], find_json(record, "zarr.json").get("attributes", {}))
     return store
+
+
+def open_record(root: str | Path | Root, parcels: str | None = None) -> BoldStore:
+    """Open a BOLD store by its root record alone, as `BoldStore.damages` needs it: runs may be missing or damaged.
+
+    Parameters and errors as of `open_bold`.
+    """
+    place = locate(root)
+    return BoldStore(place, read_record(place), None if parcels is None else known_set(place, parcels))
+
+
+def read_record(root: str | Path | Root) -> dict[str, Any]:
+    """Read the root record of a BOLD store.
+
+    Raises
+    ------
+    StorageError
+        If there is none, or it is damaged.
+    """
+    place = locate(root)
+    info = read_info(place, KIND)
+    lacks = [name for name, kind in _FACTS.items() if not isinstance(info.get(name), kind)]
+    if not lacks and not info["runs"]:
+        lacks = ["runs"]
+    for record in [] if lacks else info["runs"]:
+        shaped = record if isinstance(record, dict) else {}
+        lacks += [f"{name} of a run" for name, kind in _RUN_FACTS.items() if not isinstance(shaped.get(name), kind)]
+    if lacks:
+        raise StorageError(
+            f"the root record is damaged: no right {', '.join(dict.fromkeys(lacks))}",
+            where=place / INFO,
+            hint=_EDITED,
+        )
+    return info

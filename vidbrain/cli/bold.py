@@ -226,31 +226,31 @@ def list_runs(
     sets = read_sets(bold.root)["sets"]
     if len(sets) > 1:
         console.note(f"sets of parcels: {', '.join(sets)}; {bold.parcels_in_use} is in use, --parcels lists one")
-    rows: list[dict[str, Any]] = []
-    for run in bold.info["runs"]:
-        if verify:
-            bold.verify(run["label"])
-        rows.append(
-            {
-                "run": run["label"],
-                "volumes": run["n_trs"],
-                "minutes": round(run["n_trs"] * bold.tr_s / 60, 2),
-                "voxels": bold.n_voxels,
-                "layout": bold.info.get("layout", "volume"),
-                "space": bold.info.get("space"),
-                "kept": run.get("n_kept"),
-                "dead": run["n_dead"],
-                "parcels": bold.parcels_in_use or bold.info.get("parcels_of"),
-                "simulated": bold.simulated,
-                **({"checksum": "right"} if verify else {}),
-            }
-        )
+    for _, damage in bold.damages() if verify else ():
+        if damage is not None:
+            raise damage
+    rows = [
+        {
+            "run": run["label"],
+            "volumes": run["n_trs"],
+            "minutes": round(run["n_trs"] * bold.tr_s / 60, 2),
+            "voxels": bold.n_voxels,
+            "layout": bold.info.get("layout", "volume"),
+            "space": bold.info.get("space"),
+            "kept": run.get("n_kept"),
+            "dead": run.get("n_dead"),
+            "parcels": bold.parcels_in_use or bold.info.get("parcels_of"),
+            "simulated": bold.simulated,
+            **({"checksum": "right"} if verify else {}),
+        }
+        for run in bold.info["runs"]
+    ]
     console.print_rows(rows, title=f"BOLD store {bold.root}")
 
 
 @app.command
 def verify(store: str | None = None, /, *, json: Flag = False) -> None:
-    """Read every byte of a BOLD store and compare its checksums; names every run that is damaged.
+    """Read every byte of a BOLD store and compare its checksums; names every run and set of parcels that is damaged.
 
     Example: `vidbrain bold verify shards/demo/bold`
 
@@ -261,28 +261,26 @@ def verify(store: str | None = None, /, *, json: Flag = False) -> None:
     json
         Print JSON.
     """
-    from vidbrain.bold.store import open_bold
+    from vidbrain.bold.store import open_record
 
     console = Console(json=json)
-    bold = open_bold(store or data_root() / "bold")
+    bold = open_record(store or data_root() / "bold")
     progress = console.progress()
     progress.start("verify", len(bold.runs), "runs")
     rows: list[dict[str, Any]] = []
-    for run in bold.runs:
-        try:
-            bold.verify(run)
-            rows.append({"run": run, "whole": True, "what": None})
-        except StorageError as error:
-            rows.append({"run": run, "whole": False, "what": error.message})
-        progress.advance()
+    for part, damage in bold.damages():
+        what = None if damage is None else damage.message
+        rows.append({"part": part, "whole": damage is None, "what": what, "where": damage and damage.where})
+        if part in bold.runs:
+            progress.advance()
     progress.finish()
     console.print_rows(rows, title=f"BOLD store {bold.root}")
-    damaged = [row["run"] for row in rows if not row["whole"]]
+    damaged = [row["part"] for row in rows if not row["whole"]]
     if damaged:
         raise StorageError(
-            f"{len(damaged)} of {len(rows)} runs are damaged: {', '.join(damaged[:6])}",
+            f"{len(damaged)} of {len(rows)} parts are damaged: {', '.join(damaged[:6])}",
             where=bold.root,
-            hint="remove their folders and info.json, and give the ingest command again",
+            hint="copy the store again; or remove the folders of these runs and give the ingest command again",
         )
 
 

@@ -74,6 +74,11 @@ class PlainColumns:
         """Name of a shard below its array."""
         return f"c/0/{part}"
 
+    @property
+    def n_parts(self) -> int:
+        """Shards of the array."""
+        return -(-self.shape[1] // self.part)
+
     def n_chunks(self, part: int) -> int:
         """How many chunks of a shard lie in the array."""
         return -(-min(self.part, self.shape[1] - part * self.part) // self.chunk)
@@ -85,6 +90,25 @@ class PlainColumns:
         table[:n, 0], table[:n, 1] = np.arange(n) * self.chunk_bytes, self.chunk_bytes
         packed = table.tobytes()
         return packed + google_crc32c.value(packed).to_bytes(_CRC, "little")
+
+    def check_index(self, root: Root, part: int) -> None:
+        """Compare the end of a shard with the index that it must have; `read` does without it, other readers do not.
+
+        Raises
+        ------
+        StorageError
+            If the shard is missing, or its length or its index is another one.
+        """
+        key, wanted = self.key(part), self.index(part)
+        begin = self.n_chunks(part) * self.chunk_bytes
+        stop = begin + len(wanted)
+        n_bytes = root.head(key).n_bytes
+        if n_bytes != stop or root.get_range(key, begin, stop) != wanted:
+            raise StorageError(
+                f"the index of a Zarr shard is not what was written ({n_bytes} of {stop} bytes are there)",
+                where=f"{root}/{key}",
+                hint="copy or push the store again, or remove it and make it again",
+            )
 
     def read(self, root: Root, start: int, stop: int) -> NDArray[np.float32]:
         """Read ``array[:, start:stop]``: one range of each shard that is touched.

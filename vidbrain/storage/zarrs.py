@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,9 @@ from vidbrain.storage.roots import find_json, locate
 
 EVERY_CHUNK = "every_chunk_is_written"
 """Attribute of a group: chunks of nothing but the fill value are on disk too, so one that is not there was lost."""
+# What zarr, numcodecs and xarray raise on damaged metadata and chunks.
+_UNREADABLE = (ArithmeticError, AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError)
+_MEND = "copy the store again, or remove it and make it again"
 
 
 def write_dataset(
@@ -198,17 +202,73 @@ def open_dataset(path: str | Path | Root) -> xr.Dataset:
     place = locate(path)
     if isinstance(place, Root):
         store = RootStore(place)
-        open_group(store)  # says what is wrong better than xarray does
-        return _without_mark(xr.open_zarr(store, chunks=None, zarr_format=3, consolidated=True))
+        with readable(place):
+            open_group(store)  # says what is wrong better than xarray does
+            return _without_mark(xr.open_zarr(store, chunks=None, zarr_format=3, consolidated=True))
     if not (place / "zarr.json").is_file():
         raise StorageError("there is no Zarr store", where=place)
-    try:
+    with readable(place):
         data = xr.open_zarr(place, chunks=None)
         if data.attrs.get(EVERY_CHUNK):
             _refuse_holes(place)
         return _without_mark(data)
-    except (ValueError, KeyError, OSError) as error:
-        raise StorageError(f"the Zarr store cannot be read: {error}", where=place) from error
+
+
+@contextlib.contextmanager
+def readable(place: Path | Root | str) -> Iterator[None]:
+    """Turn what damaged files of a Zarr make its readers raise into an error that names the place.
+
+    Raises
+    ------
+    StorageError
+        In place of the reader's error.
+    """
+    try:
+        yield
+    except _UNREADABLE as error:
+        raise StorageError(f"the Zarr store cannot be read: {error}", where=place, hint=_MEND) from error
+
+
+def check_dataset(path: str | Path | Root) -> None:
+    """Read every file of a Zarr that `write_dataset` or `write_by_columns` wrote.
+
+    The record of each array must be the one that the consolidated metadata hold, and every chunk must be there and
+    right. Of an array that lies as `PlainColumns` says only the index of each shard is compared; `read_columns` checks
+    its values.
+
+    Raises
+    ------
+    StorageError
+        At the first file that is missing or damaged; it is named.
+    """
+    root = open_root(path)
+    with readable(root / "zarr.json"):
+        group = open_group(RootStore(root))
+        records = find_json(root, "zarr.json")["consolidated_metadata"]["metadata"]
+        arrays = sorted(group.arrays())
+    for name, array in arrays:
+        if find_json(root / name, "zarr.json") != records[name]:
+            raise StorageError(
+                f"the record of {name} is missing, or not the one that was written",
+                where=root / name / "zarr.json",
+                hint=_MEND,
+            )
+        plain = PlainColumns.of(records[name])
+        if plain is None:
+            _check_chunks(root, name, array)
+        else:
+            for part in range(plain.n_parts):
+                plain.check_index(root / name, part)
+
+
+def _check_chunks(root: Root, name: str, array: zarr.Array[Any]) -> None:
+    stored = array.shards or array.chunks
+    counts = (-(-size // step) for size, step in zip(array.shape, stored, strict=True))
+    for at in itertools.product(*map(range, counts)):
+        key = f"{name}/{array.metadata.encode_chunk_key(at)}"
+        root.head(key)  # zarr would read a missing one as the fill value
+        with readable(root / key):
+            np.asarray(array[tuple(slice(i * step, (i + 1) * step) for i, step in zip(at, stored, strict=True))])
 
 
 def _without_mark(data: xr.Dataset) -> xr.Dataset:
@@ -228,7 +288,7 @@ def _refuse_holes(folder: Path) -> None:
                     f"a part of {name} is missing",
                     where=folder / key,
                     likely="it was deleted, or not copied",
-                    hint="copy the store again, or remove it and make it again",
+                    hint=_MEND,
                 )
 
 
@@ -249,9 +309,7 @@ def read_columns(path: str | Path | Root, name: str, columns: slice) -> NDArray[
     if not isinstance(place, Root):
         if not (place / "zarr.json").is_file():
             raise StorageError("there is no Zarr store", where=place)
-        try:
+        with readable(place):
             if zarr.open_group(place, mode="r").attrs.get(EVERY_CHUNK):
                 _refuse_holes(place)
-        except (ValueError, KeyError, OSError) as error:
-            raise StorageError(f"the Zarr store cannot be read: {error}", where=place) from error
     return read_coalesced(open_root(place), name, columns)

@@ -6,7 +6,6 @@ use unless another is asked for: `BoldStore.open` shows it as the coordinates ``
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -17,12 +16,12 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
 from vidbrain.config import did_you_mean
-from vidbrain.errors import ConfigError
-from vidbrain.storage.atomic import read_json, write_json
-from vidbrain.storage.files import ObjectMissingError
+from vidbrain.errors import ConfigError, StorageError
+from vidbrain.storage.atomic import write_json
 from vidbrain.storage.locks import locked
-from vidbrain.storage.objects import Root
-from vidbrain.storage.zarrs import open_dataset, write_dataset
+from vidbrain.storage.objects import Root, open_root
+from vidbrain.storage.roots import find_json
+from vidbrain.storage.zarrs import open_dataset, readable, write_dataset
 
 if TYPE_CHECKING:
     from vidbrain.bold.store import BoldStore
@@ -93,17 +92,25 @@ class Parcellation:
 
 
 def read_sets(root: Path | Root) -> dict[str, Any]:
-    """Read which sets of parcels a store has (``sets``), and which one is ``in_use``: None where there is none."""
-    if isinstance(root, Root):
-        try:
-            found = json.loads(root.get(f"{FOLDER}/{SETS}"))
-        except ObjectMissingError:
-            return {"in_use": None, "sets": {}}
-    elif (root / FOLDER / SETS).is_file():
-        found = read_json(root / FOLDER / SETS)
-    else:
+    """Read which sets of parcels a store has (``sets``), and which one is ``in_use``: None where there is none.
+
+    Raises
+    ------
+    StorageError
+        If the record cannot be read, or is damaged.
+    """
+    found = find_json(open_root(root), f"{FOLDER}/{SETS}")
+    if found is None:
         return {"in_use": None, "sets": {}}
-    return dict(found)
+    sets = found.get("sets") if isinstance(found, dict) else None
+    shaped = isinstance(sets, dict) and all(isinstance(said, dict) for said in sets.values())
+    if not shaped or found.get("in_use") not in list(found["sets"]):
+        raise StorageError(
+            "the record of the sets of parcels is damaged: it lacks the sets, or the one in use",
+            where=root / FOLDER / SETS,
+            hint=f"remove the folder {FOLDER} and give `vidbrain bold parcels` again for each set",
+        )
+    return found
 
 
 def known_set(root: Path | Root, name: str | None) -> str:
@@ -193,15 +200,22 @@ def read_parcels(store: BoldStore, name: str | None = None) -> Parcellation:
     ------
     ConfigError
         If the store has no such set, or none.
+    StorageError
+        If it is damaged.
     """
     name = known_set(store.root, name or store.parcels)
-    data = open_dataset(store.root / FOLDER / f"{name}.zarr").load()
+    path = store.root / FOLDER / f"{name}.zarr"
+    with readable(path):
+        return _from_dataset(name, open_dataset(path).load(), store.n_voxels)
+
+
+def _from_dataset(name: str, data: xr.Dataset, n_voxels: int) -> Parcellation:
     label = np.asarray(data["parcel"].attrs["parcel_labels"], np.int64)
     titles = data["network"].attrs["network_names"]
     maps = None
     if "map_weight" in data:
         at = (data["map_voxel"].values, data["map_parcel"].values)
-        maps = csr_array((data["map_weight"].values, at), shape=(store.n_voxels, len(label)))
+        maps = csr_array((data["map_weight"].values, at), shape=(n_voxels, len(label)))
     facts = {key: value for key, value in data.attrs.items() if key not in ("name", "kind")}
     return Parcellation(
         name=name,

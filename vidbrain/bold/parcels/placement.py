@@ -92,14 +92,15 @@ def add_parcels(
         found = own_parcels(store, n, name)
     else:
         found = read_parcels_file(store, Path(atlas), name, names, space, resample)
-    if not found.n_parcels:
+    if not (found.parcel > 0).any():  # maps of negative weights have parcels, but no voxel's strongest
         raise BoldError(
             f"none of the {store.n_voxels} voxels of the store lies in a parcel",
             where=str(atlas),
-            likely="an atlas of another space, or an empty image",
+            likely="an atlas of another space, an empty image, or maps without a positive weight",
         )
+    facts = summary(found)
     write_parcels(store.root, found)
-    return summary(found)
+    return facts
 
 
 def summary(parcels: Parcellation) -> dict[str, Any]:
