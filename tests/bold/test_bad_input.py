@@ -317,5 +317,7 @@ def test_a_lost_chunk_is_named_never_nan(tree, tmp_path, capsys):
         open_bold(tmp_path / "b").read(label)
     assert run(["bold", "verify", str(tmp_path / "b"), "--json"]) == 1
     out = capsys.readouterr()
-    assert json.loads(out.out) == [{"run": label, "whole": False, "what": "a part of bold is missing"}]
-    assert "1 of 1 runs are damaged" in out.err
+    lost, columns = json.loads(out.out)
+    assert (lost["part"], lost["whole"], columns["whole"]) == (label, False, True)
+    assert lost["where"].endswith(f"{label}.zarr/bold/c/0/0")
+    assert "1 of 2 parts are damaged" in out.err
