@@ -5,7 +5,8 @@ import nibabel
 import numpy as np
 import pytest
 
-from vidbrain.bold.bids import find_runs, identity, refuse_missing
+from vidbrain.bold.bids import find_runs, refuse_missing
+from vidbrain.bold.datasets import identity
 from vidbrain.bold.raw import events_above, events_end
 from vidbrain.errors import BoldError
 from vidbrain.records import RunKey

@@ -14,7 +14,7 @@ import xarray as xr
 from nilearn.signal import clean
 
 from vidbrain.bold.clean import CleanConfig
-from vidbrain.bold.forms.nifti import SeriesWriter
+from vidbrain.bold.forms.nifti_writer import SeriesWriter
 from vidbrain.bold.ingest import IngestConfig, ingest
 from vidbrain.bold.store import open_bold
 from vidbrain.cluster import client
@@ -140,7 +140,7 @@ def test_runs_that_do_not_fit_in_memory_give_the_same_store(store_root, derivati
 
 def test_parts_of_long_runs_are_narrower_and_verify(tmp_path, monkeypatch):
     monkeypatch.setattr("vidbrain.bold.store._PART_VALUES", 60_000)
-    monkeypatch.setattr("vidbrain.bold.store.CHUNK_VOXELS", 64)
+    monkeypatch.setattr("vidbrain.bold.parts.CHUNK_VOXELS", 64)
     monkeypatch.setattr("vidbrain.bold.run.CHUNK_VOXELS", 64)
     values = np.random.default_rng(0).standard_normal((300, 700)).astype(np.float32)
     np.save(tmp_path / "sub-01_task-x.npy", values)
@@ -163,7 +163,7 @@ import resource, sys
 import vidbrain.bold.run as worker
 import vidbrain.bold.store as store
 from vidbrain.bold.clean import CleanConfig
-from vidbrain.bold.forms.nifti import SeriesWriter
+from vidbrain.bold.forms.nifti_writer import SeriesWriter
 from vidbrain.bold.forms import series
 from vidbrain.bold.ingest import IngestConfig, ingest
 worker.HELD_BYTES, store._PART_VALUES, series.BLOCK_BYTES = 0, 1_000_000, 4 << 20

@@ -3,7 +3,7 @@ import time
 import numpy as np
 import pytest
 
-from vidbrain.bold.store import read_runs
+from vidbrain.bold.ahead import read_runs
 from vidbrain.errors import StorageError
 
 

@@ -10,8 +10,9 @@ import zarr
 import zarr.storage
 
 from vidbrain import cluster
+from vidbrain.bold.parts import array_sha256
 from vidbrain.bold.store import KIND as BOLD
-from vidbrain.bold.store import array_sha256, open_bold
+from vidbrain.bold.store import open_bold
 from vidbrain.errors import StorageError
 from vidbrain.features.store import KIND as FEATURES
 from vidbrain.features.store import open_features, write_run

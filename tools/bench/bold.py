@@ -42,10 +42,11 @@ import scipy.signal
 import zarr
 from processes import watch
 
+from vidbrain.bold.ahead import read_runs
 from vidbrain.bold.bids import RunFiles, find_runs
 from vidbrain.bold.forms.nifti import series_facts
 from vidbrain.bold.forms.packed import Unpacked
-from vidbrain.bold.store import open_bold, read_runs
+from vidbrain.bold.store import open_bold
 from vidbrain.bold.voxels import flat_index
 from vidbrain.features.store import write_run
 from vidbrain.storage.info import is_done, write_info

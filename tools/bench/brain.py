@@ -22,8 +22,8 @@ import scipy.signal
 import xarray as xr
 from processes import watch
 
-from vidbrain.bold.store import CHUNK_VOXELS, array_sha256
-from vidbrain.bold.store import PART_VOXELS as SHARD_VOXELS
+from vidbrain.bold.parts import CHUNK_VOXELS, array_sha256
+from vidbrain.bold.parts import PART_VOXELS as SHARD_VOXELS
 from vidbrain.encoding import preflight
 from vidbrain.encoding.folds import TEST, deal, lay_out
 from vidbrain.encoding.preflight import sgemm_rate

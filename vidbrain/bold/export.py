@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 from vidbrain.bold.forms.arrays import save_npy
 from vidbrain.bold.forms.cifti import brain_models, cifti_image, read_axis
 from vidbrain.bold.forms.gifti import CORTEX, gifti_bytes
-from vidbrain.bold.forms.nifti import SeriesWriter
+from vidbrain.bold.forms.nifti_writer import SeriesWriter
 from vidbrain.bold.layout import Layout
-from vidbrain.bold.store import TEMPLATE, BoldStore, part_voxels
+from vidbrain.bold.parts import part_voxels
+from vidbrain.bold.store import TEMPLATE, BoldStore
 from vidbrain.bold.voxels import flat_index
 from vidbrain.errors import BoldError
 from vidbrain.progress import SILENT, Progress

@@ -7,17 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from vidbrain.bold.bids import (
-    RunFiles,
-    description,
-    grey_matter,
-    identity,
-    is_simulated,
-    refuse_absent,
-    refuse_missing,
-)
+from vidbrain.bold.bids import RunFiles, grey_matter, refuse_absent, refuse_missing
 from vidbrain.bold.checks import agreed_tr_s, chosen_voxels, reference_of, refuse_other_grids, refuse_short
 from vidbrain.bold.clean import CleanConfig, read_confounds, refuse_unsolvable
+from vidbrain.bold.datasets import description, identity, is_simulated
 from vidbrain.bold.forms.cifti import write_template
 from vidbrain.bold.forms.nifti import SeriesFacts
 from vidbrain.bold.forms.series import Series

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from vidbrain.bold.bids import dataset_root, run_of, run_order
+from vidbrain.bold.bids import run_of, run_order
+from vidbrain.bold.datasets import dataset_root
 from vidbrain.errors import BoldError
 from vidbrain.records import RunKey
 

@@ -21,8 +21,9 @@ from vidbrain.bold.clean import CleanConfig, Cleaner, Confounds, read_confounds,
 from vidbrain.bold.forms.nifti import SeriesFacts, smoothed
 from vidbrain.bold.forms.series import Rectangle, Series, scaled
 from vidbrain.bold.layout import Layout
+from vidbrain.bold.parts import CHUNK_VOXELS, part_sha256, part_voxels, run_sha256
 from vidbrain.bold.spool import HELD_BYTES, Spool
-from vidbrain.bold.store import CHUNK_VOXELS, GRID, part_sha256, part_voxels, run_sha256
+from vidbrain.bold.store import GRID
 from vidbrain.config import to_mapping
 from vidbrain.errors import BoldError, StorageError
 from vidbrain.storage.info import FORMAT_VERSION

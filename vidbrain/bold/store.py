@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -18,11 +15,12 @@ from numpy.typing import ArrayLike, NDArray
 from vidbrain.bold.clean import CleanConfig, Confounds, clean_series
 from vidbrain.bold.layout import Layout
 from vidbrain.bold.parcels.parcellation import FOLDER, SETS, known_set, read_sets, with_parcels
+from vidbrain.bold.parts import part_sha256, part_voxels, run_sha256
 from vidbrain.bold.voxels import to_volume
 from vidbrain.errors import AlignmentError, BoldError, StorageError
 from vidbrain.records import RunKey
 from vidbrain.storage.info import INFO, read_info
-from vidbrain.storage.objects import N_THREADS, Root, open_root
+from vidbrain.storage.objects import Root, open_root
 from vidbrain.storage.roots import find_json, locate
 from vidbrain.storage.zarrs import check_dataset, open_dataset, read_columns, readable
 
@@ -307,79 +305,6 @@ def _damage(check: Callable[[], None]) -> StorageError | None:
     except StorageError as error:
         return error
     return None
-
-
-class ReadsRuns(Protocol):
-    """What `read_runs` needs of a store."""
-
-    def read(self, run: str, voxels: slice, /) -> NDArray[np.float32]:
-        """Neighbouring voxels of a run, (n_trs, n_voxels)."""
-
-
-def read_runs(store: ReadsRuns, runs: Sequence[str], voxels: slice) -> Iterator[NDArray[np.float32]]:
-    """Read the same block of neighbouring voxels of several runs, the next ones while one is worked on.
-
-    Parameters
-    ----------
-    store
-        A BOLD store.
-    runs
-        Labels.
-    voxels
-        Which ones.
-
-    Yields
-    ------
-    (n_trs, n_voxels) float32
-        Of each run, in the order of `runs`. Besides the one that is given, about 64 MB (at least one run) are held.
-    """
-    if not runs:
-        return
-    first = store.read(runs[0], voxels)
-    n_ahead = max(1, min(N_THREADS, _AHEAD_BYTES // max(1, first.nbytes)))
-    with ThreadPoolExecutor(n_ahead) as pool:
-        begun: deque[Future[NDArray[np.float32]]] = deque()
-        try:
-            begun.extend(pool.submit(store.read, run, voxels) for run in runs[1 : 1 + n_ahead])
-            yield first
-            for run in runs[1 + n_ahead :]:
-                ready = begun.popleft()
-                begun.append(pool.submit(store.read, run, voxels))
-                yield ready.result()
-            while begun:
-                yield begun.popleft().result()
-        finally:
-            for future in begun:
-                future.cancel()
-
-
-_AHEAD_BYTES = 64_000_000
-PART_VOXELS = 16384
-"""Most voxels that share a checksum and a Zarr shard."""
-CHUNK_VOXELS = 1024
-"""Voxels in a chunk; a chunk holds the whole run."""
-_PART_VALUES = 16_000_000
-
-
-def part_voxels(n_trs: int) -> int:
-    """Voxels of a run that share a checksum and a Zarr shard: whole chunks of at most 64 MB together, at least one."""
-    return max(1, min(PART_VOXELS // CHUNK_VOXELS, _PART_VALUES // (n_trs * CHUNK_VOXELS))) * CHUNK_VOXELS
-
-
-def part_sha256(values: NDArray[np.float32]) -> str:
-    """Checksum of a part's values in C order, as little-endian float32."""
-    return hashlib.sha256(np.ascontiguousarray(values, "<f4").data).hexdigest()
-
-
-def array_sha256(values: NDArray[np.float32]) -> str:
-    """Checksum of a run: of the checksums of its parts, `part_voxels` columns each."""
-    width = part_voxels(len(values))
-    return run_sha256([part_sha256(values[:, first : first + width]) for first in range(0, values.shape[1], width)])
-
-
-def run_sha256(digests: list[str]) -> str:
-    """Checksum of a run, of the checksums of its parts."""
-    return hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
 def open_bold(root: str | Path | Root, parcels: str | None = None) -> BoldStore:

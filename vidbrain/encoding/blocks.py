@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
+from vidbrain.bold.ahead import read_runs
 from vidbrain.bold.layout import COORDINATES, FACTS
-from vidbrain.bold.store import read_runs
 from vidbrain.cluster import Client
 from vidbrain.config import fingerprint
 from vidbrain.encoding.choose import Chosen, inner_scores

@@ -5,7 +5,8 @@ import nibabel
 import numpy as np
 import pytest
 
-from vidbrain.bold.forms.nifti import SeriesWriter, read_blocks, read_volume, series_facts, write_volume
+from vidbrain.bold.forms.nifti import read_blocks, read_volume, series_facts
+from vidbrain.bold.forms.nifti_writer import SeriesWriter, write_volume
 from vidbrain.bold.forms.series import scaled
 from vidbrain.errors import BoldError, StorageError
 

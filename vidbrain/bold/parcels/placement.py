@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
-from vidbrain.bold.bids import identity
+from vidbrain.bold.datasets import identity
 from vidbrain.bold.forms.nifti import image_grid
 from vidbrain.bold.parcels.atlases import (
     Label,

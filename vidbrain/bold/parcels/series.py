@@ -13,7 +13,8 @@ from scipy.sparse import csr_array
 from threadpoolctl import threadpool_limits
 
 from vidbrain.bold.parcels.parcellation import Parcellation, read_parcels
-from vidbrain.bold.store import KIND, BoldStore, array_sha256, open_bold
+from vidbrain.bold.parts import array_sha256
+from vidbrain.bold.store import KIND, BoldStore, open_bold
 from vidbrain.bold.voxels import centres_mm
 from vidbrain.cluster import Client
 from vidbrain.errors import BoldError, ConfigError

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from vidbrain.bold.bids import RunFiles, description, run_order
+from vidbrain.bold.bids import RunFiles, run_order
+from vidbrain.bold.datasets import description
 from vidbrain.bold.forms.series import Rectangle
 from vidbrain.bold.ingest import IngestConfig, write_store
 from vidbrain.bold.layout import masked_volume

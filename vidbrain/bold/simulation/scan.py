@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import distance_transform_edt, gaussian_filter
 from threadpoolctl import threadpool_limits
 
-from vidbrain.bold.forms.nifti import SeriesWriter, as_stored, write_volume
+from vidbrain.bold.forms.nifti_writer import SeriesWriter, as_stored, write_volume
 from vidbrain.bold.simulation.noise import (
     MOTION,
     ar1,

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vidbrain.bold.bids import identity
+from vidbrain.bold.datasets import identity
 from vidbrain.bold.simulation.drivers import BUTTONS, EVENTS, KINDS, driver_kinds, driver_names, scaling
 from vidbrain.bold.simulation.experiment import (
     TAIL_S,
