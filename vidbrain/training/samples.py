@@ -36,6 +36,9 @@ LEAST_TEMPERATURE = 1e-3
 """Below it, scores divided by the temperature leave the range of float32."""
 
 
+_BATCH = 64
+
+
 @dataclass(frozen=True, kw_only=True)
 class SamplesConfig:
     """What is drawn."""
@@ -117,7 +120,7 @@ def write_samples(
     batches = stream(
         data_root,
         clip=replace(clip, stride=clip.n_frames * clip.step),
-        batch_size=config.n_clips,
+        batch_size=min(config.n_clips, _BATCH),  # there may be fewer clips than are asked for
         seed=config.seed,
         split=split,
         tail="mask",

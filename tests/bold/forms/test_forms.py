@@ -328,3 +328,10 @@ def test_runs_of_other_columns_are_refused(tmp_path):
         np.save(tmp_path / f"sub-01_task-x_run-{run}.npy", np.random.default_rng(7).random((9, n)))
     with pytest.raises(BoldError, match="do not lie on one grid: 6 columns"):
         ingest(tmp_path, tmp_path / "b", unchanged(tr_s=2.0))
+
+
+def test_a_file_of_series_that_names_no_subject_is_refused(tmp_path):
+    with h5py.File(tmp_path / "series.h5", "w") as file:
+        file["run-1_timeseries"] = np.zeros((10, 3), np.float32)
+    with pytest.raises(BoldError, match="says no subject"):
+        ingest(tmp_path / "series.h5", tmp_path / "b", IngestConfig(tr_s=1.5))

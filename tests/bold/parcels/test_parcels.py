@@ -177,6 +177,23 @@ def test_names_as_atlases_ship_them(tmp_path):
         read_names(bad)
 
 
+def test_names_in_another_encoding_are_refused(tmp_path):
+    path = tmp_path / "names.tsv"
+    path.write_bytes("index\tname\n1\tCunéus\n".encode("latin-1"))
+    with pytest.raises(BoldError, match="not UTF-8") as caught:
+        read_names(path)
+    assert caught.value.where == str(path)
+
+
+def test_an_atlas_without_a_volume_is_refused(store):
+    path = image_of(store, "flat.nii.gz")[0]
+    raw = gzip.decompress(path.read_bytes())
+    srow_z = slice(312, 328)  # of the NIfTI-1 header
+    path.write_bytes(gzip.compress(raw[: srow_z.start] + bytes(16) + raw[srow_z.stop :]))
+    with pytest.raises(BoldError, match="one plane"):
+        add_parcels(store, path, resample="nearest")
+
+
 def test_surface_labels_equal_nibabel_on_its_own_file(tmp_path):
     path = Path(nibabel.__file__).parent / "gifti" / "tests" / "data" / "label.gii"
     image = nibabel.load(path)

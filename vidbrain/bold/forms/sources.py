@@ -19,6 +19,7 @@ from vidbrain.bold.forms.cifti import cifti_series
 from vidbrain.bold.forms.gifti import surface_series
 from vidbrain.bold.forms.nifti import series_facts
 from vidbrain.bold.forms.series import Series
+from vidbrain.errors import BoldError
 from vidbrain.storage.atomic import PART
 
 _EXTRACTED = "_timeseries"
@@ -78,7 +79,11 @@ def _array_files(path: Path) -> list[RunFiles]:
         beside = path.with_suffix(".json")
         sidecar = beside if beside.exists() else None
         return [RunFiles(run=run_of(path), space=space, bold=path, mask=None, confounds=None, sidecar=sidecar)]
-    subject = next(part for part in path.name.split("_") if part.startswith("sub-"))
+    subject = next((part for part in path.name.split("_") if part.startswith("sub-")), None)
+    if subject is None:
+        raise BoldError(
+            "the file's name says no subject", where=path, hint="call it sub-<label>_…_timeseries.h5, as CNeuroMod does"
+        )
     return [
         RunFiles(
             run=run_of(path, f"{subject}_{name.rsplit('/', 1)[-1].removeprefix(f'{subject}_')}"),

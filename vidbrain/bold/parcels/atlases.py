@@ -166,7 +166,10 @@ def places_in(
             hint="--resample nearest, if both lie in the same space; the choice is recorded",
         )
     mm = centres_mm(ijk, affine)
-    back = np.linalg.inv(np.asarray(atlas_affine, np.float64))
+    forth = np.asarray(atlas_affine, np.float64)
+    if not np.isfinite(forth).all() or np.linalg.matrix_rank(forth) < 4:
+        raise BoldError("the atlas' affine puts all voxels into one plane, or is not finite", where=path)
+    back = np.linalg.inv(forth)
     # Half a voxel belongs to the upper neighbour, as in nilearn's (and SciPy's) nearest neighbour.
     nearest = np.floor(mm @ back[:3, :3].T + back[:3, 3] + 0.5 + 1e-9).astype(np.int64)
     within: NDArray[np.bool_] = (nearest >= 0) & (nearest < np.array(atlas_shape[:3]))
@@ -242,7 +245,15 @@ def read_names(path: Path) -> dict[int, Label]:
     BoldError
         If no line of it holds a number and a name.
     """
-    lines = [line for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise BoldError(
+            f"the table of names is not UTF-8: {error.reason} at byte {error.start}",
+            where=path,
+            hint="write it again in UTF-8, for instance by `iconv -f latin1 -t utf-8`",
+        ) from error
+    lines = [line for line in text.splitlines() if line.strip()]
     lines = [line for line in lines if not line.startswith("#")]
     delimiter = next((mark for mark in "\t,;" if lines and mark in lines[0]), None)
     rows = [line.split() for line in lines] if delimiter is None else list(csv.reader(lines, delimiter=delimiter))
