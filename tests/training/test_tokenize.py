@@ -110,7 +110,12 @@ def test_a_tokenizer_whose_record_says_no_clip_is_refused(shards, vqvae, tmp_pat
     path.write_text(json.dumps(json.loads(path.read_text()) | {"config": {} if clip is None else {"clip": clip}}))
     with pytest.raises((ConfigError, ModelError), match=r"n_frames|clip"):
         tokenize(shards, tmp_path / "vqvae", tmp_path / "codes")
+    with pytest.raises((ConfigError, ModelError), match=r"n_frames|clip"):
+        write_samples(tmp_path / "vqvae", None, shards, tmp_path / "samples", SamplesConfig(n_clips=1))
+    with pytest.raises((ConfigError, ModelError), match=r"n_frames|clip"):
+        open_model("model", vqvae=tmp_path / "vqvae", gpt=None, frame_size=(32, 32))
     assert not (tmp_path / "codes").exists()
+    assert not (tmp_path / "samples").exists()
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vidbrain.config import fingerprint, from_mapping
+from vidbrain.config import fingerprint
 from vidbrain.errors import ModelError
 from vidbrain.features.modules import caught
 from vidbrain.features.networks import NetworkSource, clips_at_once
@@ -33,11 +33,10 @@ from vidbrain.models.digest import weights_fingerprint
 from vidbrain.models.gpt import GPT, Condition
 from vidbrain.models.pretrained import load_gpt, load_vqvae, untrained_like
 from vidbrain.models.vqvae import VQVAE
-from vidbrain.records import ClipSpec
 from vidbrain.sharding.manifest import open_manifest
 from vidbrain.storage.info import read_info
 from vidbrain.training.settings import check_seed
-from vidbrain.training.tokenizer import check_tokenizer
+from vidbrain.training.tokenizer import check_tokenizer, clip_of
 
 ENCODER_LAYER = "vqvae.encoder"
 
@@ -230,7 +229,7 @@ def open_model(
     if name == "untrained" and prior is not None and prior.config.embedding == "codebook":
         # As in the trained pair, the GPT embeds the vectors of its own tokenizer.
         prior.set_codebook(codec.codebook.vectors())
-    clip = from_mapping(ClipSpec, trained["config"]["clip"], vqvae)
+    clip = clip_of(trained, where=vqvae)
     source = ModelSource(
         name, codec, prior, clip_frames=clip.n_frames, clip_step=clip.step, frame_size=frame_size, layer_names=layers,
         stride=stride, buttons=None if tuple(layers) == (ENCODER_LAYER,) else _buttons(prior, game, shards),

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from vidbrain.config import from_mapping, to_mapping
+from vidbrain.config import to_mapping
 from vidbrain.errors import ConfigError, ModelError
 from vidbrain.models.gpt import GPT, Condition
 from vidbrain.models.pretrained import load_gpt, load_vqvae
@@ -27,7 +27,7 @@ from vidbrain.stream.loader import stream
 from vidbrain.stream.reader import SegmentReader
 from vidbrain.training.conditions import read_buttons
 from vidbrain.training.settings import check_seed
-from vidbrain.training.tokenizer import check_tokenizer
+from vidbrain.training.tokenizer import check_tokenizer, clip_of
 from vidbrain.training.world import one_thread, pick_device
 
 SAMPLES = "samples.npz"
@@ -112,7 +112,7 @@ def write_samples(
     if is_done(out, "samples", config=settings, made_from=made_from):
         return read_info(out, "samples")
     check_writable(out)
-    clip = from_mapping(ClipSpec, vqvae["config"]["clip"], vqvae_root)
+    clip = clip_of(vqvae, where=vqvae_root)
     model.config.latent_grid(clip.n_frames, manifest.height, manifest.width)
     split: Literal["val"] | None = "val" if (manifest.segments["split"] == "val").any() else None
 

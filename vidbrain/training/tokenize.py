@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,8 @@ import torch
 from numpy.typing import NDArray
 
 from vidbrain.cluster import available_cores
-from vidbrain.config import fingerprint, from_mapping, to_mapping
-from vidbrain.errors import ConfigError, ModelError, ResumeError
+from vidbrain.config import fingerprint, to_mapping
+from vidbrain.errors import ConfigError, ResumeError
 from vidbrain.models.digest import weights_fingerprint
 from vidbrain.models.pretrained import load_vqvae
 from vidbrain.progress import SILENT, Progress
@@ -29,7 +29,7 @@ from vidbrain.stream.clips import clip_table
 from vidbrain.stream.reader import SegmentReader
 from vidbrain.training import precision
 from vidbrain.training.precision import PrecisionName
-from vidbrain.training.tokenizer import TOKENIZER
+from vidbrain.training.tokenizer import TOKENIZER, clip_of
 from vidbrain.training.world import pick_device
 
 
@@ -88,14 +88,7 @@ def tokenize(
     place = pick_device(device)
     arm = precision.resolve(config.precision, place)
     model = load_vqvae(vqvae_root, device=place)
-    told = vqvae["config"].get("clip")
-    if not isinstance(told, Mapping) or not {"n_frames", "step"} <= told.keys():
-        raise ModelError(
-            f"the record of the VQ-VAE says no frames and step of a clip: {told!r}",
-            where=vqvae_root,
-            hint="train or convert it again",
-        )
-    trained = from_mapping(ClipSpec, told, vqvae_root)
+    trained = clip_of(vqvae, where=vqvae_root)
     length, step = trained.n_frames, trained.step
     clip = ClipSpec(length, step, config.stride or length * step)
     grid = model.config.latent_grid(length, manifest.height, manifest.width)
