@@ -98,6 +98,7 @@ def write_samples(
     made_from = {"shards": manifest.fingerprint, "vqvae": vqvae["fingerprint"]}
     place = pick_device(device)
     model = load_vqvae(vqvae_root, device=place)
+    clip = clip_of(vqvae, where=vqvae_root)
     if gpt_root is not None:
         gpt_info = read_info(gpt_root, "gpt")
         made_from["gpt"] = gpt_info["fingerprint"]
@@ -112,7 +113,6 @@ def write_samples(
     if is_done(out, "samples", config=settings, made_from=made_from):
         return read_info(out, "samples")
     check_writable(out)
-    clip = clip_of(vqvae, where=vqvae_root)
     model.config.latent_grid(clip.n_frames, manifest.height, manifest.width)
     split: Literal["val"] | None = "val" if (manifest.segments["split"] == "val").any() else None
 
