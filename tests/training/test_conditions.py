@@ -160,5 +160,5 @@ def test_codes_of_another_tokenizer_are_refused(codes, shards, vqvae_config, sma
     from vidbrain.training.vqvae import train_vqvae
 
     train_vqvae(shards, tmp_path / "other", replace(vqvae_config, seed=5, steps=1))
-    with pytest.raises(ModelError, match="another tokenizer"):
+    with pytest.raises(ModelError, match="belongs to a VQ-VAE of weights"):
         train_gpt(codes, tmp_path / "gpt", replace(small, model=STUDY), vqvae=tmp_path / "other")
