@@ -139,7 +139,7 @@ def test_runs_that_do_not_fit_in_memory_give_the_same_store(store_root, derivati
 
 
 def test_parts_of_long_runs_are_narrower_and_verify(tmp_path, monkeypatch):
-    monkeypatch.setattr("vidbrain.bold.store._PART_VALUES", 60_000)
+    monkeypatch.setattr("vidbrain.bold.parts._PART_VALUES", 60_000)
     monkeypatch.setattr("vidbrain.bold.parts.CHUNK_VOXELS", 64)
     monkeypatch.setattr("vidbrain.bold.run.CHUNK_VOXELS", 64)
     values = np.random.default_rng(0).standard_normal((300, 700)).astype(np.float32)
