@@ -6,7 +6,8 @@ import xarray as xr
 import zarr
 
 from vidbrain.errors import StorageError
-from vidbrain.storage.plain import PlainColumns, require_in_order
+from vidbrain.storage.objects import open_root
+from vidbrain.storage.plain import PlainColumns
 from vidbrain.storage.zarrs import Columns, read_columns, write_by_columns, write_dataset
 
 
@@ -75,13 +76,13 @@ def test_any_flipped_bit_of_a_chunk_or_its_checksum_is_an_error(tmp_path):
 def test_chunks_in_another_order_are_refused_when_they_are_written(tmp_path):
     path = written(tmp_path / "x", noise(6, 40), 8, 16)
     plain = PlainColumns.of(metadata_of(path))
-    require_in_order(path / "bold", plain, 0)
+    plain.check_index(open_root(path / "bold"), 0)
     shard, n_bytes = path / "bold" / "c" / "0" / "0", plain.chunk_bytes
     content = bytearray(shard.read_bytes())
     content[2 * n_bytes :] = content[2 * n_bytes + 16 : -4] + content[2 * n_bytes : 2 * n_bytes + 16] + content[-4:]
     shard.write_bytes(content)
-    with pytest.raises(StorageError, match="do not follow each other"):
-        require_in_order(path / "bold", plain, 0)
+    with pytest.raises(StorageError, match="not that of chunks in order"):
+        plain.check_index(open_root(path / "bold"), 0)
 
 
 def test_arrays_that_lie_in_another_way_are_not_taken_for_plain_ones(tmp_path):

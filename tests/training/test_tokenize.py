@@ -143,6 +143,9 @@ def test_codes_of_other_weights_with_the_same_settings_are_refused(
         tokenize(shards, twin, tmp_path / "codes", config)
     with pytest.raises(ModelError, match="belongs to a VQ-VAE of weights"):
         train_gpt(codes, tmp_path / "none", gpt_config, vqvae=twin)
+    write_samples(vqvae, None, shards, tmp_path / "eye", SamplesConfig(n_clips=1))
+    with pytest.raises(ResumeError, match="vqvae_weights was"):
+        write_samples(twin, None, shards, tmp_path / "eye", SamplesConfig(n_clips=1))
     train_gpt(codes, tmp_path / "gpt", replace(gpt_config, steps=2), vqvae=vqvae)
     with pytest.raises(ModelError, match="belongs to a VQ-VAE of weights"):
         write_samples(twin, tmp_path / "gpt", shards, tmp_path / "samples", SamplesConfig(n_clips=1))

@@ -19,7 +19,7 @@ from vidbrain.bold.layout import Layout
 from vidbrain.bold.raw import events_above, events_end, raw_runs
 from vidbrain.bold.run import IngestRow, ingest_run, is_ingested, run_record
 from vidbrain.bold.spool import HELD_BYTES
-from vidbrain.bold.store import GRID, KIND, TEMPLATE, read_record
+from vidbrain.bold.store import GRID, KIND, TEMPLATE, lost_folders, read_record
 from vidbrain.cluster import Client
 from vidbrain.config import fingerprint, to_mapping
 from vidbrain.errors import BoldError, ConfigError, StorageError
@@ -111,8 +111,7 @@ def ingest(
     made_from |= {"mask": identity(mask_path)} if mask_path is not None else {}
     made_from |= {path.name: identity(path) for path in grey}
     if is_done(out, KIND, config=settings, made_from=made_from):
-        folders = [out / GRID, *(out / f"{files.run.label}.zarr" for files in runs)]
-        lost = [folder.name for folder in folders if not (folder / "zarr.json").is_file()]
+        lost = lost_folders(out, [files.run.label for files in runs])
         if not lost:
             sweep_lock(out)
             progress.note(f"the BOLD store is there already: {out}")

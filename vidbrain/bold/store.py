@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -27,6 +27,8 @@ from vidbrain.storage.zarrs import check_dataset, open_dataset, read_columns, re
 KIND = "bold"
 GRID = "grid.zarr"
 """What the columns are, for the workers that ingest runs."""
+MEMBERS = "members.zarr"
+"""In a store of parcels: which parcel each voxel of the source belongs to."""
 TEMPLATE = "template.pscalar.nii"
 """A CIFTI file of one map that keeps which vertices and voxels each parcel holds, for export."""
 
@@ -278,8 +280,6 @@ class BoldStore:
         """
         for run in self.runs:
             yield run, _damage(partial(self.verify, run))
-        from vidbrain.bold.parcels.series import MEMBERS  # it imports this module
-
         columns = MEMBERS if "parcels_of" in self.info else GRID
         yield columns, _damage(partial(check_dataset, self.root / columns))
         sets: dict[str, Any] = {}
@@ -346,6 +346,13 @@ def open_record(root: str | Path | Root, parcels: str | None = None) -> BoldStor
     """
     place = locate(root)
     return BoldStore(place, read_record(place), None if parcels is None else known_set(place, parcels))
+
+
+def lost_folders(root: Path, labels: Iterable[str], columns: str = GRID) -> list[str]:
+    """Name the Zarr folders of a store on disk that are not there any more: of runs, and of what the columns are."""
+    return [
+        name for name in (columns, *(f"{label}.zarr" for label in labels)) if not (root / name / "zarr.json").is_file()
+    ]
 
 
 def read_record(root: str | Path | Root) -> dict[str, Any]:

@@ -16,7 +16,8 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from vidbrain.bold.layout import FACTS, NOWHERE, Kind, Layout
-from vidbrain.bold.parcels.series import MEMBERS, fill_parcels
+from vidbrain.bold.parcels.series import fill_parcels
+from vidbrain.bold.store import MEMBERS
 from vidbrain.encoding.inference.groups import (
     mean_map,
     partial_conjunction,

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from vidbrain.bold.parcels.series import MEMBERS, paint
-from vidbrain.bold.store import BoldStore
+from vidbrain.bold.parcels.series import paint
+from vidbrain.bold.store import MEMBERS, BoldStore
 from vidbrain.encoding.maps import STATISTICS, nifti_bytes, sidecar, stem
 from vidbrain.encoding.result import EncodingResult
 from vidbrain.storage.atomic import write_bytes, write_json

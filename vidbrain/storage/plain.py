@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import google_crc32c
@@ -92,7 +91,7 @@ class PlainColumns:
         return packed + google_crc32c.value(packed).to_bytes(_CRC, "little")
 
     def check_index(self, root: Root, part: int) -> None:
-        """Compare the end of a shard with the index that it must have; `read` does without it, other readers do not.
+        """Compare the end of a shard with the index that it has where its chunks follow each other, as `read` trusts.
 
         Raises
         ------
@@ -105,8 +104,9 @@ class PlainColumns:
         n_bytes = root.head(key).n_bytes
         if n_bytes != stop or root.get_range(key, begin, stop) != wanted:
             raise StorageError(
-                f"the index of a Zarr shard is not what was written ({n_bytes} of {stop} bytes are there)",
+                f"the index of a Zarr shard is not that of chunks in order ({n_bytes} of {stop} bytes are there)",
                 where=f"{root}/{key}",
+                likely="a damaged file; or, while it is written, a version of zarr that lays chunks out otherwise",
                 hint="copy or push the store again, or remove it and make it again",
             )
 
@@ -166,23 +166,3 @@ class PlainColumns:
             at = edge + number * self.chunk - start
             begin, end = max(at, 0), min(at + self.chunk, out.shape[1])
             out[:, begin:end] = values[:, begin - at : end - at]
-
-
-def require_in_order(array: Path, columns: PlainColumns, part: int) -> None:
-    """Refuse a shard whose chunks zarr has put elsewhere than `PlainColumns` reads them.
-
-    Raises
-    ------
-    StorageError
-        If its index is another one.
-    """
-    path, wanted = array / columns.key(part), columns.index(part)
-    with path.open("rb") as stream:
-        stream.seek(columns.n_chunks(part) * columns.chunk_bytes)
-        if stream.read() != wanted:
-            raise StorageError(
-                "the chunks of a Zarr shard do not follow each other",
-                where=path,
-                likely="a version of zarr that lays them out in another order",
-                hint="install a version that pyproject.toml names",
-            )

@@ -19,7 +19,7 @@ from zarr.codecs import Crc32cCodec, ZstdCodec
 from vidbrain.errors import StorageError
 from vidbrain.storage.atomic import replacing
 from vidbrain.storage.objects import Root, open_root
-from vidbrain.storage.plain import IN_ORDER, PlainColumns, require_in_order
+from vidbrain.storage.plain import IN_ORDER, PlainColumns
 from vidbrain.storage.remote_zarr import RootStore, open_group
 from vidbrain.storage.remote_zarr import read_columns as read_coalesced
 from vidbrain.storage.roots import find_json, locate
@@ -133,7 +133,7 @@ def write_by_columns(
             if part.shape != (columns.shape[0], min(columns.part, columns.shape[1] - first)):
                 raise ValueError(f"a part of shape {part.shape} at column {first} of {columns.shape}")
             array[:, first : first + part.shape[1]] = part
-            require_in_order(folder / columns.name, plain, first // columns.part)
+            plain.check_index(here, first // columns.part)
             if not _same_bytes(plain.read(here, first, first + part.shape[1]), part):
                 raise StorageError(
                     f"columns {first} to {first + part.shape[1]} of {columns.name} do not read back as they were",

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from vidbrain.config import to_mapping
 from vidbrain.errors import ConfigError, ModelError
+from vidbrain.models.digest import weights_fingerprint
 from vidbrain.models.gpt import GPT, Condition
 from vidbrain.models.pretrained import load_gpt, load_vqvae
 from vidbrain.models.vqvae import VQVAE, to_uint8
@@ -27,15 +28,13 @@ from vidbrain.stream.loader import stream
 from vidbrain.stream.reader import SegmentReader
 from vidbrain.training.conditions import read_buttons
 from vidbrain.training.settings import check_seed
-from vidbrain.training.tokenizer import check_tokenizer, clip_of
+from vidbrain.training.tokenizer import TOKENIZER, check_tokenizer, clip_of
 from vidbrain.training.world import one_thread, pick_device
 
 SAMPLES = "samples.npz"
 
 LEAST_TEMPERATURE = 1e-3
 """Below it, scores divided by the temperature leave the range of float32."""
-
-
 _BATCH = 64
 
 
@@ -95,9 +94,13 @@ def write_samples(
         If a model is missing or unfinished, or the GPT belongs to another VQ-VAE.
     """
     manifest, vqvae = open_manifest(data_root), read_info(vqvae_root, "vqvae")
-    made_from = {"shards": manifest.fingerprint, "vqvae": vqvae["fingerprint"]}
     place = pick_device(device)
     model = load_vqvae(vqvae_root, device=place)
+    made_from = {
+        "shards": manifest.fingerprint,
+        "vqvae": vqvae["fingerprint"],
+        TOKENIZER: weights_fingerprint(model),
+    }
     clip = clip_of(vqvae, where=vqvae_root)
     if gpt_root is not None:
         gpt_info = read_info(gpt_root, "gpt")

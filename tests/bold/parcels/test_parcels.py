@@ -342,6 +342,18 @@ def test_a_store_of_parcels_is_a_store_and_stays_linked(store, tmp_path):
     assert {p: p.read_bytes() for p in (tmp_path / "p").rglob("*") if p.is_file()} == whole
 
 
+@pytest.mark.parametrize("name", ["run", "members.zarr"])
+def test_a_store_of_parcels_that_lost_a_part_is_made_whole_by_the_same_call(store, tmp_path, name):
+    add_parcels(store, "own", n=9)
+    store = open_bold(store.root)
+    write_parcel_store(store, tmp_path / "p")
+    whole = {path: path.read_bytes() for path in (tmp_path / "p").rglob("*") if path.is_file()}
+    lost = tmp_path / "p" / (f"{store.runs[0]}.zarr" if name == "run" else name)
+    shutil.rmtree(lost)
+    write_parcel_store(store, tmp_path / "p")
+    assert {path: path.read_bytes() for path in (tmp_path / "p").rglob("*") if path.is_file()} == whole
+
+
 def test_a_dead_voxel_does_not_count_and_a_dead_parcel_says_so(store, monkeypatch):
     add_parcels(store, image_of(store, "atlas-toy_dseg.nii.gz")[0])
     store = open_bold(store.root)

@@ -142,3 +142,12 @@ def test_what_cannot_be_is_refused(tmp_path):
         simulate_features(film(), tmp_path / "s", replace(CONFIG, seed=9), store=tmp_path / "b")
     with pytest.raises(BoldError, match="volumes cannot bear"):
         simulate_features(film(20), tmp_path / "short", CONFIG, store=tmp_path / "c")
+
+
+def test_a_simulated_store_that_lost_a_run_is_made_whole_by_the_same_call(tree, tmp_path):
+    config = SimulateConfig(resolution_mm=16, ceiling=0.65, seed=3)
+    simulate(tree, tmp_path / "s", config, store=tmp_path / "b")
+    whole = files_of(tmp_path / "b")
+    shutil.rmtree(tmp_path / "b" / f"{open_bold(tmp_path / 'b').runs[0]}.zarr")
+    simulate(tree, tmp_path / "s", config, store=tmp_path / "b")
+    assert files_of(tmp_path / "b") == whole

@@ -14,10 +14,10 @@ from threadpoolctl import threadpool_limits
 
 from vidbrain.bold.parcels.parcellation import Parcellation, read_parcels
 from vidbrain.bold.parts import array_sha256
-from vidbrain.bold.store import KIND, BoldStore, open_bold
+from vidbrain.bold.store import KIND, MEMBERS, BoldStore, lost_folders, open_bold
 from vidbrain.bold.voxels import centres_mm
 from vidbrain.cluster import Client
-from vidbrain.errors import BoldError, ConfigError
+from vidbrain.errors import BoldError, ConfigError, StorageError
 from vidbrain.progress import SILENT, Progress
 from vidbrain.storage.atomic import check_writable, sweep
 from vidbrain.storage.info import expected_fingerprint, is_done, write_info
@@ -27,8 +27,6 @@ from vidbrain.storage.zarrs import open_dataset, write_dataset
 
 VOXEL_BLOCK = 16384
 """Voxels read at once: a Zarr shard of the store."""
-MEMBERS = "members.zarr"
-"""In a store of parcels: which parcel each voxel of the source belongs to."""
 
 
 def mean_series(store: BoldStore, run: str, parcels: Parcellation) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
@@ -156,7 +154,7 @@ def write_parcel_store(
     settings = {**store.info["config"], "parcels": found.name}
     made_from = {"bold": str(store.info["fingerprint"]), "parcels": str(found.facts["fingerprint"])}
     facts = {"parcels": found.name, "kind": found.kind, "n_parcels": found.n_parcels, "runs": len(store.runs)}
-    if is_done(out, KIND, config=settings, made_from=made_from):
+    if is_done(out, KIND, config=settings, made_from=made_from) and not lost_folders(out, store.runs, MEMBERS):
         sweep_lock(out)
         progress.note(f"the store of parcels is there already: {out}")
         return facts
@@ -185,8 +183,10 @@ def write_parcel_store(
 
 
 def _is_written(row: ParcelRow) -> bool:
-    path = row.out / f"{row.run}.zarr"
-    return (path / "zarr.json").is_file() and open_dataset(path).attrs.get("fingerprint") == row.fingerprint
+    try:
+        return bool(open_dataset(row.out / f"{row.run}.zarr").attrs.get("fingerprint") == row.fingerprint)
+    except StorageError:  # it is not there, or damaged: it is made again
+        return False
 
 
 def write_parcel_run(row: ParcelRow) -> str:

@@ -17,7 +17,7 @@ from vidbrain.bold.layout import masked_volume
 from vidbrain.bold.run import IngestRow
 from vidbrain.bold.simulation.scan import Scan, ScanRow, is_scanned, scan_files, write_beside
 from vidbrain.bold.simulation.truth import open_truth
-from vidbrain.bold.store import KIND
+from vidbrain.bold.store import KIND, lost_folders, read_record
 from vidbrain.bold.voxels import flat_index
 from vidbrain.cluster import Client
 from vidbrain.config import to_mapping
@@ -90,7 +90,9 @@ class ScanSeries:
 
 def is_stored(store: Path, simulation: str) -> bool:
     """Whether the store is whole and of this simulation (its fingerprint); refuses a store of another one."""
-    return is_done(store, KIND, config=to_mapping(CONFIG), made_from={"simulation": simulation})
+    if not is_done(store, KIND, config=to_mapping(CONFIG), made_from={"simulation": simulation}):
+        return False
+    return not lost_folders(store, [run["label"] for run in read_record(store)["runs"]])
 
 
 def write_simulated_store(
