@@ -4,9 +4,11 @@ Usage: python tools/shard_6m.py WORK [--frames 6M] [--stages play source shard v
                                 [--workers 2] [--json docs/benchmarks/shard-6m.json]
 
 WORK/source is one BIDS tree of four subjects: Airstriker (flat graphics, `.bk2`, three quarters of the frames) and
-Freedoom (textured, video, one quarter). WORK/data grows through 10k, 100k, 1M to all that is asked for. Every stage is
-a `vidbrain` command that can be killed and goes on; this tool can be killed too, and given again. Stages can be run one
-by one: the figures of the others stay in the file.
+Freedoom (textured, video, one quarter). WORK/data grows through 10k, 100k, 1M to all that is asked for, with the spool
+kept, so that each recording is decoded once: at 1M nearly every one has been met, and the rest of the growth copies.
+WORK/direct is one of the sizes sharded at once, to compare its bytes. Every stage is a `vidbrain` command that can be
+killed and goes on; this tool can be killed too, and given again. Stages can be run one by one: the figures of the
+others stay in the file.
 
 A stage's figures: wall seconds, CPU seconds of all its processes (which other work on the machine hardly changes), and
 the largest resident set that any single process reached (VmHWM of Linux, read every quarter of a second). Where a stage
@@ -211,8 +213,10 @@ def shard(figures: Figures, source: Path, root: Path, n_frames: int, workers: in
 
         def facts(_: str, size: int = size, before: int = before) -> dict[str, Any]:
             rows = pd.read_parquet(root / INDEX)
-            added = rows.iloc[int((rows["n_frames"].cumsum() <= before).sum()) :]
-            decoded = added.drop_duplicates("recording")["recording_frames"].sum()
+            n_old = int((rows["n_frames"].cumsum() <= before).sum())
+            old, added = rows.iloc[:n_old], rows.iloc[n_old:]
+            new = added[~added["recording"].isin(old["recording"])]
+            decoded = new.drop_duplicates("recording")["recording_frames"].sum()
             said = describe(root)
             by_task = rows.groupby("task")[["n_bytes", "n_frames", "n_stored"]].sum()
             return {
@@ -226,7 +230,8 @@ def shard(figures: Figures, source: Path, root: Path, n_frames: int, workers: in
                 "codec_choice": read_json(root / "dataset.json").get("codec_choice", {}).get("measured"),
             }
 
-        figures.measure(f"shard {size}", shard_command(source, root, size, workers), facts)
+        command = shard_command(source, root, size, workers)
+        figures.measure(f"shard {size}", command if size == n_frames else [*command, "--keep-spool"], facts)
         before = size
     figures.keep("shares", shares(root))
 
@@ -277,6 +282,8 @@ def project(figures: Figures) -> None:
     """
     grown = [name for name in figures.stages if name.startswith("shard ")]
     largest = figures.stages[max(grown, key=lambda name: int(name.split()[1]))]
+    core_s = sum(figures.stages[name]["cpu_s"] for name in grown)
+    grown_frames = sum(figures.stages[name]["n_frames"] for name in grown)
     rng, listing = np.random.default_rng(0), []
     n_frames = 0
     while n_frames < BILLION:
@@ -288,7 +295,7 @@ def project(figures: Figures) -> None:
     began = time.perf_counter()
     plan = make_plan(listing, ShardConfig(size=str(BILLION), frame_size=64, segment_frames=128))
     plan_s = time.perf_counter() - began
-    spread_s = BILLION / largest["frames_per_core_s"]
+    spread_s = BILLION * core_s / grown_frames  # all sizes together decoded, encoded and copied each frame once
     bytes_per_frame = largest["disk"]["n_bytes"] / largest["holds"]["n_frames"]
     figures.keep(
         "project",
@@ -332,7 +339,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("work", type=Path)
     parser.add_argument("--frames", default="6M", help="all frames, at least 50k; a smaller number tries the tool")
-    parser.add_argument("--direct", default="100k", help="the size that is also sharded at once, to compare its bytes")
+    parser.add_argument("--direct", default="10k", help="the size that is also sharded at once, to compare its bytes")
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--json", type=Path)

@@ -21,6 +21,7 @@ from vidbrain.sharding.manifest import open_manifest
 from vidbrain.sharding.orphans import collect, find_orphans
 from vidbrain.sharding.writer import write_shards
 from vidbrain.testing.videos import toy_frames, write_video
+from vidbrain.video.screens import recording_frames
 
 
 def files_of(root):
@@ -49,6 +50,42 @@ def test_growing_in_place_gives_what_sharding_at_once_gives_and_touches_no_shard
             assert len(tars) > len(tars_before)
             tars_before = tars
     assert files_of(tmp_path / "grown") == whole
+
+
+@pytest.mark.parametrize("kind", ["folder", "url"])
+def test_with_the_spool_kept_no_recording_is_decoded_twice(
+    kind, videos, config, landmarks, tmp_path, monkeypatch, request
+):
+    decoded = []
+
+    def spy(recording, **options):
+        decoded.append(recording.key)
+        return recording_frames(recording, **options)
+
+    monkeypatch.setattr("vidbrain.sharding.spool.recording_frames", spy)
+    root, work = tmp_path / "d", None
+    if kind == "url":
+        root, work = request.getfixturevalue("honest").root, tmp_path / "work"
+    for size, keep in (("96", True), ("96", True), ("200", True), ("400", True), ("all", True)):
+        write_shards(videos, root, replace(config, size=size), work=work, keep_spool=keep)
+        if size != "all":
+            assert any(path.name == "spool" for path in tmp_path.rglob("*"))
+    assert sorted(decoded) == sorted(set(decoded)) == sorted(path.stem for path in videos.iterdir())
+    assert not any(path.name == "spool" for path in tmp_path.rglob("*"))
+    write_shards(videos, tmp_path / "alone", config)
+    held = files_of(root) if kind == "folder" else {found.key: root.get(found.key) for found in root.list()}
+    assert held == files_of(tmp_path / "alone")
+
+
+def test_a_kept_spool_goes_with_gc_or_with_the_same_command_without_it(videos, config, landmarks, tmp_path):
+    small = replace(config, size="96")
+    write_shards(videos, tmp_path / "alone", small)
+    for forget in (collect, lambda root: write_shards(videos, root, small)):
+        write_shards(videos, tmp_path / "d", small, keep_spool=True)
+        assert (tmp_path / "d" / "spool").is_dir()
+        forget(tmp_path / "d")
+        assert files_of(tmp_path / "d") == files_of(tmp_path / "alone")
+        shutil.rmtree(tmp_path / "d")
 
 
 def test_ten_thousand_frames_by_two_workers_grow_to_what_one_worker_makes_at_once(tmp_path, capsys):

@@ -31,6 +31,7 @@ def shard(
     only: Annotated[Filter, Parameter(name="*", consume_multiple=True)] = Filter(),  # noqa: B008 -- frozen
     integration: Path | None = None,
     work: Path | None = None,
+    keep_spool: Flag = False,
     workers: int | None = None,
     scheduler: str = "local",
     dry_run: Flag = False,
@@ -57,6 +58,9 @@ def shard(
     work
         For an output at a URL: where to keep what is not sent yet; default vidbrain/work in $XDG_CACHE_HOME or
         ~/.cache. It holds the spool and a few tars.
+    keep_spool
+        Keep what is encoded of each recording, so that a larger size later decodes no recording twice. Until then it
+        takes as much disk as --size all. `vidbrain shards gc` removes it.
     workers
         Worker processes; default one per core. The bytes do not depend on it.
     scheduler
@@ -84,7 +88,7 @@ def shard(
                     "recordings": len(set(plan.segments.recording.tolist())),
                     "held_out": held_out,
                     "codec": job.config.codec,
-                    "bytes_at_most": job.estimate_bytes(plan),
+                    "bytes_at_most": job.estimate_bytes(plan, keep_spool=keep_spool),
                     "plan": plan.fingerprint,
                 }
             )
@@ -96,6 +100,7 @@ def shard(
             only=only,
             integration=integration,
             work=work,
+            keep_spool=keep_spool,
             client=client,
             progress=console.progress(),
         )

@@ -47,6 +47,11 @@ class Claim:
         """Of the data set that this becomes."""
         return expected_fingerprint("shards", self.config, self.made_from)
 
+    def is_another_size_of(self, other: Claim) -> bool:
+        """Whether both have the same segments before them, of which each takes its prefix."""
+        sized = {**self.config, "size": other.config["size"]}
+        return sized == other.config and self.recordings == other.recordings
+
 
 def recordings_of(listing: Sequence[Listed]) -> dict[str, list[int]]:
     """Frames and bytes of each recording."""

@@ -64,16 +64,19 @@ class Job:
     def _made_from(self, plan: Plan) -> dict[str, str]:
         return {"plan": plan.fingerprint, "source": source_digest(self.source.listing)}
 
-    def estimate_bytes(self, plan: Plan) -> int:
-        """Bytes that writing needs at most, about: a tenth of the raw pixels, twice (spool and tar).
+    def estimate_bytes(self, plan: Plan, *, keep_spool: bool = False, tars_held: float = 1.0) -> int:
+        """Bytes that writing needs at most, about, for the spool and for a share of the tars.
 
-        Where ``--codec auto`` measured more than a tenth, that counts.
+        Each takes a tenth of the raw pixels; where ``--codec auto`` measured more, that counts. A spool that is kept
+        holds what all sizes together hold.
         """
         per_frame = self.config.frame_size**2 * 3 / 10
         if self.codec_choice is not None:
             measured = {row["codec"]: row["bytes_per_frame"] for row in self.codec_choice["measured"]}
             per_frame = max(per_frame, measured[self.config.codec])
-        return math.ceil(2 * int(plan.segments.n_stored.sum()) * per_frame)
+        spooled = self.plan_of("all") if keep_spool else plan
+        n_spooled, n_stored = (int(p.segments.n_stored.sum()) for p in (spooled, plan))
+        return math.ceil((n_spooled + tars_held * n_stored) * per_frame)
 
 
 def job_of(

@@ -84,3 +84,11 @@ class Segments(Sequence[SegmentRef]):
         for column in (whole.recording, whole.start_frame, whole.n_frames, whole.n_stored):
             hashed.update(column.astype("<i8").tobytes())
         return hashed.hexdigest()
+
+
+def by_recording(segments: Segments) -> dict[str, Segments]:
+    """Take segments apart by recording; of each in the order of its frames."""
+    order = np.lexsort((segments.start_frame, segments.recording))
+    bounds = np.searchsorted(segments.recording[order], np.arange(len(segments.names) + 1))
+    parts = ((name, order[bounds[i] : bounds[i + 1]]) for i, name in enumerate(segments.names))
+    return {name: segments.take(positions) for name, positions in parts if len(positions)}

@@ -19,7 +19,7 @@ from vidbrain.sharding.codecs import get_codec
 from vidbrain.sharding.job import Job
 from vidbrain.sharding.listing import miscounted
 from vidbrain.sharding.plan import Listed, ShardConfig
-from vidbrain.sharding.segments import Segments
+from vidbrain.sharding.segments import Segments, by_recording
 from vidbrain.sharding.tars import Sample
 from vidbrain.storage.atomic import read_json, remove, replacing, write_json
 from vidbrain.video.screens import recording_frames
@@ -27,17 +27,21 @@ from vidbrain.video.screens import recording_frames
 
 @dataclass(frozen=True)
 class _Spooled:
-    """Work for one recording: decode it once, encode its segments into one spool file."""
+    """Work for one recording: decode it once, encode its segments into one spool file.
+
+    `needed` are the keys that it is done for, at least those of the tars to come.
+    """
 
     listed: Listed
     segments: Segments
+    needed: frozenset[str]
     config: ShardConfig
     spool: str
     integration: str | None
 
 
 def spool_recordings(
-    job: Job, needed: Segments, spool: Path, client: Client, progress: Progress = SILENT
+    job: Job, needed: Segments, spool: Path, client: Client, progress: Progress = SILENT, *, whole: bool = False
 ) -> dict[str, str]:
     """Spool segments, but for those that an earlier call has spooled.
 
@@ -49,6 +53,9 @@ def spool_recordings(
         The segments.
     spool
         Folder.
+    whole
+        Spool all segments of the recordings that are decoded, not only what is needed now: a larger size then finds
+        them there.
 
     Returns
     -------
@@ -60,7 +67,7 @@ def spool_recordings(
     VideoError, ShardError
         If a recording cannot be read to its end, and errors are not skipped.
     """
-    work = _work(job, needed, spool)
+    work = _work(job, needed, spool, whole)
     todo = [item for item in work if not _is_spooled(item)]
     total = sum(item.listed.n_frames for item in work)
     progress.start("shard", total, "frames", done=total - sum(item.listed.n_frames for item in todo))
@@ -77,20 +84,27 @@ def spool_recordings(
     return failed
 
 
-def _work(job: Job, needed: Segments, spool: Path) -> list[_Spooled]:
-    """For each recording its segments, in the order in which decoding meets them."""
+def _work(job: Job, needed: Segments, spool: Path, whole: bool) -> list[_Spooled]:
+    """For each recording that holds something needed its segments, in the order in which decoding meets them."""
     listed = {item.recording.key: item for item in job.source.listing}
-    order = np.lexsort((needed.start_frame, needed.recording))
-    bounds = np.searchsorted(needed.recording[order], np.arange(len(needed.names) + 1))
+    wanted = by_recording(needed)
+    taken = by_recording(job.plan_of("all").segments) if whole else wanted
     return [
-        _Spooled(listed[name], needed.take(order[bounds[i] : bounds[i + 1]]), job.config, str(spool), job.integration)
-        for i, name in enumerate(needed.names)
+        _Spooled(
+            listed[name],
+            taken[name],
+            frozenset(segment.key for segment in wanted[name]),
+            job.config,
+            str(spool),
+            job.integration,
+        )
+        for name in wanted
     ]
 
 
 def _is_spooled(work: _Spooled) -> bool:
     path = _spool_path(work.spool, work.listed.recording.key, "json")
-    return path.is_file() and {segment.key for segment in work.segments} <= read_json(path).keys()
+    return path.is_file() and work.needed <= read_json(path).keys()
 
 
 def _spool_path(spool: str | Path, recording: str, suffix: str) -> Path:

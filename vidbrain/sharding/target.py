@@ -81,9 +81,17 @@ class Target:
             return self.work.is_dir() or self.root.exists(SKIPPED)
         return (self.work / SPOOL).is_dir() or (self.work / LOCK).exists()
 
-    def tidy(self) -> None:
-        """Remove what only unfinished work needs. The caller holds the work folder's lock."""
+    def tidy(self, *, keep_spool: bool = False) -> None:
+        """Remove what only unfinished work needs. The caller holds the work folder's lock.
+
+        Parameters
+        ----------
+        keep_spool
+            Leave what a larger size will find spooled, and the record that says of which plan.
+        """
         write_skipped(self.root, {})
+        if keep_spool:
+            return
         remove(self.work / SPOOL)
         if self.is_remote:
             for path in self.work.iterdir():
@@ -91,8 +99,10 @@ class Target:
                     remove(path)
 
     def _worked_for(self, claim: Claim) -> bool:
+        """Whether what is spooled belongs to this plan or to another size of it."""
         try:
-            return read_claim(self.work) == claim
+            found = read_claim(self.work)
+            return found is not None and found.is_another_size_of(claim)
         except StorageError:  # damaged: what lies there can be made again
             return False
 

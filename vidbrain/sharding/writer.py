@@ -55,6 +55,7 @@ def write_shards(
     only: Filter = Filter(),  # noqa: B008 -- frozen
     integration: str | Path | None = None,
     work: str | Path | None = None,
+    keep_spool: bool = False,
     client: Client | None = None,
     progress: Progress = SILENT,
 ) -> dict[str, Any]:
@@ -74,6 +75,10 @@ def write_shards(
         Folder with the user's own ROM, for recordings that have no video; see `vidbrain.video.emulator.Emulator`.
     work
         For a URL: where the folder is made that holds what is not sent yet; see `target_of`. Workers must see it.
+    keep_spool
+        Spool all segments of every recording that is decoded, and leave the spool there, so that a larger size decodes
+        only recordings that no smaller one has met. It takes the disk that ``size="all"`` takes while it is written.
+        A call without it, or a size that takes all, removes it.
     client
         Runs the recordings and shards in parallel. The bytes do not depend on it.
 
@@ -101,7 +106,7 @@ def write_shards(
         if record["fingerprint"] == job.outcome(plan).fingerprint:
             if target.is_worked_on():  # killed just after the root record
                 with target.alone():
-                    target.tidy()
+                    target.tidy(keep_spool=keep_spool)
             return record
     if target.is_remote:
         progress.note(f"work folder: {target.work}")
@@ -110,22 +115,29 @@ def write_shards(
             progress.note("this disk has no locks: make sure that no other process writes to the same folder")
         claim = job.claim()
         check_claim(target.root, claim, plan, job.plan_of)
-        check_writable(target.work, _work_bytes(job, plan, target, client))
+        check_writable(target.work, _work_bytes(job, plan, target, client, keep_spool))
         write_claim(target.root, claim)
-        return execute(job, plan, target, client, progress)
+        return execute(job, plan, target, client, progress, keep_spool=keep_spool)
 
 
-def _work_bytes(job: Job, plan: Plan, target: Target, client: Client) -> int:
+def _work_bytes(job: Job, plan: Plan, target: Target, client: Client, keep_spool: bool) -> int:
     """Bytes that the work folder needs: the spool, and of the tars all, or as many as are on their way to a URL."""
-    both = job.estimate_bytes(plan)
-    if not target.is_remote:
-        return both
-    held = min(1.0, max(1, client.n_workers) / len(plan.shards))
-    return math.ceil(both / 2 * (1 + held))
+    held = min(1.0, max(1, client.n_workers) / len(plan.shards)) if target.is_remote else 1.0
+    return job.estimate_bytes(plan, keep_spool=keep_spool, tars_held=held)
 
 
-def execute(job: Job, plan: Plan, target: Target, client: Client, progress: Progress = SILENT) -> dict[str, Any]:
+def execute(
+    job: Job,
+    plan: Plan,
+    target: Target,
+    client: Client,
+    progress: Progress = SILENT,
+    *,
+    keep_spool: bool = False,
+) -> dict[str, Any]:
     """Write what is missing of a plan, the index and the root record. The caller holds the work folder's lock.
+
+    `keep_spool` is as in `write_shards`.
 
     Returns
     -------
@@ -135,7 +147,10 @@ def execute(job: Job, plan: Plan, target: Target, client: Client, progress: Prog
     claim = job.claim()
     target.begin(claim)
     missing = target.missing(plan)
-    while failed := spool_recordings(job, _segments_of(plan, missing), target.work / SPOOL, client, progress):
+    spool = functools.partial(
+        spool_recordings, spool=target.work / SPOOL, client=client, progress=progress, whole=keep_spool
+    )
+    while failed := spool(job, _segments_of(plan, missing)):
         job = replace(job, skipped={**job.skipped, **failed})
         write_skipped(target.root, job.skipped)
         progress.note(f"{len(failed)} recording(s) cannot be read; the next segments take their place")
@@ -167,7 +182,7 @@ def execute(job: Job, plan: Plan, target: Target, client: Client, progress: Prog
         },
         name=DATASET,
     )
-    target.tidy()
+    target.tidy(keep_spool=keep_spool and plan.n_frames < job.plan_of("all").n_frames)
     return record
 
 

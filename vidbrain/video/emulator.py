@@ -199,6 +199,7 @@ class Emulator:
         self._console: Any = self._environment.em
         self._data: Any = self._environment.data
         self._movie: Any = None
+        self._ram_is_old = False
         self._default_state: bytes | None = self._environment.initial_state
         self.game = game
         self.buttons: tuple[str, ...] = tuple(self._environment.buttons)
@@ -279,6 +280,7 @@ class Emulator:
             self._movie.step()
         self._data.reset()
         self._data.update_ram()
+        self._ram_is_old = False
 
     def start_recording(self, path: str | Path) -> None:
         """Write every following frame's buttons to a `.bk2`; it starts from the last reset's state.
@@ -310,7 +312,7 @@ class Emulator:
             self._movie.step()
         self._console.set_button_mask(mask, 0)
         self._console.step()
-        self._data.update_ram()
+        self._ram_is_old = True  # it is read when it is asked for: frames alone do not need it
 
     def screen(self) -> NDArray[np.uint8]:
         """Return the frame on the screen, (height, width, 3) uint8 RGB, the caller's own."""
@@ -332,12 +334,22 @@ class Emulator:
 
     def read_ram(self) -> tuple[int, ...]:
         """Return the RAM variables in the order of `variables`."""
+        self._read_ram()
         values = self._data.lookup_all()
         return tuple(int(values[name]) for name in self.variables)
 
     def is_over(self) -> bool:
-        """Whether the game's own scenario says that the play has ended."""
+        """Whether the game's own scenario says that the play has ended.
+
+        It may go by what has changed since the last look, so look after every `step`, or after none.
+        """
+        self._read_ram()
         return bool(self._data.is_done())
+
+    def _read_ram(self) -> None:
+        if self._ram_is_old:
+            self._data.update_ram()
+            self._ram_is_old = False
 
 
 def rewrite_deterministic(source: str | Path, target: str | Path) -> None:
