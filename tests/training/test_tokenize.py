@@ -14,6 +14,7 @@ from vidbrain.features.activations import open_model
 from vidbrain.models.pretrained import load_vqvae
 from vidbrain.sharding.manifest import open_manifest
 from vidbrain.storage.info import expected_fingerprint
+from vidbrain.storage.locks import LOCK, locked
 from vidbrain.stream.codes import load_codes
 from vidbrain.stream.sequential import frames_of
 from vidbrain.training.gpt import train_gpt
@@ -64,6 +65,17 @@ def test_killed_and_started_again_gives_the_same_bytes(shards, vqvae, codes, tmp
     assert files == sorted(p.relative_to(tmp_path / "codes") for p in (tmp_path / "codes").rglob("*") if p.is_file())
     for name in files:
         assert (codes / name).read_bytes() == (tmp_path / "codes" / name).read_bytes(), name
+
+
+def test_codes_have_one_writer(shards, vqvae, codes, tmp_path):
+    config = TokenizeConfig(stride=4, batch_size=16)
+    with locked(tmp_path / "codes"), pytest.raises(StorageError, match="another process writes here"):
+        tokenize(shards, vqvae, tmp_path / "codes", config)
+    (tmp_path / "codes" / LOCK).touch()  # as a kill leaves it
+    tokenize(shards, vqvae, tmp_path / "codes", config)
+    (tmp_path / "codes" / LOCK).touch()
+    tokenize(shards, vqvae, tmp_path / "codes", config)
+    assert not (tmp_path / "codes" / LOCK).exists()
 
 
 def test_what_does_not_fit_is_refused(shards, vqvae, codes, tmp_path):

@@ -2,10 +2,13 @@ from __future__ import annotations
 
 import json
 
+from vidbrain.cli.app import run
 from vidbrain.cli.play import play
 from vidbrain.cli.replay import replay
+from vidbrain.storage.locks import LOCK
 from vidbrain.video.play import PlayConfig
 from vidbrain.video.replay import ReplayConfig
+from vidbrain.video.sources import REPLAY
 
 SHORT = PlayConfig(n_sessions=1, n_runs=1, run_s=5.0)
 
@@ -29,3 +32,15 @@ def test_play_and_replay_from_the_command_line(tmp_path, capsys, monkeypatch):
     assert said()["n_frames"] == played["n_frames"] > 250
     replay(dry_run=True, json=True)
     assert said()["n_done"] == 1
+
+
+def test_a_second_process_is_refused(tmp_path, holding, capsys):
+    game = tmp_path / "game"
+    playing = ["play", str(game), "--n-sessions", "1", "--n-runs", "1", "--run-s", "5", "--scheduler", "inline"]
+    replaying = ["replay", str(game), "--scheduler", "inline"]
+    for words, where, out in ((playing, "play._play_run", game), (replaying, "replay._replay_one", game / REPLAY)):
+        with holding(f"vidbrain.video.{where}", *words):
+            assert run(words) == 1
+            assert "another process writes here" in " ".join(capsys.readouterr().err.split())
+        assert not (out / LOCK).exists()
+        assert run(words) == 0

@@ -28,6 +28,7 @@ from vidbrain.sharding.manifest import (
 from vidbrain.sharding.tars import Sample, write_shard
 from vidbrain.storage.atomic import check_writable, read_json, sweep, write_json
 from vidbrain.storage.info import difference, is_done, read_info, write_info
+from vidbrain.storage.locks import locked, sweep_lock
 from vidbrain.storage.urls import is_url
 
 EXTENSION = "codes.npy"
@@ -67,7 +68,7 @@ def write_codes(
     Raises
     ------
     StorageError
-        If the root is a URL, or cannot be written.
+        If the root is a URL, cannot be written, or another process writes there.
     ResumeError
         If other codes are there.
     """
@@ -75,8 +76,34 @@ def write_codes(
         raise StorageError("codes are written to a folder", where=root, hint="give a folder, then `vidbrain push` it")
     root = Path(root)
     if is_done(root, "codes", config=config, made_from=made_from, name=DATASET):
+        sweep_lock(root)
         return read_info(root, "codes", name=DATASET)
     check_writable(root)
+    with locked(root):
+        _claim(root, config, made_from)
+        table = manifest.segments
+        shards = table["shard"].to_numpy()
+        n_shards = int(shards.max()) + 1
+        members = [np.flatnonzero(shards == shard).tolist() for shard in range(n_shards)]
+        done = [shard for shard in range(n_shards) if marker_path(root, shard).is_file()]
+        progress.start("tokenize", len(table), "segments", done=sum(len(members[shard]) for shard in done))
+        for shard in sorted(set(range(n_shards)) - set(done)):
+            write_shard(root, shard, _samples(table, encode(members[shard]), progress))
+        progress.finish()
+
+        found: list[tuple[ShardFacts, int]] = []
+        index_sha256 = write_index(root, _index_tables(root, table, members, found))
+        counts = {
+            "n_frames": int(manifest.info["n_frames"]),
+            "n_segments": len(table),
+            "n_clips": sum(n_clips for _, n_clips in found),
+            **record_facts(index_sha256, [facts for facts, _ in found]),
+        }
+        return write_info(root, "codes", config=config, made_from=made_from, facts={**facts, **counts}, name=DATASET)
+
+
+def _claim(root: Path, config: dict[str, Any], made_from: dict[str, str]) -> None:
+    """Remove what a killed call left half-written, and say what the folder is becoming, unless it is something else."""
     (root / SHARDS).mkdir(exist_ok=True)
     for folder in (root, root / SHARDS):
         sweep(folder)
@@ -91,26 +118,6 @@ def write_codes(
             )
     else:
         write_json(root / PLAN, claim)
-
-    table = manifest.segments
-    shards = table["shard"].to_numpy()
-    n_shards = int(shards.max()) + 1
-    members = [np.flatnonzero(shards == shard).tolist() for shard in range(n_shards)]
-    done = [shard for shard in range(n_shards) if marker_path(root, shard).is_file()]
-    progress.start("tokenize", len(table), "segments", done=sum(len(members[shard]) for shard in done))
-    for shard in sorted(set(range(n_shards)) - set(done)):
-        write_shard(root, shard, _samples(table, encode(members[shard]), progress))
-    progress.finish()
-
-    found: list[tuple[ShardFacts, int]] = []
-    index_sha256 = write_index(root, _index_tables(root, table, members, found))
-    counts = {
-        "n_frames": int(manifest.info["n_frames"]),
-        "n_segments": len(table),
-        "n_clips": sum(n_clips for _, n_clips in found),
-        **record_facts(index_sha256, [facts for facts, _ in found]),
-    }
-    return write_info(root, "codes", config=config, made_from=made_from, facts={**facts, **counts}, name=DATASET)
 
 
 def _index_tables(

@@ -21,6 +21,7 @@ from vidbrain.errors import ConfigError, ResumeError, VideoError
 from vidbrain.progress import SILENT, Progress
 from vidbrain.records import RunKey
 from vidbrain.storage import atomic
+from vidbrain.storage.locks import locked
 from vidbrain.storage.roots import safe_name
 from vidbrain.video import doom
 from vidbrain.video.games import ConsoleGame, count_recorded, open_game
@@ -146,6 +147,8 @@ def play(
         If the game cannot be played.
     ResumeError
         If the tree was recorded with other settings.
+    StorageError
+        If the tree cannot be written, or another process records there.
     """
     client = client or Client()
     out = Path(out)
@@ -159,15 +162,16 @@ def play(
                 f"{config.game} has no level {', '.join(lacking)}", hint=f"it has {', '.join(game.levels)}"
             )
     atomic.check_writable(out, config.n_bytes_a_run * len(todo))
-    _describe(out, config)
-    for folder in {_events_path(out, key).parent.parent for key in todo}:
-        atomic.sweep(folder / "func")
-        atomic.sweep(folder / "gamelogs")
-    rows = [_RunRow(str(out), key, config, None if integration is None else str(integration)) for key in todo]
-    progress.start("play", len(keys), "runs", len(keys) - len(todo))
-    for _, n_frames in client.run(_play_run, rows):
-        progress.advance(1, frames=n_frames)
-    progress.finish()
+    with locked(out):
+        _describe(out, config)
+        for folder in {_events_path(out, key).parent.parent for key in todo}:
+            atomic.sweep(folder / "func")
+            atomic.sweep(folder / "gamelogs")
+        rows = [_RunRow(str(out), key, config, None if integration is None else str(integration)) for key in todo]
+        progress.start("play", len(keys), "runs", len(keys) - len(todo))
+        for _, n_frames in client.run(_play_run, rows):
+            progress.advance(1, frames=n_frames)
+        progress.finish()
     return _summarise(out, keys)
 
 

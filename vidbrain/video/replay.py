@@ -20,6 +20,7 @@ from vidbrain.errors import ConfigError, ResumeError, VideoError
 from vidbrain.progress import SILENT, Progress
 from vidbrain.records import Recording
 from vidbrain.storage import atomic
+from vidbrain.storage.locks import locked
 from vidbrain.video.emulator import Emulator, Movie, read_movie
 from vidbrain.video.encode import ScreenWriter
 from vidbrain.video.gamelogs import refuse_all
@@ -98,6 +99,8 @@ def replay(
         that can be found before work are listed at once.
     ResumeError
         If videos are there that were made with other settings.
+    StorageError
+        If the videos cannot be written, or another process replays there.
     """
     client = client or Client()
     out, rows, notes = _plan(Path(source), out, config, integration)
@@ -108,22 +111,23 @@ def replay(
     for game in sorted({row.game for row in todo}):
         with Emulator(game, integration=integration, empty=True):
             pass  # a missing ROM is found before work starts
-    for folder in {Path(row.video).parent for row in todo}:
-        atomic.sweep(folder)
     n_frames = sum(row.n_frames for row in rows)
-    progress.start("replay", n_frames, "frames", n_frames - sum(row.n_frames for row in todo))
-    for position, _ in client.run(_replay_one, todo, weight=lambda row: row.n_frames):
-        progress.advance(todo[position].n_frames)
-    progress.finish()
-    atomic.write_json(
-        out / "dataset_description.json",
-        {
-            "Name": "Replayed game play",
-            "BIDSVersion": "1.9.0",
-            "DatasetType": "derivative",
-            "GeneratedBy": [{"Name": "vidbrain replay", "Version": __version__, "Settings": to_mapping(config)}],
-        },
-    )
+    with locked(out):
+        for folder in {Path(row.video).parent for row in todo}:
+            atomic.sweep(folder)
+        progress.start("replay", n_frames, "frames", n_frames - sum(row.n_frames for row in todo))
+        for position, _ in client.run(_replay_one, todo, weight=lambda row: row.n_frames):
+            progress.advance(todo[position].n_frames)
+        progress.finish()
+        atomic.write_json(
+            out / "dataset_description.json",
+            {
+                "Name": "Replayed game play",
+                "BIDSVersion": "1.9.0",
+                "DatasetType": "derivative",
+                "GeneratedBy": [{"Name": "vidbrain replay", "Version": __version__, "Settings": to_mapping(config)}],
+            },
+        )
     return {
         "n_recordings": len(rows),
         "n_frames": n_frames,
