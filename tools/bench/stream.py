@@ -10,7 +10,8 @@ into one buffer that is used again ("unpacked"), and into memory that is as larg
 Frames that vidbrain keeps between clips are not unpacked again, so its share of the floor may be above one; it is
 measured with ``kept_bytes`` as they are and without.
 
-Run: python tools/bench/stream.py shards/demo/data --peers .venv-bench/bin/python --json docs/benchmarks/stream.json
+Run: python tools/bench/stream.py DATA --peers .venv-bench/bin/python --json docs/benchmarks/stream.json
+DATA is a data set of frames of 64 by 64 pixels (`--frames` lowers how many it must hold).
 """
 
 import argparse
@@ -41,6 +42,8 @@ T = 16
 SEED = 0
 PEERS = ("webdataset", "litdata", "mosaicml")
 CASES = {"overlapping": 4, "disjoint": 16}
+FRAMES = {"overlapping": "32000", "disjoint": "240000"}
+"""Of the data set's prefix; peers store up to 49 kB of a frame in overlapping clips, 12 kB in disjoint ones."""
 BUCKET = "bench"
 IMPORTS = {
     "vidbrain": ["vidbrain.stream.loader"], "webdataset": ["webdataset", "torch", "zstandard"],
@@ -193,31 +196,28 @@ def size_of(folder: str | Path) -> int:
 # -- the project's side ------------------------------------------------------------------------------------------------
 
 
-def source_of(args: argparse.Namespace, stride: int) -> "ClipSource":
+def source_of(args: argparse.Namespace, frames: str, stride: int) -> "ClipSource":
     from vidbrain.records import ClipSpec
     from vidbrain.stream.opening import open_part
     from vidbrain.stream.source import ClipSource
 
-    return ClipSource(open_part(args.data, args.frames), ClipSpec(T, args.step, stride), None, kept_bytes=0)
+    return ClipSource(open_part(args.data, frames), ClipSpec(T, args.step, stride), None, kept_bytes=0)
 
 
-def dump_clips(args: argparse.Namespace, stride: int, path: Path) -> list[int]:
-    source = source_of(args, stride)
+def dump_clips(source: "ClipSource", path: Path) -> list[int]:
     n_clips = int(source.clips_per_shard.sum())
     clips = np.lib.format.open_memmap(path, "w+", np.uint8, (n_clips, *source.shape))
     for at in range(0, n_clips, BATCH):
         batch = source.read(np.arange(at, min(n_clips, at + BATCH)))
         clips[at : at + BATCH] = batch.video
-    source.close()
     return list(clips.shape[1:])
 
 
-def decode_floor(args: argparse.Namespace, stride: int, n_clips: int = 2000) -> dict:
+def decode_floor(source: "ClipSource", n_clips: int = 2000) -> dict:
     """Clips per second that unpacking alone allows, by two threads, and how many parts a clip touches."""
     from vidbrain.sharding.codecs import get_codec
     from vidbrain.stream.layout import plan_reads
 
-    source, codec = source_of(args, stride), None
     reader = source._reader
     codec, height, width = get_codec(reader._codec.name), *source.shape[1:3]
     clips = np.random.default_rng(SEED).permutation(int(source.clips_per_shard.sum()))[:n_clips]
@@ -246,7 +246,6 @@ def decode_floor(args: argparse.Namespace, stride: int, n_clips: int = 2000) -> 
                 thread.join()
             seconds.append(time.perf_counter() - begins)
         found[name] = len(clips) / min(seconds)
-    source.close()
     return found
 
 
@@ -275,18 +274,20 @@ def upload(folder: Path, url: str) -> None:
 
 
 def measure(args: argparse.Namespace, case: str, work: Path, server: "Server") -> dict:
-    stride = CASES[case] * (args.step if case == "disjoint" else 1)
+    stride, frames = CASES[case] * (args.step if case == "disjoint" else 1), args.frames or FRAMES[case]
     environment = {**server.environment(), "S3_ENDPOINT_URL": server.endpoint}
     os.environ.update(environment)
-    shape = dump_clips(args, stride, work / "clips.npy")
-    ours = {"n_bytes": stored_bytes(args), "floor": decode_floor(args, stride), "runs": []}
-    result = {"stride": stride, "step": args.step, "vidbrain": ours, "peers": {}}
+    source = source_of(args, frames, stride)
+    shape, n_clips = dump_clips(source, work / "clips.npy"), int(source.clips_per_shard.sum())
+    ours = {"n_bytes": stored_bytes(args.data, frames), "floor": decode_floor(source), "runs": []}
+    source.close()
+    result = {"frames": frames, "n_clips": n_clips, "stride": stride, "step": args.step, "vidbrain": ours, "peers": {}}
     for place in args.places:
         url = str(Path(args.data).absolute()) if place == "disk" else f"s3://{BUCKET}/ours"
         for kept_bytes in (2 << 30, 0):
             with tempfile.TemporaryDirectory(dir=work) as cache:
                 task = {
-                    "peer": "vidbrain", "root": url, "subset": args.frames, "step": args.step, "stride": stride,
+                    "peer": "vidbrain", "root": url, "subset": frames, "step": args.step, "stride": stride,
                     "workers": 2, "kept_bytes": kept_bytes, "cache": cache if place == "s3" else None,
                 }  # fmt: skip
                 found = run(sys.executable, "read", task, environment)
@@ -340,10 +341,10 @@ def read_task(
     }  # fmt: skip
 
 
-def stored_bytes(args: argparse.Namespace) -> int:
+def stored_bytes(data: str, frames: str) -> int:
     from vidbrain.stream.opening import open_part
 
-    return int(open_part(args.data, args.frames).segments["n_bytes"].sum())
+    return int(open_part(data, frames).segments["n_bytes"].sum())
 
 
 def show(who: str, case: str, line: dict, n_bytes: int) -> None:
@@ -388,7 +389,7 @@ def ratios(result: dict) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", nargs="?", help="data set of frames, in a folder")
-    parser.add_argument("--frames", default="32000", help="prefix of it to stream; peers store up to 49 kB a frame")
+    parser.add_argument("--frames", help=f"prefix of it to stream; default {FRAMES}")
     parser.add_argument("--step", type=int, default=1, help="source frames between the frames of a clip")
     parser.add_argument("--peers", default=".venv-bench/bin/python", help="interpreter that has the peers")
     parser.add_argument("--only", nargs="*", default=list(PEERS), help="peers to run")
@@ -417,7 +418,7 @@ def main() -> None:
         print(json.dumps({case: result["ratios"]}, indent=1))
     if args.json:
         machine = {"cores": os.cpu_count(), "python": platform.python_version(), "system": platform.platform()}
-        record = {"machine": machine, "batch": BATCH, "frames": args.frames, "cases": cases}
+        record = {"machine": machine, "batch": BATCH, "cases": cases}
         args.json.write_text(json.dumps(record, indent=1) + "\n")
 
 

@@ -14,6 +14,18 @@ KEPT = 8
 """Free buffers that are kept for the next batches."""
 
 
+def fresh_pages(n_bytes: int) -> NDArray[np.uint8]:
+    """Return zeros (n_bytes,) uint8 on pages of their own, huge ones where the system has them.
+
+    From the allocator, memory that is given back stays with the thread that gave it; and the first touch of small pages
+    takes as long as what is decoded into them.
+    """
+    pages = mmap.mmap(-1, n_bytes, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        pages.madvise(mmap.MADV_HUGEPAGE)
+    return np.frombuffer(pages, np.uint8)
+
+
 class Buffers:
     """Gives arrays of one shape, and takes their memory back when nobody holds them or a view of them any more.
 
@@ -36,11 +48,7 @@ class Buffers:
             with contextlib.suppress(IndexError):
                 memory = self._free.pop()
         if memory.nbytes < n_bytes:
-            # Pages of its own: from the allocator, memory that is given back stays with the thread that gave it.
-            pages = mmap.mmap(-1, n_bytes, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-            if hasattr(mmap, "MADV_HUGEPAGE"):
-                pages.madvise(mmap.MADV_HUGEPAGE)
-            memory = np.frombuffer(pages, np.uint8)
+            memory = fresh_pages(n_bytes)
         if not n_bytes:
             return np.empty((0, *self._shape), np.uint8)
         # Arrays and their slices, and tensors made of them, keep this object alive; its end is the memory's return.
