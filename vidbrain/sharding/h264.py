@@ -21,6 +21,7 @@ from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 
 from vidbrain.errors import ConfigError, MissingExtraError, ShardError
 from vidbrain.sharding.parts import PART_FRAMES, Codec, Frames, check_count
+from vidbrain.video.encode import picture_of
 
 ENCODER = "libx264"
 CRF = 18
@@ -116,7 +117,7 @@ def _write_mp4(frames: Frames) -> bytes:
         plain = BitStreamFilterContext("filter_units=remove_types=6", stream)
         for number, image in enumerate(frames):
             frame = reformatter.reformat(
-                av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24"),
+                picture_of(image),
                 format="yuv444p",
                 dst_colorspace=Colorspace.ITU601,
                 src_color_range=ColorRange.JPEG,

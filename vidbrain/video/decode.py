@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from vidbrain.errors import MissingExtraError, VideoError
 from vidbrain.records import Recording
 from vidbrain.video.emulator import read_movie
+from vidbrain.video.encode import picture_of
 from vidbrain.video.probe import VideoFacts, probe
 
 Fit = Literal["squash", "crop", "pad"]
@@ -96,7 +97,7 @@ def scale_frames(
     reformatter, scaled = VideoReformatter(), _scaled(shape, *size, fit)
     held: list[Frames] = []
     for screen in screens:
-        held.append(_to_rgb(reformatter, av.VideoFrame.from_ndarray(screen, format="rgb24"), *scaled))
+        held.append(_to_rgb(reformatter, picture_of(screen), *scaled))
         if len(held) == block:
             yield _place(np.stack(held), *size)
             held = []
@@ -152,12 +153,7 @@ def _by_decord(path: Path, facts: VideoFacts, height: int, width: int, block: in
             raise VideoError(f"decord stops near frame {start}: {error}", where=path) from error
         if (height, width) != (facts.height, facts.width):
             # Its own scaler is bilinear; the area average keeps what is small on the screen.
-            frames = np.stack(
-                [
-                    _to_rgb(reformatter, av.VideoFrame.from_ndarray(frame, format="rgb24"), height, width)
-                    for frame in frames
-                ]
-            )
+            frames = np.stack([_to_rgb(reformatter, picture_of(frame), height, width) for frame in frames])
         yield frames
 
 
