@@ -199,8 +199,10 @@ def reads_of(layout: Layout, parts: NDArray[np.int64], uses: Sequence[list[Use]]
     Yields
     ------
     Reads
-        At most `SPANS_AT_ONCE` spans together.
+        At most `SPANS_AT_ONCE` spans together; nothing where there are no parts.
     """
+    if not len(parts):
+        return
     segment, begin = layout.segment[parts], layout.begin[parts]
     shard, end = layout.shard[segment], begin + layout.n_bytes[parts]
     opens = np.ones(len(parts), np.bool_)
