@@ -18,6 +18,8 @@ from vidbrain.sharding.parts import PART_FRAMES
 Span = tuple[int, int, int]
 """Shard, first byte and past the last one."""
 
+VERIFY = "run `vidbrain verify` on the data set"
+"""What to do about shards that are not what their index says."""
 UNKNOWN = -1
 """In the place of a checksum that the index does not have."""
 SPANS_AT_ONCE = 64
@@ -179,7 +181,7 @@ def check_stored(
         raise ShardError(
             f"the segment stores {layout.n_stored[segments[at]]} frames in {n_parts[at]} parts of {PART_FRAMES}",
             where=layout.key[segments[at]],
-            hint="run `vidbrain verify` on the data set",
+            hint=VERIFY,
         )
     return first
 

@@ -17,6 +17,7 @@ from vidbrain.sharding.parts import PART_FRAMES
 from vidbrain.stream.kept import KeptFrames
 from vidbrain.stream.layout import (
     UNKNOWN,
+    VERIFY,
     PartRead,
     Reads,
     Span,
@@ -208,7 +209,7 @@ class SegmentReader:
         raise ShardError(
             error.message,
             where=f"{self._shards.where(span[0])} {self._layout.key[self._layout.segment[read.part]]}",
-            hint="run `vidbrain verify` on the data set",
+            hint=VERIFY,
         ) from error
 
     def _scratch(self) -> NDArray[np.uint8]:
