@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import pickle
 
 import numpy as np
 import pytest
@@ -208,3 +209,15 @@ def test_of_two_iterators_the_newer_one_counts():
         next(older)
     assert [batch.number for batch in newer] == [2, 3, 4, 5, 6]
     assert loader.state_dict()["batches"] == 7
+
+
+def test_a_loader_that_came_from_another_process_hears_of_its_worker_processes():
+    copy = pickle.loads(pickle.dumps(Loader(source_of([20, 31, 9]), batch_size=8, seed=2)))
+    assert next(iter(copy)).number == 0
+    batches = iter(DataLoader(copy, batch_size=None, num_workers=1, multiprocessing_context="fork"))
+    first = next(batches)
+    with pytest.raises(ResumeError, match=r"loader\.received"):
+        copy.state_dict()
+    copy.received(first)
+    assert first.number == 1
+    assert copy.state_dict()["batches"] == 2

@@ -6,11 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from vidbrain.errors import ConfigError, ResumeError, StorageError, VidbrainError
+from vidbrain.errors import ConfigError, ResumeError, StorageError
 from vidbrain.records import ClipSpec, World
 from vidbrain.sharding.writer import write_shards
-from vidbrain.stream.codes import codes_stream
-from vidbrain.stream.loader import Loader, stream
+from vidbrain.stream.loader import stream
 from vidbrain.stream.settings import check_device, check_world_given
 
 CLIP = ClipSpec(8, 2, 3)
@@ -149,10 +148,3 @@ def test_a_state_that_was_changed_is_refused(data):
             loader.load_state_dict(state | other)
     loader.load_state_dict(state | {"quarantine": [0, n - 1]})
     assert next(iter(loader)).number == 0
-
-
-def test_codes_are_told_the_same(data):
-    with pytest.raises(VidbrainError):
-        codes_stream(data, batch_size="4")
-    with pytest.raises(ConfigError, match="batch_size is a whole number"):
-        Loader(loader_of(data)._source, batch_size="4")

@@ -167,6 +167,10 @@ class Loader(IterableDataset[AnyBatch]):
         # Worker processes say nothing.
         return {**self.__dict__, "_progress": SILENT}
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ = state
+        LISTENERS.setdefault(self._name, self._position)  # in a process that was spawned, nobody else hears of batches
+
     def __enter__(self) -> Self:
         return self
 
