@@ -252,9 +252,9 @@ class RemoteShards:
 
     # -- fetching ahead ------------------------------------------------------------------------------------------------
 
-    def take(self, plan: int) -> int | None:
-        """Take the next shard to fetch, if there is one and it is not too early; with the lock in hand."""
-        if not self.has_more(plan) or sum(self._ahead.values()) > AHEAD * self._cache.n_bytes:
+    def take(self) -> int | None:
+        """Take the next shard to fetch, where there are more, unless it is too early; with the lock in hand."""
+        if sum(self._ahead.values()) > AHEAD * self._cache.n_bytes:
             return None
         shard = self._waiting.pop(0)
         self._on_the_way.add(shard)
@@ -364,7 +364,7 @@ def _fetch_ahead(owner: weakref.ref[RemoteShards], change: threading.Condition, 
             shards = owner()
             if shards is None or not shards.has_more(plan):
                 return
-            shard = shards.take(plan)
+            shard = shards.take()
             if shard is None:
                 del shards
                 change.wait(PAUSE_S)
