@@ -58,7 +58,7 @@ def from_mapping(cls: type[T], values: Mapping[str, Any], source: object = None)
     fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
     arguments: dict[str, Any] = {}
     for raw, value in values.items():
-        name = raw.replace("-", "_")
+        name = str(raw).replace("-", "_")  # JSON's keys are text, those of a user's mapping may be anything
         if name not in fields:
             raise ConfigError(f"unknown setting {raw!r}{did_you_mean(name, fields)}", where=source)
         arguments[name] = _coerce(hints[name], value, name, source)

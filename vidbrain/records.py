@@ -2,12 +2,30 @@
 
 from __future__ import annotations
 
+import operator
 import re
 from dataclasses import dataclass
+from typing import Any
 
 from vidbrain.errors import ConfigError
 
 _ENTITY = re.compile(r"(?:^|_)(sub|ses|task|run)-([0-9a-zA-Z]+)")
+
+
+def whole_number(value: Any, name: str) -> int:  # noqa: ANN401 -- what a user gave
+    """Give a setting as a plain int, which fits into JSON: NumPy's integers are taken, truth values and text are not.
+
+    Raises
+    ------
+    ConfigError
+        If it is no whole number.
+    """
+    try:
+        if not isinstance(value, bool):
+            return operator.index(value)
+    except TypeError:
+        pass
+    raise ConfigError(f"{name} is a whole number, not {value!r}", where=name)
 
 
 @dataclass(frozen=True, order=True)
@@ -139,6 +157,8 @@ class ClipSpec:
     stride: int = 4
 
     def __post_init__(self) -> None:
+        for name in ("n_frames", "step", "stride"):
+            object.__setattr__(self, name, whole_number(getattr(self, name), name))
         if min(self.n_frames, self.step, self.stride) < 1:
             raise ConfigError(f"a clip needs positive n_frames, step and stride, not {self}")
 
@@ -156,6 +176,8 @@ class World:
     size: int = 1
 
     def __post_init__(self) -> None:
+        for name in ("rank", "size"):
+            object.__setattr__(self, name, whole_number(getattr(self, name), name))
         if not 0 <= self.rank < self.size:
             raise ConfigError(f"rank {self.rank} is not in a world of {self.size}")
 

@@ -27,7 +27,7 @@ def demo(tmp_path, monkeypatch):
 
 def test_the_snippets_run_and_say_what_the_page_says(demo, capsys):
     snippets = re.findall(r"```python\n(.*?)```", PAGE.read_text(), flags=re.DOTALL)
-    assert len(snippets) == 8
+    assert len(snippets) == 9
     names = {}
     for code in snippets:
         exec(compile(code, str(PAGE), "exec"), names)

@@ -230,3 +230,29 @@ def test_limits_are_read_as_people_write_them():
     for text in ("0", "G", "-5", "20X", ""):
         with pytest.raises(ConfigError, match="no number of bytes"):
             parse_bytes(text)
+
+
+def test_a_folder_in_the_place_of_an_entry_is_none_and_makes_room(tmp_path):
+    data, cache = blob(0), Cache(tmp_path, 5000)
+    (cache.folder / content_of(data).name / "deep").mkdir(parents=True)
+    assert cache.open(content_of(data)) is None
+    lease, n_fetched = put(cache, data)
+    assert n_fetched == 1
+    assert lease.read(0, 1000) == data
+    assert names(cache) == {content_of(data).name}
+
+
+@pytest.mark.parametrize("end", ["", f"{PART}0"])
+def test_folders_named_like_entries_take_no_room(tmp_path, end):
+    other, cache = content_of(blob(1)), Cache(tmp_path, 1500)
+    (cache.folder / f"{other.name}{end}" / "deep").mkdir(parents=True)
+    lease, _ = put(cache, blob(0))
+    assert lease.read(0, 1000) == blob(0)
+    assert names(cache) == {content_of(blob(0)).name}
+    cache.drop(other)
+
+
+@pytest.mark.parametrize("folder", ["~nobody-of-this-name/x", 5])
+def test_a_folder_that_nobody_knows_is_refused(folder):
+    with pytest.raises(ConfigError, match="the cache cannot be"):
+        Cache(folder)

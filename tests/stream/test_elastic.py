@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import pickle
 
 import numpy as np
 import pytest
@@ -150,3 +151,73 @@ def test_persistent_worker_processes_go_on_to_the_next_epoch(oracle, how):
     data = DataLoader(loader, batch_size=None, num_workers=2, persistent_workers=True, multiprocessing_context=how)
     found = [[rows_of(batch) for batch in data] for _ in range(3)]
     assert found == expected_epochs(oracle, counts, 8, 2, "drop", 3)
+
+
+@pytest.mark.parametrize("how", ["left", "loaded"])
+def test_persistent_worker_processes_that_do_not_hear_of_a_stop_are_refused(how):
+    loader = Loader(source_of([20, 31, 9]), batch_size=8, seed=2)
+    data = DataLoader(loader, batch_size=None, num_workers=2, persistent_workers=True, multiprocessing_context="fork")
+    states = []
+
+    def take(batches):
+        for batch in batches:
+            loader.received(batch)
+            states.append(loader.state_dict())
+
+    take(itertools.islice(data, 3 if how == "left" else None))
+    loader.load_state_dict(states[2])  # where a loop that is left stands already
+    with pytest.raises(ResumeError, match="batch 3 of epoch 0 is due") as caught:
+        take(data)
+    assert "persistent_workers=False" in caught.value.hint
+    assert loader.state_dict() == states[2]
+    # Those that begin with the pass hear of it.
+    states.clear()
+    take(DataLoader(loader, batch_size=None, num_workers=2, multiprocessing_context="fork"))
+    assert [state["batches"] for state in states] == [4, 5, 6, 7]
+
+
+def test_the_same_loop_serves_without_worker_processes():
+    loader = Loader(source_of([20, 31, 9]), batch_size=8, seed=2)
+    for batch in itertools.islice(DataLoader(loader, batch_size=None), 3):
+        loader.received(batch)
+    assert loader.state_dict()["batches"] == 3
+
+
+def test_a_state_that_is_loaded_ends_the_iterators():
+    loader = Loader(source_of([20, 31, 9]), batch_size=8, seed=2)
+    start, batches = loader.state_dict(), iter(loader)
+    taken = [next(batches).number for _ in range(3)]
+    loader.load_state_dict(start)
+    with pytest.raises(ResumeError, match="this iterator is over"):
+        next(batches)
+    assert loader.state_dict() == start
+    assert [batch.number for batch in loader][:3] == taken == [0, 1, 2]
+    # Also one that has given nothing yet.
+    fresh = iter(loader)
+    loader.load_state_dict(start)
+    with pytest.raises(ResumeError, match="this iterator is over"):
+        next(fresh)
+
+
+def test_of_two_iterators_the_newer_one_counts():
+    loader = Loader(source_of([20, 31, 9]), batch_size=8, seed=2)
+    older = iter(loader)
+    assert next(older).number == 0
+    newer = iter(loader)
+    assert next(newer).number == 1
+    with pytest.raises(ResumeError, match="this iterator is over"):
+        next(older)
+    assert [batch.number for batch in newer] == [2, 3, 4, 5, 6]
+    assert loader.state_dict()["batches"] == 7
+
+
+def test_a_loader_that_came_from_another_process_hears_of_its_worker_processes():
+    copy = pickle.loads(pickle.dumps(Loader(source_of([20, 31, 9]), batch_size=8, seed=2)))
+    assert next(iter(copy)).number == 0
+    batches = iter(DataLoader(copy, batch_size=None, num_workers=1, multiprocessing_context="fork"))
+    first = next(batches)
+    with pytest.raises(ResumeError, match=r"loader\.received"):
+        copy.state_dict()
+    copy.received(first)
+    assert first.number == 1
+    assert copy.state_dict()["batches"] == 2

@@ -171,3 +171,15 @@ def test_codes_round_trip_and_share_the_order(data, tmp_path):
     assert sorted(seen.tolist()) == sorted(table.start_frame.tolist())
     with pytest.raises(StorageError, match="expected a codes artefact"):
         load_codes(data)
+
+
+@pytest.mark.parametrize("instead", ["nothing", "a folder"])
+def test_a_shard_that_is_no_file_names_the_cure(data, instead):
+    path = shard_path(data, 0)
+    path.unlink()
+    if instead == "a folder":
+        path.mkdir()
+    with pytest.raises(StorageError) as caught:
+        list(stream(data, clip=ClipSpec(8, 2, 3), batch_size=4))
+    assert caught.value.where == str(path)
+    assert "vidbrain verify" in caught.value.hint

@@ -1,6 +1,8 @@
 """Where people run a loader: under a DataLoader that forks or spawns, and in a notebook's running event loop."""
 
 import asyncio
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -68,3 +70,33 @@ def test_a_running_event_loop_does_not_disturb(honest, data, tmp_path):
         return pixels(stream(honest.url, cache=tmp_path / "cache", **settings))
 
     same(asyncio.run(cell()), pixels(stream(data, **settings)))
+
+
+FORKED = """
+import os, sys
+from vidbrain.errors import ResumeError
+from vidbrain.records import ClipSpec
+from vidbrain.stream.loader import stream
+loader = stream(sys.argv[1], clip=ClipSpec(8, 2, 3), batch_size=16, deadline_s=300.0)
+batches = iter(loader)
+next(batches)
+child = os.fork()
+if not child:
+    try:
+        next(batches)
+    except ResumeError as error:
+        print(error.message)
+    print(next(iter(loader)).number, flush=True)
+    os._exit(0)
+os.waitpid(child, 0)
+print(next(batches).number)
+"""
+
+
+def test_a_forked_child_cannot_go_on_with_its_parents_iterator(data):
+    """It has none of the threads; one of its own goes on."""
+    words = [sys.executable, "-W", "ignore", "-c", FORKED, str(data)]
+    done = subprocess.run(words, capture_output=True, text=True, check=True, timeout=120)
+    said, child, parent = done.stdout.splitlines()
+    assert "begun before its process was forked" in said
+    assert (child, parent) == ("1", "1")

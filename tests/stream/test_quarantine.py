@@ -10,9 +10,11 @@ from vidbrain.errors import ShardError
 from vidbrain.records import ClipSpec, World
 from vidbrain.sharding.manifest import open_manifest, shard_path
 from vidbrain.sharding.writer import write_shards
+from vidbrain.stream.batch import CodesBatch
 from vidbrain.stream.loader import Loader, stream
 from vidbrain.stream.opening import open_part
 from vidbrain.stream.order import EpochOrder
+from vidbrain.stream.quarantine import Quarantine
 from vidbrain.stream.source import ClipSource
 
 CLIP = ClipSpec(8, 2, 3)
@@ -137,3 +139,37 @@ def test_a_copy_for_another_process_does_the_same(data):
     assert copy.bad_clips == loader.bad_clips
     rest, copied = ([batch.index.tolist() for batch in each] for each in (loader, copy))
     assert rest == copied == [batch.index.tolist() for batch in loader_of(data)][len(first) :]
+
+
+class Codes:
+    """A source of which the clips from 50 on cannot be read."""
+
+    def read(self, clips):
+        if (clips >= 50).any():
+            raise ShardError("damaged")
+        return CodesBatch(codes=clips.astype(np.uint16), index=clips)
+
+
+def test_clips_that_a_state_lists_do_not_count_against_what_is_read_after_it(monkeypatch):
+    monkeypatch.setattr("vidbrain.stream.quarantine.FEWEST", 10)
+    quarantine = Quarantine(Codes(), tail="mask", most=0.2)
+    listed = list(range(60, 90))
+    quarantine.add(listed)
+    batch = quarantine.read(np.array([*range(10), 50, 60]), 0, 0, lambda: None)
+    assert batch.index.tolist() == [*range(10), -1, -1]
+    assert set(quarantine.clips) == {50, *listed}
+    # What this run finds is known by it, whatever a state says later.
+    quarantine.add([50, 51])
+    assert quarantine.clips[50].startswith("damaged")
+    with pytest.raises(ShardError, match="4 clips of 15 cannot be read"):
+        quarantine.read(np.array([52, 53, 54]), 1, 0, lambda: None)
+
+
+def test_a_stream_goes_on_where_many_bad_clips_are_listed(data, bad, monkeypatch):
+    monkeypatch.setattr("vidbrain.stream.quarantine.FEWEST", 1)
+    whole = loader_of(data, bad_share=1.0)
+    rows = [batch.index.tolist() for batch in whole]
+    state = whole.state_dict() | {"batches": 1, "quarantine": sorted(bad)[1:]}
+    again = loader_of(data, bad_share=0.13)
+    again.load_state_dict(state)
+    assert [batch.index.tolist() for batch in again] == rows[1:]

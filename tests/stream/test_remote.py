@@ -9,7 +9,9 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
+import weakref
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vidbrain.errors import AlignmentError, ShardError, StorageError
+from vidbrain.errors import AlignmentError, ResumeError, ShardError, StorageError
 from vidbrain.records import ClipSpec
 from vidbrain.sharding.codes import write_codes
 from vidbrain.sharding.manifest import open_manifest, shard_path
@@ -450,3 +452,74 @@ def disk_bytes(folder):
             with contextlib.suppress(FileNotFoundError):  # what a killed process left, swept by another
                 n_bytes += 512 * path.stat().st_blocks
         return n_bytes
+
+
+def fetching():
+    return [thread for thread in threading.enumerate() if thread.name.startswith("vidbrain-fetch")]
+
+
+def test_a_loop_that_is_left_fetches_nothing_more(honest, data, tmp_path):
+    """The cache is so small that fetching ahead would wait for readers for ever."""
+    upload_tree(data, honest.root)
+    limit = 3 * max(path.stat().st_size for path in data.glob("shards/*.tar"))
+    source = source_of(honest.root, cache=tmp_path / "cache", cache_bytes=limit)
+    loader = Loader(source, batch_size=8, shuffle=False, workers=1)
+    for _ in loader:
+        wait_for(lambda: source._shards._ahead)
+        assert fetching()
+        break
+    wait_for(lambda: not fetching())
+    n_requests = len(shard_requests(honest))
+    # It goes on all the same, and fetches ahead again.
+    same(list(loader), list(Loader(source_of(data), batch_size=8, shuffle=False))[1:])
+    assert len(shard_requests(honest)) > n_requests
+    wait_for(lambda: not fetching())
+
+
+def test_shards_that_nobody_holds_are_not_kept_by_their_threads(honest, data, tmp_path):
+    upload_tree(data, honest.root)
+    limit = 3 * max(path.stat().st_size for path in data.glob("shards/*.tar"))
+
+    def begun():
+        source = source_of(honest.root, cache=tmp_path / "cache", cache_bytes=limit)
+        source.begin([np.arange(int(source.clips_per_shard.sum()))])
+        wait_for(lambda: source._shards._ahead)
+        return weakref.ref(source._shards)
+
+    shards = begun()
+    wait_for(lambda: shards() is None and not fetching())
+
+
+def test_a_loader_that_is_closed_lets_go_and_can_be_used_again(honest, data, tmp_path):
+    upload_tree(data, honest.root)
+    source = source_of(honest.root, cache=tmp_path / "cache")
+    with Loader(source, batch_size=8, workers=1) as loader:
+        for _ in loader:
+            wait_for(lambda: source._shards._leases)
+            break
+    wait_for(lambda: not fetching())
+    assert not source._shards._leases
+    batches = iter(loader)
+    assert next(batches).number == 1
+    loader.close()
+    with pytest.raises(ResumeError, match="was closed since"):
+        next(batches)
+    assert next(iter(loader)).number == 2
+    loader.close()
+
+
+@pytest.mark.parametrize("how", ["missing", "truncated"])
+@pytest.mark.parametrize("limit", ["20G", "1K"])
+def test_an_object_that_is_not_what_the_index_says_names_the_cure(honest, data, tmp_path, how, limit):
+    """Fetched whole or by ranges."""
+    upload_tree(data, honest.root)
+    place = shard_path(honest.root, 0)
+    if how == "missing":
+        place.parent.delete(place.name)
+    else:
+        place.parent.put(place.name, place.parent.get(place.name)[:100])
+    root = honest.patient_for(3.0)
+    with pytest.raises(StorageError) as caught:
+        batches_of(source_of(root, cache=tmp_path / "cache", cache_bytes=limit))
+    assert place.name in caught.value.where
+    assert "vidbrain verify" in caught.value.hint

@@ -75,8 +75,17 @@ class Lease:
         self.content, self._lease, self._handle = content, lease, handle
 
     def read(self, begin: int, end: int) -> bytes:
-        """Read the bytes from `begin` to before `end`; fewer where the file ends."""
-        return os.pread(self._handle, end - begin, begin)
+        """Read the bytes from `begin` to before `end`; fewer where the file ends.
+
+        Raises
+        ------
+        StorageError
+            If the disk gives none.
+        """
+        try:
+            return os.pread(self._handle, end - begin, begin)
+        except OSError as error:
+            raise as_storage_error(error, self.content.name) from error
 
     def __del__(self) -> None:
         # Not before: another thread may be reading.
@@ -97,11 +106,15 @@ class Cache:
     Raises
     ------
     ConfigError
-        If the limit is not understood.
+        If the folder or the limit is not understood.
     """
 
     def __init__(self, folder: str | Path = CACHE, n_bytes: int | str = CACHE_BYTES) -> None:
-        self.folder, self.n_bytes = Path(folder).expanduser() / "shards", parse_bytes(n_bytes)
+        try:
+            self.folder = Path(folder).expanduser() / "shards"
+        except (RuntimeError, TypeError) as error:  # a home that nobody knows
+            raise ConfigError(f"the cache cannot be {folder!r}: {error}", where="cache", hint="give a folder") from None
+        self.n_bytes = parse_bytes(n_bytes)
 
     def open(self, content: Content) -> Lease | None:
         """Give a lease on an entry, or None if it is not there.
@@ -112,7 +125,7 @@ class Cache:
             If the folder cannot be read.
         """
         with self._errors():
-            if not (self.folder / content.name).exists():
+            if not (self.folder / content.name).is_file():
                 return None
             lease = self._share(content)
             return None if lease is None else self._opened(content, lease)
@@ -162,7 +175,7 @@ class Cache:
                 return None
             try:
                 with self._locked(f"{content.name}.lock", wait_s) as mine:
-                    there = (self.folder / content.name).exists()
+                    there = (self.folder / content.name).is_file()
                     if not mine and not there:
                         return None
                     if not there and not self._download(content, fetch, check, next_use, wait_s):
@@ -193,7 +206,8 @@ class Cache:
         next_use: NextUse,
         wait_s: float,
     ) -> bool:
-        for left in self.folder.glob(f"{content.name}{PART}*"):  # of a process that was killed
+        # Of a process that was killed; and what is in the entry's place is no file.
+        for left in (*self.folder.glob(f"{content.name}{PART}*"), self.folder / content.name):
             remove(left)
         part = self.folder / f"{content.name}{PART}{uuid.uuid4().hex[:12]}"
         with self._locked(".lock", wait_s) as mine:
@@ -225,7 +239,7 @@ class Cache:
         """Evict until there is room; with the lock of counting in hand."""
         kept = []
         for name, n_bytes, used_s in self._entries():
-            finished = (self.folder / name).exists()
+            finished = (self.folder / name).is_file()
             # Unfinished and with nobody's lease: who downloaded it was killed.
             if name != content.name and (finished or not self._evict(name)):
                 kept.append((name, n_bytes, used_s, finished))
@@ -265,7 +279,7 @@ class Cache:
                 return False
             # The lease goes last: who waits for it finds that it has no name any more.
             for path in [*self.folder.glob(f"{name}{PART}*"), *(self.folder / f"{name}{end}" for end in _ENDS)]:
-                path.unlink(missing_ok=True)
+                remove(path)
             return True
         finally:
             os.close(handle)

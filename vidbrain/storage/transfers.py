@@ -218,6 +218,7 @@ def download(root: Root, key: str, path: str | Path, *, n_bytes: int | None = No
                 f"the object has {found.n_bytes} bytes, {n_bytes} were expected",
                 where=f"{root}/{key}",
                 likely="it was replaced, or its upload was of another data set",
+                hint="run `vidbrain verify` on the data set, or push it again",
             )
         try:
             with replacing(path) as part:

@@ -175,6 +175,9 @@ class CodesSource:
     def begin(self, pieces: Iterable[NDArray[np.int64]]) -> None:
         """Everything is in memory already."""
 
+    def end(self) -> None:
+        """Nothing is fetched ahead."""
+
     def reading_bytes(self, n_clips: int) -> int:
         """A batch is gathered straight."""
         return 0

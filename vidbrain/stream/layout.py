@@ -18,6 +18,8 @@ from vidbrain.sharding.parts import PART_FRAMES
 Span = tuple[int, int, int]
 """Shard, first byte and past the last one."""
 
+VERIFY = "run `vidbrain verify` on the data set"
+"""What to do about shards that are not what their index says."""
 UNKNOWN = -1
 """In the place of a checksum that the index does not have."""
 SPANS_AT_ONCE = 64
@@ -179,7 +181,7 @@ def check_stored(
         raise ShardError(
             f"the segment stores {layout.n_stored[segments[at]]} frames in {n_parts[at]} parts of {PART_FRAMES}",
             where=layout.key[segments[at]],
-            hint="run `vidbrain verify` on the data set",
+            hint=VERIFY,
         )
     return first
 
@@ -199,8 +201,10 @@ def reads_of(layout: Layout, parts: NDArray[np.int64], uses: Sequence[list[Use]]
     Yields
     ------
     Reads
-        At most `SPANS_AT_ONCE` spans together.
+        At most `SPANS_AT_ONCE` spans together; nothing where there are no parts.
     """
+    if not len(parts):
+        return
     segment, begin = layout.segment[parts], layout.begin[parts]
     shard, end = layout.shard[segment], begin + layout.n_bytes[parts]
     opens = np.ones(len(parts), np.bool_)

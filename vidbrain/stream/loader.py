@@ -2,33 +2,42 @@
 
 from __future__ import annotations
 
-import os
+import math
 import uuid
 from collections.abc import Generator, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
 from vidbrain.cluster import available_cores
-from vidbrain.config import fingerprint, from_mapping, to_mapping
+from vidbrain.config import to_mapping
 from vidbrain.errors import ConfigError, ResumeError, ShardError
 from vidbrain.progress import SILENT, Progress
-from vidbrain.records import ClipSpec, StreamState, World
+from vidbrain.records import ClipSpec, StreamState, World, whole_number
 from vidbrain.storage.cache import CACHE, CACHE_BYTES
 from vidbrain.stream.batch import LISTENERS, Batch, ClipBatch
 from vidbrain.stream.meter import Meter
 from vidbrain.stream.opening import open_part
 from vidbrain.stream.order import ORDER_VERSION, WINDOW, EpochOrder, Tail, check_world
+from vidbrain.stream.position import Position
 from vidbrain.stream.prefetch import SPARE, Prefetch, ThreadCount
 from vidbrain.stream.quarantine import Quarantine
+from vidbrain.stream.settings import (
+    OnBad,
+    Workers,
+    check_device,
+    check_flag,
+    check_real,
+    check_workers,
+    check_world_given,
+)
 from vidbrain.stream.source import ClipSource, Source
+from vidbrain.stream.state import check_state, read_state
 
 AnyBatch = TypeVar("AnyBatch", bound=Batch)
-OnBad = Literal["error", "substitute"]
-Workers = int | Literal["auto"]
 
 MEMORY_BYTES = 1 << 30
 """Of batches that are read ahead: fewer threads are tried where batches are large."""
@@ -55,7 +64,7 @@ class Loader(IterableDataset[AnyBatch]):
         False keeps the order of the manifest.
     tail
         ``"drop"`` leaves out the clips that do not fill the last batch; ``"mask"`` fills it up with rows of index -1
-        and weight 0. No clip comes twice.
+        and weight 0.
     workers
         Threads that read; ``"auto"`` finds out how many are fastest while it works. The batches do not depend on it.
     device
@@ -63,7 +72,8 @@ class Loader(IterableDataset[AnyBatch]):
     deadline_s
         Seconds without a byte or a batch after which a stalled source is an error.
     on_bad_clip
-        ``"error"``, or ``"substitute"``: damaged clips are passed over as `Quarantine` says, and listed in the state.
+        ``"error"``, or ``"substitute"``: damaged clips are passed over as `Quarantine` says, and listed in the state;
+        what stands in for one may come twice in an epoch, except with ``tail="mask"``.
     bad_share
         With ``"substitute"``, the largest share of bad clips.
     progress
@@ -72,7 +82,7 @@ class Loader(IterableDataset[AnyBatch]):
     Raises
     ------
     ConfigError
-        If the world's size does not divide the batch size.
+        If a setting is none, or the world's size does not divide the batch size.
     ShardError
         If there are too few clips for a batch.
     """
@@ -93,27 +103,26 @@ class Loader(IterableDataset[AnyBatch]):
         bad_share: float = 0.01,
         progress: Progress = SILENT,
     ) -> None:
-        if workers != "auto" and not (isinstance(workers, int) and workers >= 1):
-            raise ConfigError(f"workers is 'auto' or at least 1, not {workers!r}", where="workers")
         if tail not in ("drop", "mask") or on_bad_clip not in ("error", "substitute"):
             raise ConfigError("tail is 'drop' or 'mask', on_bad_clip is 'error' or 'substitute'", where="tail")
-        self._source, self._seed, self._world = source, seed, world or _torchrun_world()
-        check_world(batch_size, self._world)
-        self._batch_size, self._shuffle, self._tail, self._workers = batch_size, shuffle, tail, workers
-        self._device = None if device is None else torch.device(device)
-        self._deadline_s, self._progress = deadline_s, progress
-        self._quarantine = Quarantine(source, tail=tail, most=bad_share) if on_bad_clip == "substitute" else None
-        self.epoch = 0
+        self._source, self._tail, self._progress = source, tail, progress
+        self._seed, self._batch_size = whole_number(seed, "seed"), whole_number(batch_size, "batch_size")
+        self._world, self._workers = check_world_given(world), check_workers(workers)
+        check_world(self._batch_size, self._world)
+        self._shuffle, self._device = check_flag(shuffle, "shuffle"), check_device(device)
+        self._deadline_s = check_real(deadline_s, "deadline_s", least=0.001, most=math.inf)
+        most = check_real(bad_share, "bad_share", least=0.0, most=1.0)
+        self._quarantine = Quarantine(source, tail=tail, most=most) if on_bad_clip == "substitute" else None
         first = self.order(0)
         self.n_clips, self._n_batches, self._n_streams = first.n_clips, first.n_batches, first.n_streams
         self._order_bytes = first.held_bytes
         if self._n_batches == 0:
             raise ShardError(f"{self.n_clips} clips do not fill a batch of {batch_size}", hint="use smaller batches")
-        self._received, self._meter = 0, Meter()
-        self._threads = ThreadCount(self._most_threads, settled=workers != "auto")
-        # What batches that came through worker processes say of themselves when they arrive.
-        self._name, self._arrived, self._is_told = uuid.uuid4().hex, set[int](), False
-        LISTENERS[self._name] = self
+        self._position, self._meter = Position(self._n_batches), Meter()
+        self._threads = ThreadCount(self._most_threads, settled=self._workers != "auto")
+        # Batches that come through worker processes say so to the position.
+        self._name = uuid.uuid4().hex
+        LISTENERS[self._name] = self._position
 
     def __len__(self) -> int:
         """Batches in an epoch."""
@@ -135,27 +144,47 @@ class Loader(IterableDataset[AnyBatch]):
         return batches + reading + self._order_bytes + self._source.held_bytes
 
     @property
+    def epoch(self) -> int:
+        """The one that the trainer is in."""
+        return self._position.epoch
+
+    @property
     def bad_clips(self) -> dict[int, str]:
         """Clips that were passed over, and what is wrong with each."""
         return self._quarantine.clips if self._quarantine else {}
 
     def __iter__(self) -> Iterator[AnyBatch]:
         worker = get_worker_info()
-        if self._received + len(self._arrived) >= self._n_batches:
-            self._go_to(self.epoch + 1, 0)
+        self._source.end()
+        name = self._position.begin(counts=worker is None)
+        begun = self._position.batches
         if worker is None:
-            yield from self._iterate(range(self._received, self._n_batches), counts=True)
-            return
+            return self._iterate(range(begun, self._n_batches), name, counts=True)
         # Whole batches by turns: the DataLoader puts them together again in order.
-        yield from self._iterate(range(self._received + worker.id, self._n_batches, worker.num_workers), counts=False)
-        self._received = self._n_batches
+        return self._iterate(range(begun + worker.id, self._n_batches, worker.num_workers), name, counts=False)
 
     def __getstate__(self) -> dict[str, Any]:
         # Worker processes say nothing.
         return {**self.__dict__, "_progress": SILENT}
 
-    def _iterate(self, numbers: range, *, counts: bool) -> Generator[AnyBatch, None, None]:
-        epoch, order = self.epoch, self.order(self.epoch)
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ = state
+        LISTENERS.setdefault(self._name, self._position)  # in a process that was spawned, nobody else hears of batches
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of files, threads and entries of the cache. Iterators end; a new one opens what it needs again."""
+        self._position.supersede()
+        self._source.close()
+
+    def _iterate(self, numbers: range, name: int, *, counts: bool) -> Generator[AnyBatch, None, None]:
+        self._position.check_current(name)
+        epoch, order = self._position.epoch, self.order(self._position.epoch)
         progress = self._progress if counts else SILENT
         share, source = self._batch_size // self._world.size, self._source
         if source.fetches_ahead and len(numbers):
@@ -182,42 +211,33 @@ class Loader(IterableDataset[AnyBatch]):
         progress.start("stream", self._n_batches, "batches", done=numbers.start)
         try:
             for batch in batches:
+                self._position.check_current(name)
                 # Counted here, where the trainer receives it: what was only read ahead is read again after a resume.
                 if counts:
-                    self._stand_after(batch)
+                    self._position.count(epoch, batch.number)
                 self._meter.count(int((batch.index >= 0).sum()))
                 if progress is not SILENT:
                     progress.advance(1, **self._shown())
                 yield batch
         finally:
             batches.close()
+            if self._position.is_current(name):
+                source.end()
             progress.finish()
+        if not counts:
+            self._position.finish()
 
     def received(self, batch: Batch) -> None:
-        """Hear that the trainer has a batch: to be called in a loop over a DataLoader with worker processes.
+        """Hear that the trainer has a batch: to be called for each of a DataLoader with worker processes, in order.
 
         Without worker processes the loader knows.
+
+        Raises
+        ------
+        ResumeError
+            If another batch is due: worker processes that outlive a pass do not hear where the loader stands.
         """
-        self._is_told = True
-        self._arrived.clear()
-        self._stand_after(batch)
-
-    def arrival(self, epoch: int, number: int) -> None:
-        """Hear that a batch came from a worker process; where nobody calls `received`, the last ends the epoch."""
-        if self._is_told:
-            return
-        if epoch > self.epoch:
-            self._go_to(epoch, 0)
-        self._arrived.add(number)
-
-    def _stand_after(self, batch: Batch) -> None:
-        if batch.epoch != self.epoch:
-            self._go_to(batch.epoch, 0)
-        self._received = batch.number + 1
-
-    def _go_to(self, epoch: int, received: int) -> None:
-        self.epoch, self._received = epoch, received
-        self._arrived.clear()
+        self._position.received(batch.epoch, batch.number)
 
     def state_dict(self) -> dict[str, Any]:
         """Where the stream stands, as plain values; see `StreamState`.
@@ -227,44 +247,29 @@ class Loader(IterableDataset[AnyBatch]):
         ResumeError
             If batches came through worker processes and `received` was never called.
         """
-        if self._arrived:
+        if not self._position.is_known:
             raise ResumeError(
                 "batches came through worker processes, and the loader was not told which of them the trainer received",
                 hint="call loader.received(batch) in the loop",
             )
-        return to_mapping(self._state(self.epoch, self._received, tuple(self.bad_clips)))
+        return to_mapping(self._state(self._position.epoch, self._position.batches, tuple(self.bad_clips)))
 
     def load_state_dict(self, values: dict[str, Any]) -> None:
-        """Go on where a state was taken; the world, the threads and the cache may differ.
+        """Go on where a state was taken; the world, the threads and the cache may differ. Iterators end.
 
         Raises
         ------
         ResumeError
-            If the state belongs to another version of the order, data set, clip, seed, batch size, shuffle or tail.
+            If the state belongs to another version of the order, data set, clip, seed, batch size, shuffle or tail, or
+            is none.
         """
-        version = values.get("order_version", values.get("version"))
-        if version != ORDER_VERSION:
-            raise ResumeError(
-                f"the stream state was made with version {version} of the order, this is version {ORDER_VERSION}",
-                likely="another version of vidbrain wrote it; its batches would not be continued but mixed up",
-                hint="go on with that version, or start afresh in another folder",
-            )
-        state = from_mapping(StreamState, values, "stream state")
+        state = read_state(values)
         here = self._state(state.epoch, state.batches, state.quarantine)
-        if state != here:
-            old, new = to_mapping(state), to_mapping(here)
-            differing = [
-                f"{k}: state {old[k]}, here {new[k]}" for k in old if fingerprint(old[k]) != fingerprint(new[k])
-            ]
-            raise ResumeError(
-                f"the stream state belongs to another stream ({'; '.join(differing)})",
-                hint="point at the old data and settings, or start afresh in another folder",
-            )
-        if state.epoch < 0 or not 0 <= state.batches <= self._n_batches:
-            raise ResumeError(f"the stream state stands at batch {state.batches} of {self._n_batches}")
+        check_state(state, here, n_batches=self._n_batches, n_clips=self.n_clips)
+        self._source.end()
         if self._quarantine:
             self._quarantine.add(state.quarantine)
-        self._go_to(state.epoch, state.batches)
+        self._position.load(state.epoch, state.batches)
 
     def order(self, epoch: int) -> EpochOrder:
         """The order of an epoch: pure, and apart from where the loader stands."""
@@ -325,17 +330,10 @@ class Loader(IterableDataset[AnyBatch]):
         )
 
 
-def _torchrun_world() -> World:
-    try:
-        return World(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
-    except ValueError:
-        raise ConfigError("RANK and WORLD_SIZE in the environment are not numbers", hint="give world=World()") from None
-
-
 def stream(
     root: str | Path,
     *,
-    subset: str | Path | None = None,
+    subset: str | Path | int | None = None,
     clip: ClipSpec = ClipSpec(),  # noqa: B008 -- frozen
     batch_size: int = 32,
     seed: int = 0,

@@ -11,9 +11,10 @@ from vidbrain.sharding.filters import Filter
 from vidbrain.sharding.manifest import Manifest, open_manifest
 from vidbrain.sharding.plan import parse_size
 from vidbrain.sharding.subset import content_of, read_subset, select_rows
+from vidbrain.storage.atomic import as_storage_error
 
 
-def open_part(root: str | Path, subset: str | Path | None = None) -> Manifest:
+def open_part(root: str | Path, subset: str | Path | int | None = None) -> Manifest:
     """Open a data set of frames, or a part of it.
 
     Parameters
@@ -21,19 +22,25 @@ def open_part(root: str | Path, subset: str | Path | None = None) -> Manifest:
     root
         The data set: a folder, a URL, or the file of a subset.
     subset
-        Frames of the prefix to take (``"100k"``), or the file of a subset of this data set; None takes all.
+        Frames of the prefix to take (``"100k"``, ``100``), or the file of a subset of this data set; None takes all.
 
     Raises
     ------
     StorageError, ShardError
-        If the data set is unfinished, damaged or smaller, or the file names other segments.
+        If the data set is unfinished, damaged or smaller, or the file names other segments or cannot be looked at.
     ConfigError
         If `subset` is neither a number of frames nor a file.
     """
     manifest = open_manifest(root)
     if subset is None:
         return manifest
-    if Path(subset).is_file():
+    # A number of frames may also be given as one.
+    subset = subset if isinstance(subset, str | Path) else str(subset)
+    try:
+        is_file = Path(subset).is_file()
+    except OSError as error:
+        raise as_storage_error(error, subset) from error
+    if is_file:
         named = read_subset(Path(subset))
         rows = select_rows(manifest.segments, named.only, named.n_frames, subset)
         if content_of(rows) != named.content:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator
 from typing import Any, Generic, TypeVar
 
-from vidbrain.errors import StorageError
+from vidbrain.errors import ResumeError, StorageError
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -77,7 +78,8 @@ class Prefetch(Generic[Job, Result]):
     """Makes results in threads and gives them in the order of their jobs.
 
     At most one result a thread and `SPARE` more exist at a time that the consumer has not taken. An error reaches the
-    consumer in its place in the order. Leaving early ends the threads.
+    consumer in its place in the order. Leaving early ends the threads. A child of this process that goes on with the
+    results gets a `ResumeError`: it has no threads.
 
     Parameters
     ----------
@@ -103,7 +105,7 @@ class Prefetch(Generic[Job, Result]):
         moved: Callable[[], float],
     ) -> None:
         self._jobs, self._make, self._count = jobs, make, count
-        self._deadline_s, self._moved = deadline_s, moved
+        self._deadline_s, self._moved, self._pid = deadline_s, moved, os.getpid()
         self._lock, self._asking, self._asked = threading.Lock(), threading.Lock(), 0
         self._ready = threading.Condition(self._lock)
         self._free = threading.Condition(self._lock)
@@ -117,6 +119,7 @@ class Prefetch(Generic[Job, Result]):
         asked, resumed = time.perf_counter(), time.perf_counter()
         try:
             while True:
+                self._check_process()
                 with self._lock:
                     self._start_threads()
                     if not self._await():
@@ -134,6 +137,13 @@ class Prefetch(Generic[Job, Result]):
                 del result
         finally:
             self._leave()
+
+    def _check_process(self) -> None:
+        if os.getpid() != self._pid:
+            raise ResumeError(
+                "this iterator was begun before its process was forked, and its threads are the parent's",
+                hint="iterate over the loader anew in the child, or start processes by 'spawn'",
+            )
 
     def _start_threads(self) -> None:
         self._free.notify_all()
@@ -200,6 +210,8 @@ class Prefetch(Generic[Job, Result]):
                 self._free.wait()
 
     def _leave(self) -> None:
+        if os.getpid() != self._pid:  # a lock of the parent may be closed for ever in its child
+            return
         with self._lock:
             self._stopped = True
             self._free.notify_all()

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from vidbrain.errors import ShardError
 from vidbrain.stream.batch import Batch
+from vidbrain.stream.layout import VERIFY
 from vidbrain.stream.order import EpochOrder, Tail
 from vidbrain.stream.source import Source
 
@@ -34,14 +35,14 @@ class Quarantine(Generic[AnyBatch]):
     tail
         Of the order.
     most
-        Largest share of bad clips among those read.
+        Largest share of bad clips among those read by this object.
     """
 
     def __init__(self, source: Source[AnyBatch], *, tail: Tail, most: float) -> None:
         self._source, self._tail, self._most = source, tail, most
         self._lock = threading.Lock()
         self._bad: dict[int, str] = {}
-        self._n_read = 0
+        self._n_listed, self._n_read = 0, 0
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_lock": None}  # a lock belongs to its process
@@ -56,9 +57,11 @@ class Quarantine(Generic[AnyBatch]):
             return dict(sorted(self._bad.items()))
 
     def add(self, clips: Iterable[int]) -> None:
-        """Take over clips that an earlier run found."""
+        """Take over clips that an earlier run found; they are not counted among those that this one reads."""
         with self._lock:
-            self._bad.update(dict.fromkeys(clips, "listed in the state"))
+            listed = {clip: "listed in the state" for clip in clips if clip not in self._bad}
+            self._bad |= listed
+            self._n_listed += len(listed)
 
     def read(self, clips: NDArray[np.int64], number: int, first_slot: int, order: Callable[[], EpochOrder]) -> AnyBatch:
         """Read this process's part of a global batch.
@@ -109,7 +112,7 @@ class Quarantine(Generic[AnyBatch]):
         for i in slots:
             chosen[i] = next((clip for clip in made.substitutes(number, first_slot + i) if clip not in bad), -1)
             if chosen[i] < 0:
-                raise ShardError("no clip of a stream can be read", hint="run `vidbrain verify` on the data set")
+                raise ShardError("no clip of a stream can be read", hint=VERIFY)
         return chosen
 
     def _find(self, clips: NDArray[np.int64]) -> bool:
@@ -126,7 +129,7 @@ class Quarantine(Generic[AnyBatch]):
 
     def _refuse_too_many(self, error: ShardError) -> None:
         with self._lock:
-            n_bad, n_read = len(self._bad), self._n_read
+            n_bad, n_read = len(self._bad) - self._n_listed, self._n_read
         if n_bad > self._most * max(n_read, FEWEST):
             raise ShardError(
                 f"{n_bad} clips of {n_read} cannot be read, more than a share of {self._most:g} "

@@ -17,6 +17,7 @@ from vidbrain.sharding.parts import PART_FRAMES
 from vidbrain.stream.kept import KeptFrames
 from vidbrain.stream.layout import (
     UNKNOWN,
+    VERIFY,
     PartRead,
     Reads,
     Span,
@@ -123,6 +124,8 @@ class SegmentReader:
                     self._decode(part, read, out, is_shared=is_shared)
                 except ShardError as error:
                     self._decode_again(reads.spans[read.span], read, out, error, is_shared=is_shared)
+        if n_clips:  # nothing was wanted of them, but they are over
+            self._shards.read([], n_clips)
 
     def _read_kept(
         self,
@@ -148,8 +151,7 @@ class SegmentReader:
                         missing[before + number] = Use(i, at, past, range(past - at))
         parts = sorted(missing)
         reads = reads_of(self._layout, np.array(parts, np.int64), [[missing[part]] for part in parts])
-        # Also where nothing is missing: it counts the clips.
-        self._read(reads if parts else [Reads([], [])], [segment.frames for segment in held], n_clips, is_shared=True)
+        self._read(reads, [segment.frames for segment in held], n_clips, is_shared=True)
         for part, use in missing.items():
             held[use.clip].is_decoded[self._layout.number(part)] = 1
         for i, (clip, segment) in enumerate(zip(first, held, strict=True)):
@@ -207,7 +209,7 @@ class SegmentReader:
         raise ShardError(
             error.message,
             where=f"{self._shards.where(span[0])} {self._layout.key[self._layout.segment[read.part]]}",
-            hint="run `vidbrain verify` on the data set",
+            hint=VERIFY,
         ) from error
 
     def _scratch(self) -> NDArray[np.uint8]:

@@ -12,11 +12,11 @@ import math
 import os
 import threading
 import time
-import zlib
+import weakref
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +27,13 @@ from vidbrain.errors import StorageError
 from vidbrain.sharding.manifest import Manifest, shard_path
 from vidbrain.storage.cache import Cache, Content, DamagedContentError, Lease, is_sha256
 from vidbrain.storage.clients import PART_BYTES
+from vidbrain.storage.files import ObjectMissingError
 from vidbrain.storage.meter import Meter
 from vidbrain.storage.objects import N_THREADS, Root, coalesce
 from vidbrain.storage.transfers import download
-from vidbrain.stream.layout import Span
+from vidbrain.stream.layout import VERIFY, Span
+from vidbrain.stream.uses import ShardUse, uses_of
+from vidbrain.stream.wanted import Wanted
 
 DENSE = 0.2
 """Share of a shard from which on it is fetched whole."""
@@ -47,14 +50,6 @@ PATIENCE_S = 0.2
 PAUSE_S = 0.5
 """Rest before room is looked for again."""
 BLOCK = 4096
-
-
-@dataclass(frozen=True)
-class Use:
-    """When this process needs a shard first and last, in clips from the start of its plan."""
-
-    first: int
-    last: int
 
 
 class RemoteShards:
@@ -77,10 +72,7 @@ class RemoteShards:
         self._root = replace(manifest.root, meter=self._meter)
         self._manifest, self._cache = replace(manifest, root=self._root), cache
         rows = manifest.segments.iloc[positions]
-        shard = rows["shard"].to_numpy(np.int64)
-        order = np.argsort(shard, kind="stable")
-        self._members = [rows[name].to_numpy(np.int64)[order] for name in ("offset", "n_bytes", "crc32")]
-        self._member_bounds = np.searchsorted(shard[order], np.arange(shard.max() + 2))
+        self._wanted = Wanted(rows)
         self._parts_are_checked = not rows["part_crc32"].isna().any()
         self._contents: dict[int, Content] = {}
         self._shard_of: dict[str, int] = {}
@@ -91,7 +83,7 @@ class RemoteShards:
         self._pid = os.getpid()
         self._change = threading.Condition()
         self._leases: OrderedDict[int, Lease] = OrderedDict()
-        self._uses: dict[int, Use] = {}
+        self._uses: dict[int, ShardUse] = {}
         self._waiting: list[int] = []
         self._on_the_way: set[int] = set()
         self._ahead: dict[int, int] = {}
@@ -107,7 +99,7 @@ class RemoteShards:
     def begin(self, pieces: Iterable[NDArray[np.int64]]) -> None:
         """Hear the shard of every clip that will be read next, in order; fetch them ahead in the order of first use."""
         self._check_process()
-        uses = _uses_of(pieces)
+        uses = uses_of(pieces)
         with self._change:
             self._uses, self._waiting = uses, sorted(uses, key=lambda shard: uses[shard].first)
             self._now, self._plan = 0, self._plan + 1
@@ -116,7 +108,21 @@ class RemoteShards:
             self._change.notify_all()
             plan = self._plan
         for number in range(min(N_DOWNLOADS, len(uses))):
-            threading.Thread(target=self._work, args=(plan,), name=f"vidbrain-fetch-{number}", daemon=True).start()
+            threading.Thread(
+                target=_fetch_ahead,
+                args=(weakref.ref(self), self._change, plan),
+                name=f"vidbrain-fetch-{number}",
+                daemon=True,
+            ).start()
+
+    def end(self) -> None:
+        """Fetch nothing more ahead. What is on its way to the cache arrives there, and leases stay."""
+        self._check_process()
+        with self._change:
+            self._plan += 1
+            self._uses, self._waiting = {}, []
+            self._ahead.clear()
+            self._change.notify_all()
 
     def read(self, spans: Sequence[Span], n_clips: int = 0) -> list[bytes]:
         """Read spans of shards, from the cache where they are there, by ranges side by side where not.
@@ -172,11 +178,10 @@ class RemoteShards:
 
     def close(self) -> None:
         """Fetch no more, and end the leases. What is on its way to the cache arrives there."""
+        self.end()
         with self._change:
-            self._plan += 1
             self._leases.clear()
             pool, self._pool = self._pool, None
-            self._change.notify_all()
         if pool is not None:
             pool.shutdown(wait=False)
 
@@ -240,48 +245,47 @@ class RemoteShards:
 
     def _range(self, span: Span) -> bytes:
         place = shard_path(self._root, span[0])
-        return place.parent.get_range(place.name, span[1], span[2])
+        try:
+            return place.parent.get_range(place.name, span[1], span[2])
+        except StorageError as error:
+            raise _with_cure(error) from error
 
     # -- fetching ahead ------------------------------------------------------------------------------------------------
 
-    def _work(self, plan: int) -> None:
-        """Fetch shard after shard, until there is none left or another plan is made."""
-        while True:
-            with self._change:
-                shard = self._next(plan)
-                while shard is None:
-                    if plan != self._plan or not self._waiting:
-                        return
-                    self._change.wait(PAUSE_S)
-                    shard = self._next(plan)
-                self._on_the_way.add(shard)
-            settled, error = True, None
-            try:
-                settled = self._fill(shard)
-            except DamagedContentError as caught:
-                # Its parts have checksums of their own: those that are sound are read by ranges.
-                if not self._parts_are_checked:
-                    error = StorageError(caught.message, where=self.where(shard), hint=caught.hint)
-            except StorageError as caught:
-                error = caught
-            with self._change:
-                self._on_the_way.discard(shard)
-                if plan == self._plan:
-                    self._errors |= {} if error is None else {shard: error}
-                    if not settled:
-                        self._waiting.insert(0, shard)
-                self._change.notify_all()
-                if not settled and plan == self._plan:
-                    self._change.wait(PAUSE_S)
+    def take(self) -> int | None:
+        """Take the next shard to fetch, where there are more, unless it is too early; with the lock in hand."""
+        if sum(self._ahead.values()) > AHEAD * self._cache.n_bytes:
+            return None
+        shard = self._waiting.pop(0)
+        self._on_the_way.add(shard)
+        return shard
 
-    def _next(self, plan: int) -> int | None:
-        """Take the next shard to fetch, if there is one and it is not too early; with the lock in hand."""
+    def has_more(self, plan: int) -> bool:
+        """Whether shards of a plan are still to be fetched; with the lock in hand."""
         if plan != self._plan:
-            return None
+            return False
         self._waiting = [shard for shard in self._waiting if self._uses[shard].last >= self._now]
-        if not self._waiting or sum(self._ahead.values()) > AHEAD * self._cache.n_bytes:
-            return None
-        return self._waiting.pop(0)
+        return bool(self._waiting)
+
+    def fetch(self, shard: int, plan: int) -> bool:
+        """Fetch a shard that was taken; False if there was no room, and it waits again."""
+        settled, error = True, None
+        try:
+            settled = self._fill(shard)
+        except DamagedContentError as caught:
+            # Its parts have checksums of their own: those that are sound are read by ranges.
+            if not self._parts_are_checked:
+                error = StorageError(caught.message, where=self.where(shard), hint=caught.hint)
+        except StorageError as caught:
+            error = caught
+        with self._change:
+            self._on_the_way.discard(shard)
+            if plan == self._plan:
+                self._errors |= {} if error is None else {shard: error}
+                if not settled:
+                    self._waiting.insert(0, shard)
+            self._change.notify_all()
+        return settled
 
     def _fill(self, shard: int) -> bool:
         """Get a shard, or what is wanted of it, into the cache; False if there is no room now."""
@@ -290,28 +294,33 @@ class RemoteShards:
         whole = _is_whole(content)
 
         def fetch(path: Path) -> None:
-            if not whole:
-                self._fetch_members(shard, facts.n_bytes, path)
-            elif facts.n_bytes <= PART_BYTES:
-                path.write_bytes(place.parent.get(place.name))
-            else:
-                download(place.parent, place.name, path, n_bytes=facts.n_bytes)
+            try:
+                if not whole:
+                    self._fetch_members(shard, facts.n_bytes, path)
+                elif facts.n_bytes <= PART_BYTES:
+                    path.write_bytes(place.parent.get(place.name))
+                else:
+                    download(place.parent, place.name, path, n_bytes=facts.n_bytes)
+            except ObjectMissingError as error:
+                raise _with_cure(error) from error
 
         def check(path: Path) -> bool:
-            return is_sha256(path, facts.n_bytes, facts.sha256) if whole else self._check_members(shard, path)
+            return is_sha256(path, facts.n_bytes, facts.sha256) if whole else self._wanted.are_in(path, shard)
 
         lease = self._cache.fill(content, fetch, check, next_use=self._next_use, wait_s=self._root.deadline_s)
         if lease is None:
             return False
-        self._keep(shard, lease)
         with self._change:
-            if shard in self._uses and self._uses[shard].first > self._now:
-                self._ahead[shard] = content.n_bytes
+            use = self._uses.get(shard)
+            if use is not None:  # else nobody waits for it any more
+                self._keep(shard, lease)
+                if use.first > self._now:
+                    self._ahead[shard] = content.n_bytes
         return True
 
     def _fetch_members(self, shard: int, n_bytes: int, path: Path) -> None:
         """Write the segments that are wanted to their places in a file that is empty elsewhere."""
-        spans = self._wanted(shard)
+        spans = self._wanted.spans(shard)
         blocks = self._read_ranges([(shard, begin, end) for begin, end in spans])
         with path.open("r+b") as handle:
             handle.truncate(n_bytes)
@@ -319,27 +328,11 @@ class RemoteShards:
                 handle.seek(begin)
                 handle.write(data)
 
-    def _check_members(self, shard: int, path: Path) -> bool:
-        offset, n_bytes, crc32 = (column[self._slice(shard)].tolist() for column in self._members)
-        with path.open("rb") as handle:
-            for at, length, expected in zip(offset, n_bytes, crc32, strict=True):
-                handle.seek(at)
-                if zlib.crc32(handle.read(length)) != expected:
-                    return False
-        return True
-
-    def _slice(self, shard: int) -> slice:
-        return slice(self._member_bounds[shard], self._member_bounds[shard + 1])
-
-    def _wanted(self, shard: int) -> list[tuple[int, int]]:
-        offset, n_bytes, _ = (column[self._slice(shard)] for column in self._members)
-        return coalesce(list(zip(offset.tolist(), (offset + n_bytes).tolist(), strict=True)))
-
     def _content(self, shard: int) -> Content:
         """Say what of a shard is kept: all of it, or the segments that may be wanted."""
         known = self._contents.get(shard)
         if known is None:
-            facts, spans = self._manifest.shard_facts(shard), self._wanted(shard)
+            facts, spans = self._manifest.shard_facts(shard), self._wanted.spans(shard)
             known = Content(facts.sha256, facts.n_bytes)
             if sum(end - begin for begin, end in spans) < DENSE * facts.n_bytes:
                 digest = hashlib.sha256(repr(spans).encode()).hexdigest()[:16]
@@ -361,19 +354,33 @@ class RemoteShards:
             return float(max(use.first, self._now))
 
 
-def _uses_of(pieces: Iterable[NDArray[np.int64]]) -> dict[int, Use]:
-    """First and last use of each shard, from the shard of every clip, in order."""
-    first: dict[int, int] = {}
-    last: dict[int, int] = {}
-    n = 0
-    for shards in pieces:
-        found, begun = np.unique(shards, return_index=True)
-        left = len(shards) - 1 - np.unique(shards[::-1], return_index=True)[1]
-        for shard, a, b in zip(found.tolist(), begun.tolist(), left.tolist(), strict=True):
-            first.setdefault(shard, n + a)
-            last[shard] = n + b
-        n += len(shards)
-    return {shard: Use(first[shard], last[shard]) for shard in first}
+def _fetch_ahead(owner: weakref.ref[RemoteShards], change: threading.Condition, plan: int) -> None:
+    """Fetch shard after shard, until there is none left, another plan is made, or nobody holds the shards any more.
+
+    No thread holds them while it waits: two that wait by turns would keep them for ever.
+    """
+    while True:
+        with change:
+            shards = owner()
+            if shards is None or not shards.has_more(plan):
+                return
+            shard = shards.take()
+            if shard is None:
+                del shards
+                change.wait(PAUSE_S)
+                continue
+        settled = shards.fetch(shard, plan)
+        del shards
+        if not settled:
+            with change:
+                change.wait(PAUSE_S)
+
+
+def _with_cure(error: StorageError) -> StorageError:
+    """Say what to do about a shard that is missing or too short: its URL follows from the data set's."""
+    if error.hint is None or isinstance(error, ObjectMissingError):
+        return StorageError(error.message, where=error.where, likely=error.likely, hint=VERIFY)
+    return error
 
 
 def _is_whole(content: Content) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
@@ -12,12 +13,12 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from vidbrain.errors import ShardError
+from vidbrain.errors import ShardError, StorageError
 from vidbrain.sharding.manifest import Manifest, shard_path
 from vidbrain.storage.atomic import as_storage_error
-from vidbrain.storage.cache import CACHE, CACHE_BYTES, Cache
+from vidbrain.storage.cache import CACHE, CACHE_BYTES, Cache, parse_bytes
 from vidbrain.storage.objects import Root
-from vidbrain.stream.layout import Span
+from vidbrain.stream.layout import VERIFY, Span
 from vidbrain.stream.remote import RemoteShards
 
 OPEN_SHARDS = 128
@@ -28,6 +29,9 @@ class Shards(Protocol):
 
     def begin(self, pieces: Iterable[NDArray[np.int64]]) -> None:
         """Hear the shard of every clip that will be read next, in order, piece after piece."""
+
+    def end(self) -> None:
+        """Hear that nobody waits any more for what was announced: nothing more of it is fetched ahead."""
 
     def read(self, spans: Sequence[Span], n_clips: int = 0) -> list[bytes]:
         """Return the bytes of each span; `n_clips` counts those clips announced by `begin` that end with this read."""
@@ -67,6 +71,9 @@ class LocalShards:
     def begin(self, pieces: Iterable[NDArray[np.int64]]) -> None:
         """Nothing is fetched ahead from a disk."""
 
+    def end(self) -> None:
+        """Nothing is fetched ahead from a disk."""
+
     def read(self, spans: Sequence[Span], n_clips: int = 0) -> list[bytes]:
         """Read spans of tars.
 
@@ -77,8 +84,7 @@ class LocalShards:
         ShardError
             If one ends too early.
         """
-        if os.getpid() != self._pid:  # a lock of the parent may be closed for ever in its child
-            self._start()
+        self._check_process()
         found, at = [], -1
         for shard, begin, end in spans:
             if shard != at:
@@ -102,8 +108,13 @@ class LocalShards:
 
     def close(self) -> None:
         """Close the files."""
+        self._check_process()
         with self._lock:
             self._files.clear()
+
+    def _check_process(self) -> None:
+        if os.getpid() != self._pid:  # a lock of the parent may be closed for ever in its child
+            self._start()
 
     def _open(self, shard: int) -> OpenFile:
         with self._lock:
@@ -130,9 +141,14 @@ class OpenFile:
         self.path, self.handle = path, -1
         try:
             self.handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            raise StorageError("a shard is missing", where=path, hint=VERIFY) from None
         except OSError as error:
             raise as_storage_error(error, path) from error
-        self.n_bytes = os.fstat(self.handle).st_size
+        found = os.fstat(self.handle)
+        if not stat.S_ISREG(found.st_mode):
+            raise StorageError("there is a folder, or something else, in the place of a shard", where=path, hint=VERIFY)
+        self.n_bytes = found.st_size
 
     def read(self, begin: int, end: int) -> bytes:
         """Read the bytes from `begin` to before `end`.
@@ -141,16 +157,21 @@ class OpenFile:
         ------
         ShardError
             If the file ends before.
+        StorageError
+            If the disk gives none.
         """
-        # Asked before reading: an absurd length in an index must not be allocated.
-        data = os.pread(self.handle, end - begin, begin) if end <= self.n_bytes else b""
+        try:
+            # Asked before reading: an absurd length in an index must not be allocated.
+            data = os.pread(self.handle, end - begin, begin) if end <= self.n_bytes else b""
+        except OSError as error:
+            raise as_storage_error(error, self.path) from error
         if len(data) != end - begin:
             raise ShardError(
                 f"the shard ends {end - self.n_bytes} bytes too early"
                 if end > self.n_bytes
                 else f"the shard was cut short while it was read: {end - begin - len(data)} bytes are missing",
                 where=self.path,
-                hint="run `vidbrain verify` on the data set",
+                hint=VERIFY,
             )
         return data
 
@@ -176,8 +197,14 @@ def open_shards(
         The segments that may be wanted; by default all. It decides what is fetched of each shard.
     cache, cache_bytes
         Folder and limit of what is kept of shards at a URL; see `vidbrain.storage.cache`.
+
+    Raises
+    ------
+    ConfigError
+        If the limit is no number of bytes, for a folder too, or the cache's folder is none.
     """
     if not isinstance(manifest.root, Root):
+        parse_bytes(cache_bytes)
         return LocalShards(manifest.root)
     positions = np.arange(len(manifest.segments)) if positions is None else positions
     return RemoteShards(manifest, positions, Cache(cache, cache_bytes))

@@ -10,6 +10,7 @@ from typing import Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from vidbrain.errors import ConfigError
 from vidbrain.records import ClipSpec
 from vidbrain.sharding.manifest import Manifest
 from vidbrain.sharding.parts import PART_FRAMES
@@ -49,6 +50,9 @@ class Source(Protocol[Batch_co]):
     def begin(self, pieces: Iterable[NDArray[np.int64]]) -> None:
         """Hear which clips this process will read next, in order: what is known can be fetched ahead."""
 
+    def end(self) -> None:
+        """Hear that nobody waits any more for what was announced: nothing more of it is fetched ahead."""
+
     def reading_bytes(self, n_clips: int) -> int:
         """Most memory that a thread takes to read so many clips, beside the batch itself."""
 
@@ -84,7 +88,7 @@ class ClipSource:
     ShardError
         If the data set cannot give such clips.
     ConfigError
-        If the limit is no number of bytes.
+        If the clip is none, or the limit is no number of bytes.
     """
 
     def __init__(
@@ -97,6 +101,10 @@ class ClipSource:
         cache_bytes: int | str = CACHE_BYTES,
         kept_bytes: int = KEPT_BYTES,
     ) -> None:
+        if not isinstance(clip, ClipSpec):
+            raise ConfigError(
+                f"clip is a Clip, not {clip!r}", where="clip", hint="give vidbrain.Clip(n_frames, step, stride)"
+            )
         self.clip = clip
         # The order is a function of the split too, so a state must not pass from one to another.
         self.dataset = f"{manifest.fingerprint}/{split or 'all'}"
@@ -115,6 +123,10 @@ class ClipSource:
     def begin(self, pieces: Iterable[NDArray[np.int64]]) -> None:
         """Hear what will be read: from a store it is fetched ahead, in this order."""
         self._shards.begin(self._shard[self.table.locate(clips)[0]] for clips in pieces)
+
+    def end(self) -> None:
+        """Fetch nothing more ahead."""
+        self._shards.end()
 
     def reading_bytes(self, n_clips: int) -> int:
         """Two parts unpacked, what is stored of the clips, and from a store that again and the gaps between."""
