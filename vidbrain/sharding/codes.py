@@ -125,7 +125,7 @@ def _index_tables(
 ) -> Iterator[pa.Table]:
     """Yield the index rows of each shard, and note what its tar is known by and how many clips it holds."""
     for shard, positions in enumerate(members):
-        marker = read_marker(root, shard)
+        marker = read_marker(root, shard, kind="codes")
         # The place of a member of codes holds its number of clips as its only part.
         n_clips = [place["parts"][0] for place in marker.segments]
         found.append((marker.facts, sum(n_clips)))

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple, overload
+from typing import Any, NamedTuple, TypeGuard, overload
 
 import numpy as np
 import pandas as pd
@@ -92,15 +92,24 @@ class Marker:
         return (json.dumps(vars(self), separators=(",", ":")) + "\n").encode()
 
 
-def read_marker(root: str | Path | Root, shard: int) -> Marker:
+def read_marker(root: str | Path | Root, shard: int, *, kind: str = "shards") -> Marker:
     """Read a shard's commit marker.
+
+    Parameters
+    ----------
+    root
+        Data set.
+    shard
+        Number of the shard.
+    kind
+        ``"shards"`` or ``"codes"``, whose markers keep the number of clips as the only part.
 
     Raises
     ------
     ObjectMissingError
         If there is none.
     DamagedMarkerError
-        If it is damaged.
+        If it is damaged, or says what cannot be.
     StorageError
         If it cannot be read.
     """
@@ -108,13 +117,39 @@ def read_marker(root: str | Path | Root, shard: int) -> Marker:
     try:
         record = json.loads(read_bytes(path))
         marker = Marker(shard, *(record[name] for name in ("n_bytes", "sha256", "keys", "segments")))
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise DamagedMarkerError("its marker is damaged", where=path) from None
-    lists = isinstance(marker.keys, list) and isinstance(marker.segments, list)
-    places = lists and all(isinstance(place, dict) for place in marker.segments)
-    if not (places and type(marker.n_bytes) is int and isinstance(marker.sha256, str)):
+    if not _is_possible(marker, kind):
         raise DamagedMarkerError("its marker is damaged", where=path)
     return marker
+
+
+def _is_possible(marker: Marker, kind: str) -> bool:
+    """Whether a marker can be one: an index is written from its numbers, and is read by them."""
+    lists = isinstance(marker.keys, list) and isinstance(marker.segments, list)
+    if not (lists and _is_count(marker.n_bytes) and _is_sha256(marker.sha256)):
+        return False
+    named = len(marker.keys) == len(marker.segments) and all(isinstance(key, str) for key in marker.keys)
+    return named and all(_is_place(place, marker.n_bytes, kind) for place in marker.segments)
+
+
+def _is_place(place: object, n_held: int, kind: str) -> bool:
+    if not isinstance(place, dict) or not all(_is_count(place.get(name)) for name in ("offset", "n_bytes", "crc32")):
+        return False
+    parts, sums = place.get("parts"), place.get("part_crc32")
+    if not _are_counts(parts) or place["offset"] + place["n_bytes"] > n_held:
+        return False
+    fits = len(parts) == 1 if kind == "codes" else sum(parts) == place["n_bytes"]
+    # Markers of earlier versions have no checksums of parts.
+    return fits and ("part_crc32" not in place or (_are_counts(sums) and len(sums) == len(parts)))
+
+
+def _is_count(value: object) -> TypeGuard[int]:
+    return type(value) is int and 0 <= value < 2**63
+
+
+def _are_counts(values: object) -> TypeGuard[list[int]]:
+    return isinstance(values, list) and len(values) > 0 and all(map(_is_count, values))
 
 
 @dataclass(frozen=True)
@@ -169,7 +204,7 @@ class Manifest:
         """
         held = self.info.get("shards")
         if held is None:
-            return read_marker(self.root, shard).facts
+            return read_marker(self.root, shard, kind=self.info["vidbrain"]).facts
         return ShardFacts(held["n_bytes"][shard], held["sha256"][shard])
 
     @cached_property
