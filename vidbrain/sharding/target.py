@@ -21,7 +21,7 @@ from vidbrain.sharding.claims import PLAN, SKIPPED, Claim, read_claim, write_cla
 from vidbrain.sharding.index import INDEX
 from vidbrain.sharding.manifest import SHARDS, SPOOL, DamagedMarkerError, Marker, ShardFacts, read_marker
 from vidbrain.sharding.plan import Plan
-from vidbrain.storage.atomic import remove, sweep
+from vidbrain.storage.atomic import as_storage_error, remove, sweep
 from vidbrain.storage.files import Found, ObjectMissingError
 from vidbrain.storage.locks import LOCK, locked
 from vidbrain.storage.objects import N_THREADS, Root, open_root
@@ -72,7 +72,16 @@ class Target:
                 remove(self.work / PLAN)
                 write_claim(open_root(self.work), claim)
         for folder in (self.work, self.work / SHARDS, self.work / SPOOL):
-            folder.mkdir(parents=True, exist_ok=True)
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+            except FileExistsError:
+                raise StorageError(
+                    "a file, or a link that leads nowhere, stands where a folder belongs",
+                    where=folder,
+                    hint="move it away, then give the command again",
+                ) from None
+            except OSError as error:
+                raise as_storage_error(error, folder) from error
             sweep(folder)
 
     def is_worked_on(self) -> bool:
