@@ -87,3 +87,18 @@ def test_the_only_part_in_a_marker_of_codes_counts_clips(videos, config, tmp_pat
     marker["segments"][0]["parts"] = [1, 2]
     path.write_text(json.dumps(marker))
     assert [found.shard for found in verify(tmp_path / "c", kind="codes")] == [0]
+
+
+def test_a_sound_index_knows_more_than_a_marker(videos, config, tmp_path):
+    """Of an older form, which has no checksums of parts: an index made from it would be weaker than the one there."""
+    root = tmp_path / "d"
+    write_shards(videos, root, config)
+    before = files_of(root)
+    path = root / "shards" / "000001.json"
+    marker = json.loads(path.read_text())
+    for place in marker["segments"]:
+        del place["part_crc32"]
+        place["parts"].reverse()
+    path.write_text(json.dumps(marker))
+    assert repair(root, videos) == [1]
+    assert files_of(root) == before

@@ -6,7 +6,9 @@ from dataclasses import replace
 import pytest
 
 from vidbrain.errors import ShardError, StorageError
+from vidbrain.sharding.repair import repair
 from vidbrain.sharding.writer import write_shards
+from vidbrain.storage.objects import open_root
 from vidbrain.testing.videos import toy_frames, write_video
 from vidbrain.video.screens import recording_frames
 
@@ -155,11 +157,64 @@ def test_all_of_a_recording_is_spooled_though_a_part_of_it_is_there(
         raise KeyboardInterrupt
 
     small = replace(config, size="200")
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         patch.setattr("vidbrain.sharding.writer._assemble", stop)
-        write_shards(videos, tmp_path / "d", small)
+        with pytest.raises(KeyboardInterrupt):
+            write_shards(videos, tmp_path / "d", small)
     write_shards(videos, tmp_path / "d", small, keep_spool=True)
     del decoded[:]
     write_shards(videos, tmp_path / "d", config, keep_spool=True)
     assert not decoded
     assert files_of(tmp_path / "d") == whole
+
+
+def test_a_repair_keeps_a_kept_spool_and_looks_at_what_it_gives(videos, config, grown, decoded):
+    before = files_of(grown)
+    tar = grown / "shards" / "000001.tar"
+    tar.write_bytes(tar.read_bytes()[:-512])
+    assert repair(grown, videos) == [1]
+    assert files_of(grown) == before
+    assert len(decoded) == 3  # nothing is decoded for it
+    for record in (grown / "spool").glob("*.json"):
+        flip(record.with_suffix(".bin"), record)
+    tar.write_bytes(tar.read_bytes()[:-512])
+    damaged = files_of(grown / "shards")
+    with pytest.raises(ShardError, match="what was spooled of"):
+        repair(grown, videos)
+    assert files_of(grown / "shards") == damaged
+    for record in (grown / "spool").glob("*.json"):
+        record.unlink()
+    assert repair(grown, videos) == [1]
+    assert files_of(grown / "shards") == {
+        name.removeprefix("shards/"): data for name, data in before.items() if name.startswith("shards/")
+    }
+
+
+@pytest.mark.parametrize("kind", ["folder", "url"])
+def test_a_repair_refuses_a_source_that_gives_other_bytes_and_changes_nothing(config, tmp_path, kind, request):
+    source, root = tmp_path / "source", tmp_path / "d"
+    for i in range(2):
+        write_video(source / f"play-{i}.mp4", toy_frames(150, seed=i))
+        padded(source / f"play-{i}.mp4", 100_000)
+    place = open_root(root) if kind == "folder" else request.getfixturevalue("honest").root
+    write_shards(source, place, config)
+    for i in range(2):
+        write_video(source / f"play-{i}.mp4", toy_frames(150, seed=7 + i))
+        padded(source / f"play-{i}.mp4", 100_000)
+    place.put("shards/000000.tar", place.get("shards/000000.tar")[:-512])
+    before = {found.key: place.get(found.key) for found in place.list()}
+    with pytest.raises(ShardError, match="shard 0 made again has other bytes than the root record says"):
+        repair(place, source)
+    after = {found.key: place.get(found.key) for found in place.list()}
+    assert {key: data for key, data in after.items() if not key.startswith((".", "spool/"))} == before
+
+
+def test_what_a_data_set_at_a_url_left_is_not_used_for_the_next_one(videos, config, honest, tmp_path, decoded):
+    """It was removed with its plan, and its work folder stayed."""
+    small = replace(config, size="200")
+    write_shards(videos, honest.root, small, work=tmp_path / "work", keep_spool=True)
+    for found in honest.root.list():
+        honest.root.delete(found.key)
+    del decoded[:]
+    write_shards(videos, honest.root, small, work=tmp_path / "work", keep_spool=True)
+    assert len(decoded) == 3

@@ -161,9 +161,9 @@ def plan_only(folder: Path, size: str) -> None:
 
     from vidbrain.records import Recording, RunKey
     from vidbrain.sharding.index import index_rows, write_index
-    from vidbrain.sharding.manifest import DATASET, ShardFacts, record_facts
     from vidbrain.sharding.parts import PART_FRAMES
     from vidbrain.sharding.plan import Listed, ShardConfig, make_plan, parse_size
+    from vidbrain.sharding.record import DATASET, ShardFacts, record_facts
     from vidbrain.storage.info import write_info
 
     clip_frames, clip_step = MARGIN_CLIP

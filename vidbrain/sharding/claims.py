@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from vidbrain.errors import ResumeError, StorageError
-from vidbrain.sharding.manifest import DATASET, SHARDS, SPOOL
+from vidbrain.sharding.manifest import SHARDS, SPOOL
 from vidbrain.sharding.plan import Listed, Plan
+from vidbrain.sharding.record import DATASET
 from vidbrain.storage.atomic import json_bytes
 from vidbrain.storage.files import ObjectExistsError
 from vidbrain.storage.info import difference, expected_fingerprint

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from vidbrain.errors import StorageError
-from vidbrain.sharding.manifest import DATASET, Manifest, open_manifest
+from vidbrain.sharding.manifest import Manifest, open_manifest
 from vidbrain.sharding.plan import LANDMARKS
+from vidbrain.sharding.record import DATASET
 from vidbrain.sharding.subset import KIND
 from vidbrain.storage.files import ObjectMissingError
 from vidbrain.storage.objects import Root, open_root

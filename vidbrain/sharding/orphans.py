@@ -10,7 +10,8 @@ from typing import Any
 
 from vidbrain.errors import StorageError
 from vidbrain.sharding.claims import SKIPPED, read_claim
-from vidbrain.sharding.manifest import DATASET, SHARDS, SPOOL
+from vidbrain.sharding.manifest import SHARDS, SPOOL
+from vidbrain.sharding.record import DATASET
 from vidbrain.sharding.target import Target, target_of
 from vidbrain.storage.atomic import PART, remove
 from vidbrain.storage.locks import LOCK

@@ -19,8 +19,9 @@ from pathlib import Path
 from vidbrain.errors import ConfigError, ResumeError, StorageError
 from vidbrain.sharding.claims import PLAN, SKIPPED, Claim, read_claim, write_claim, write_skipped
 from vidbrain.sharding.index import INDEX
-from vidbrain.sharding.manifest import SHARDS, SPOOL, DamagedMarkerError, Marker, ShardFacts, read_marker
+from vidbrain.sharding.manifest import SHARDS, SPOOL, DamagedMarkerError, Marker, read_marker
 from vidbrain.sharding.plan import Plan
+from vidbrain.sharding.record import ShardFacts
 from vidbrain.storage.atomic import as_storage_error, remove, sweep
 from vidbrain.storage.files import Found, ObjectMissingError
 from vidbrain.storage.locks import LOCK, locked
@@ -68,8 +69,7 @@ class Target:
         if self.is_remote:
             remove(self.work / SHARDS)
             if not self._worked_for(claim):
-                remove(self.work / SPOOL)
-                remove(self.work / PLAN)
+                self.forget()
                 write_claim(open_root(self.work), claim)
         for folder in (self.work, self.work / SHARDS, self.work / SPOOL):
             try:
@@ -83,6 +83,11 @@ class Target:
             except OSError as error:
                 raise as_storage_error(error, folder) from error
             sweep(folder)
+
+    def forget(self) -> None:
+        """Remove what is spooled in a work folder, and the record that says of which plan."""
+        remove(self.work / SPOOL)
+        remove(self.work / PLAN)
 
     def is_worked_on(self) -> bool:
         """Whether something is left that `tidy` removes, or was when a process was killed."""
