@@ -66,7 +66,7 @@ def kind_of(root: str | Path | Root) -> str:
         return "shards"
     try:
         record = json.loads(open_root(place).get(DATASET))
-    except (ObjectMissingError, ValueError):
+    except (ObjectMissingError, ValueError, RecursionError):
         return "shards"
     return "codes" if isinstance(record, dict) and record.get("vidbrain") == "codes" else "shards"
 

@@ -16,6 +16,7 @@ from vidbrain.errors import ShardError, StorageError
 from vidbrain.sharding.index import INDEX, read_index
 from vidbrain.sharding.record import DATASET, ShardFacts, check_record, is_count, is_sha256
 from vidbrain.sharding.subset import content_of, read_subset, select_rows
+from vidbrain.storage.atomic import as_storage_error
 from vidbrain.storage.info import read_info
 from vidbrain.storage.objects import Root
 from vidbrain.storage.roots import locate, read_bytes
@@ -281,7 +282,10 @@ def _check_fit(segments: pd.DataFrame, info: dict[str, Any], index: Path | Root)
 def _names_subset(place: Path | Root) -> bool:
     if isinstance(place, Root):
         return place.name.endswith(".json")
-    return place.is_file() and place.name != DATASET
+    try:
+        return place.is_file() and place.name != DATASET
+    except OSError as error:  # its name is too long
+        raise as_storage_error(error, place) from error
 
 
 def _open_subset(path: Path | Root, kind: str) -> Manifest:
@@ -290,6 +294,8 @@ def _open_subset(path: Path | Root, kind: str) -> Manifest:
         raise StorageError(
             f"a subset names frames, not {kind}", where=path, hint=f"tokenize it first: vidbrain tokenize {path}"
         )
+    if _names_subset(named.data):
+        raise ShardError("the subset names a subset, not a data set", where=path, hint="make it of the data set itself")
     whole = open_manifest(named.data)
     rows = select_rows(whole.segments, named.only, named.n_frames, path)
     if content_of(rows) != named.content:

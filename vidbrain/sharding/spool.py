@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import hashlib
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from vidbrain.sharding.job import Job
 from vidbrain.sharding.listing import miscounted
 from vidbrain.sharding.plan import Listed, ShardConfig
 from vidbrain.sharding.segments import Segments, by_recording
-from vidbrain.sharding.spooled import Place, Spooled, origin_of, read_spooled
+from vidbrain.sharding.spooled import Place, Spooled, origin_of, read_spooled, spool_path
 from vidbrain.sharding.tars import Sample
 from vidbrain.storage.atomic import as_storage_error, remove, replacing
 from vidbrain.video.emulator import rom_digest
@@ -99,18 +98,13 @@ def _work(job: Job, needed: Segments, spool: Path, whole: bool) -> list[_Work]:
 
 def _is_spooled(work: _Work) -> bool:
     recording = work.listed.recording
-    record, data = (_spool_path(work.spool, recording.key, suffix) for suffix in ("json", "bin"))
+    record, data = (spool_path(work.spool, recording.key, suffix) for suffix in ("json", "bin"))
     found = read_spooled(record)
     if found is None or not found.holds(work.segments):
         return False
     if not data.is_file() or data.stat().st_size != found.n_bytes:
         return False
     return found.origin == origin_of(recording, work.config, work.rom)
-
-
-def _spool_path(spool: str | Path, recording: str, suffix: str) -> Path:
-    # A key may be longer than a file name may be.
-    return Path(spool) / f"{hashlib.sha256(recording.encode()).hexdigest()[:24]}.{suffix}"
 
 
 def _spool_or_say(work: _Work) -> int | str:
@@ -129,7 +123,7 @@ def _spool_one(work: _Work) -> int:
     codec, size = get_codec(work.config.codec), work.config.frame_size
     recording = work.listed.recording
     places: dict[str, Place] = {}
-    spool, where = (_spool_path(work.spool, recording.key, suffix) for suffix in ("bin", "json"))
+    spool, where = (spool_path(work.spool, recording.key, suffix) for suffix in ("bin", "json"))
     remove(where)  # a record never stands beside bytes that it does not describe
     origin = origin_of(recording, work.config, work.rom)
     blocks = recording_frames(recording, size=(size, size), fit=work.config.fit, integration=work.integration)
@@ -164,7 +158,7 @@ def spooled_samples(segments: Segments, spool: Path, config: ShardConfig) -> Ite
         If the spool does not hold the bytes that were written; what it says of the recording is then removed.
     """
     extension = get_codec(config.codec).extension
-    record_of = functools.cache(lambda recording: read_spooled(_spool_path(spool, recording, "json")))
+    record_of = functools.cache(lambda recording: read_spooled(spool_path(spool, recording, "json")))
     for segment in segments:
         place, data = _bytes_of(segment, record_of(segment.recording), spool)
         facts = {
@@ -178,7 +172,7 @@ def spooled_samples(segments: Segments, spool: Path, config: ShardConfig) -> Ite
 
 def _bytes_of(segment: SegmentRef, record: Spooled | None, spool: Path) -> tuple[Place, bytes]:
     place = record.segments.get(segment.key) if record else None
-    path = _spool_path(spool, segment.recording, "bin")
+    path = spool_path(spool, segment.recording, "bin")
     if place is not None and path.is_file():
         try:
             with path.open("rb") as handle:
@@ -188,7 +182,7 @@ def _bytes_of(segment: SegmentRef, record: Spooled | None, spool: Path) -> tuple
             raise as_storage_error(error, path) from error
         if len(data) == place.n_bytes and zlib.crc32(data) == place.crc32:
             return place, data
-    remove(_spool_path(spool, segment.recording, "json"))
+    remove(spool_path(spool, segment.recording, "json"))
     raise ShardError(
         f"what was spooled of {segment.recording} is damaged",
         where=path,

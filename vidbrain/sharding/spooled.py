@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,10 +17,36 @@ from typing import Any
 from vidbrain.records import Recording
 from vidbrain.sharding.plan import ShardConfig
 from vidbrain.sharding.segments import Segments
-from vidbrain.storage.atomic import as_storage_error, write_json
+from vidbrain.storage.atomic import PART, as_storage_error, remove, write_json
 
 FORMAT_VERSION = 1
 _SAMPLE_BYTES = 1 << 16
+_NAME = re.compile(rf"[0-9a-f]{{24}}\.(bin|json)({re.escape(PART)}.*)?")
+
+
+def spool_path(spool: str | Path, recording: str, suffix: str) -> Path:
+    """Path of a recording's record (``json``) or bytes (``bin``)."""
+    # A key may be longer than a file name may be.
+    return Path(spool) / f"{hashlib.sha256(recording.encode()).hexdigest()[:24]}.{suffix}"
+
+
+def is_spool(folder: Path) -> bool:
+    """Whether there is a spool to clear: a folder, or a link to one that holds something of ours."""
+    return any(_ours(folder)) if folder.is_symlink() else folder.is_dir()
+
+
+def clear_spool(folder: Path) -> None:
+    """Remove a spool. Of a link to another disk what it leads to goes as far as it is ours, and the link stays."""
+    if not folder.is_symlink():
+        remove(folder)
+        return
+    for path in list(_ours(folder)):
+        remove(path)
+
+
+def _ours(folder: Path) -> Iterator[Path]:
+    found = folder.iterdir() if folder.is_dir() else ()
+    return (path for path in found if _NAME.fullmatch(path.name))
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from vidbrain.sharding.index import INDEX
 from vidbrain.sharding.manifest import SHARDS, SPOOL, DamagedMarkerError, Marker, read_marker
 from vidbrain.sharding.plan import Plan
 from vidbrain.sharding.record import ShardFacts
+from vidbrain.sharding.spooled import clear_spool, is_spool
 from vidbrain.storage.atomic import as_storage_error, remove, sweep
 from vidbrain.storage.files import Found, ObjectMissingError
 from vidbrain.storage.locks import LOCK, locked
@@ -86,14 +87,14 @@ class Target:
 
     def forget(self) -> None:
         """Remove what is spooled in a work folder, and the record that says of which plan."""
-        remove(self.work / SPOOL)
+        clear_spool(self.work / SPOOL)
         remove(self.work / PLAN)
 
     def is_worked_on(self) -> bool:
         """Whether something is left that `tidy` removes, or was when a process was killed."""
         if self.is_remote:
             return self.work.is_dir() or self.root.exists(SKIPPED)
-        return (self.work / SPOOL).is_dir() or (self.work / LOCK).exists()
+        return is_spool(self.work / SPOOL) or (self.work / LOCK).exists()
 
     def tidy(self, *, keep_spool: bool = False) -> None:
         """Remove what only unfinished work needs. The caller holds the work folder's lock.
@@ -106,7 +107,7 @@ class Target:
         write_skipped(self.root, {})
         if keep_spool:
             return
-        remove(self.work / SPOOL)
+        clear_spool(self.work / SPOOL)
         if self.is_remote:
             for path in self.work.iterdir():
                 if path.name != LOCK:
@@ -148,6 +149,12 @@ class Target:
         """Remove a shard, first its marker."""
         for suffix in ("json", "tar"):
             self.root.delete(f"{SHARDS}/{shard:06d}.{suffix}")
+
+    def begun(self) -> set[int]:
+        """Numbers of the shards whose tar and marker are there, whatever these hold."""
+        names = {found.key for found in self.root.list(SHARDS)}
+        tars = (name.removesuffix(".tar") for name in names if name.endswith(".tar"))
+        return {int(Path(tar).name) for tar in tars if f"{tar}.json" in names and Path(tar).name.isdecimal()}
 
     def missing(self, plan: Plan) -> list[int]:
         """Numbers of the shards of a plan that are not there, as far as markers and lengths say."""

@@ -28,15 +28,15 @@ from vidbrain.sharding.index import index_rows, write_index
 from vidbrain.sharding.job import Job, job_of
 from vidbrain.sharding.manifest import SPOOL, Marker, read_marker
 from vidbrain.sharding.plan import Listed, Plan, ShardConfig
-from vidbrain.sharding.record import DATASET, ShardFacts, record_facts
+from vidbrain.sharding.record import DATASET, ShardFacts, find_record, record_facts
 from vidbrain.sharding.segments import Segments
 from vidbrain.sharding.spool import spool_recordings, spooled_samples
+from vidbrain.sharding.spooled import is_spool
 from vidbrain.sharding.target import Target, target_of
 from vidbrain.sharding.tars import write_shard
 from vidbrain.storage.atomic import check_writable
-from vidbrain.storage.info import read_info, write_info
+from vidbrain.storage.info import write_info
 from vidbrain.storage.objects import N_THREADS, Root
-from vidbrain.storage.roots import find_json
 
 
 @dataclass(frozen=True)
@@ -108,13 +108,14 @@ def write_shards(
     for note in job.source.notes:
         progress.note(note)
     plan = job.plan_of(config.size)
-    if find_json(target.root, DATASET) is not None:
-        record = read_info(target.root, "shards", name=DATASET)
-        if record["fingerprint"] == job.outcome(plan).fingerprint:
-            if target.is_worked_on():  # killed just after the root record
-                with target.alone():
-                    target.tidy(keep_spool=keep_spool)
-            return record
+    record = find_record(target.root)
+    if record is not None and record["fingerprint"] == job.outcome(plan).fingerprint:
+        if target.is_worked_on():  # killed just after the root record
+            with target.alone():
+                target.tidy(keep_spool=keep_spool)
+        if keep_spool and not is_spool(target.work / SPOOL):
+            progress.note("nothing is spooled: the data set is finished with this size; a larger one spools")
+        return record
     if target.is_remote:
         progress.note(f"work folder: {target.work}")
     with target.alone() as alone:
@@ -130,9 +131,13 @@ def write_shards(
 
 
 def _work_bytes(job: Job, plan: Plan, target: Target, client: Client, keep_spool: bool) -> int:
-    """Bytes that the work folder needs: the spool, and of the tars all, or as many as are on their way to a URL."""
-    held = min(1.0, max(1, client.n_workers) / len(plan.shards)) if target.is_remote else 1.0
-    return job.estimate_bytes(plan, keep_spool=keep_spool, tars_held=held)
+    """Bytes that the work folder still needs: the spool, and of the tars all, or as many as go to a URL at once."""
+    there = target.begun()
+    n_missing = max(1, len(plan.shards) - len(there))
+    held = min(1.0, max(1, client.n_workers) / n_missing) if target.is_remote else 1.0
+    spool = target.work / SPOOL
+    n_spooled = sum(path.stat().st_size for path in spool.iterdir()) if spool.is_dir() else 0
+    return job.estimate_bytes(plan, keep_spool=keep_spool, tars_held=held, there=there, n_spooled=n_spooled)
 
 
 def execute(
