@@ -1,15 +1,22 @@
 """A spool may stay for weeks: nothing of it is used that is not what was written, of the source as it is now."""
 
+import hashlib
+import importlib.util
 import json
+import math
 from dataclasses import replace
 
 import pytest
 
-from vidbrain.errors import ShardError, StorageError
+from vidbrain.cli.app import run
+from vidbrain.errors import ShardError, StorageError, VideoError
+from vidbrain.sharding.job import job_of
+from vidbrain.sharding.orphans import collect
 from vidbrain.sharding.repair import repair
 from vidbrain.sharding.writer import write_shards
 from vidbrain.storage.objects import open_root
 from vidbrain.testing.videos import toy_frames, write_video
+from vidbrain.video.emulator import rom_digest
 from vidbrain.video.screens import recording_frames
 
 
@@ -218,3 +225,60 @@ def test_what_a_data_set_at_a_url_left_is_not_used_for_the_next_one(videos, conf
     del decoded[:]
     write_shards(videos, honest.root, small, work=tmp_path / "work", keep_spool=True)
     assert len(decoded) == 3
+
+
+def test_what_is_there_needs_no_room(videos, config, grown, monkeypatch):
+    """The disk holds what is missing and no more."""
+    asked = []
+    monkeypatch.setattr("vidbrain.sharding.writer.check_writable", lambda _, n_bytes: asked.append(n_bytes))
+    job = job_of(videos, grown, config)
+    plan, per_frame = job.plan_of("all"), 32**2 * 3 / 10
+    n_tarred = plan.segments.n_stored[plan.shards[len(list(grown.glob("shards/*.tar")))][0] :].sum()
+    n_spooled = sum(path.stat().st_size for path in (grown / "spool").iterdir())
+    write_shards(videos, grown, config, keep_spool=True)
+    spool = max(0.0, plan.segments.n_stored.sum() * per_frame - n_spooled)
+    assert asked == [math.ceil(spool + n_tarred * per_frame)]
+
+
+def test_a_finished_data_set_says_that_nothing_is_spooled(videos, config, tmp_path, capsys):
+    options = ["--frame-size", "32", "--segment-frames", "32", "--shard-frames", "128", "--codec", "zstd"]
+    shard = ["shard", str(videos), "--out", str(tmp_path / "d"), "--size", "200", "--workers", "1", *options]
+    assert run(shard) == 0
+    assert "nothing is spooled" not in capsys.readouterr().err
+    assert run([*shard, "--keep-spool"]) == 0
+    assert "nothing is spooled: the data set is finished with this size" in capsys.readouterr().err
+    assert not (tmp_path / "d" / "spool").exists()
+
+
+@pytest.mark.parametrize("forget", [collect, None])
+def test_a_spool_may_be_a_link_to_another_disk(videos, config, tmp_path, forget):
+    small, disk = replace(config, size="200"), tmp_path / "disk"
+    write_shards(videos, tmp_path / "d", small)
+    before = files_of(tmp_path / "d")
+    disk.mkdir()
+    (disk / "thesis.docx").write_bytes(b"mine")
+    (tmp_path / "d" / "spool").symlink_to(disk)
+    (tmp_path / "d" / "dataset.json").unlink()
+    (tmp_path / "d" / "shards" / "000000.json").unlink()
+    write_shards(videos, tmp_path / "d", small, keep_spool=True)
+    assert len(list(disk.iterdir())) > 1
+    if forget:
+        forget(tmp_path / "d")
+        assert forget(tmp_path / "d") == []
+    else:
+        write_shards(videos, tmp_path / "d", small)
+    assert [path.name for path in disk.iterdir()] == ["thesis.docx"]
+    (tmp_path / "d" / "spool").unlink()
+    assert files_of(tmp_path / "d") == before
+
+
+@pytest.mark.skipif(importlib.util.find_spec("stable_retro") is None, reason="the emulator is an extra")
+def test_another_rom_is_another_origin(tmp_path):
+    game = "Airstriker-Genesis-v0"
+    own = rom_digest(game)
+    assert len(own) == 64
+    (tmp_path / game).mkdir()
+    (tmp_path / game / "rom.md").write_bytes(b"another")
+    assert rom_digest(game, tmp_path) == hashlib.sha256(b"another").hexdigest() != own
+    with pytest.raises(VideoError, match="there is no ROM of 'Other-Genesis'"):
+        rom_digest("Other-Genesis", tmp_path)

@@ -13,6 +13,7 @@ from vidbrain.sharding.manifest import Manifest, open_manifest
 from vidbrain.sharding.plan import LANDMARKS
 from vidbrain.sharding.record import DATASET
 from vidbrain.sharding.subset import KIND
+from vidbrain.storage.atomic import as_storage_error
 from vidbrain.storage.files import ObjectMissingError
 from vidbrain.storage.objects import Root, open_root
 from vidbrain.storage.roots import find_json, locate
@@ -29,8 +30,11 @@ def find_datasets(root: str | Path | Root) -> list[Path | Root]:
     place = locate(root)
     if isinstance(place, Root):
         return [place] if place.name.endswith(".json") or place.exists(DATASET) else _listed_below(place)
-    if place.is_file() or (place / DATASET).is_file():
-        return [place]
+    try:
+        if place.is_file() or (place / DATASET).is_file():
+            return [place]
+    except OSError as error:  # its name is too long
+        raise as_storage_error(error, place) from error
     below = sorted(place.iterdir()) if place.is_dir() else []
     found = [path for path in below if (path / DATASET).is_file() or (path.suffix == ".json" and _is_subset(path))]
     return _some([*found], place)
