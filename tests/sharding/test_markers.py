@@ -98,7 +98,6 @@ def test_a_sound_index_knows_more_than_a_marker(videos, config, tmp_path):
     marker = json.loads(path.read_text())
     for place in marker["segments"]:
         del place["part_crc32"]
-        place["parts"].reverse()
     path.write_text(json.dumps(marker))
     assert repair(root, videos) == [1]
     assert files_of(root) == before
