@@ -83,7 +83,7 @@ def _judged(data: bytes, kind: str, path: Path | Root) -> dict[str, Any]:
     try:
         record = check_info(json.loads(data), kind, where=path)
     except (ValueError, RecursionError) as error:
-        raise _damaged(f"not valid JSON: {error}", path) from error
+        raise _damaged(f"not valid JSON: {error}", kind, path) from error
     check_record(record, kind, path)
     return record
 
@@ -105,17 +105,16 @@ def check_record(info: dict[str, Any], kind: str, path: Path | Root) -> None:
         odd.append("codec")
     odd += [name for name in ("shards", "index_sha256") if name in info and not _is_sound(info, name)]
     if odd:
-        raise _damaged(", ".join(f"{name} is {info.get(name)!r:.60}" for name in odd), path)
+        raise _damaged(", ".join(f"{name} is {info.get(name)!r:.60}" for name in odd), kind, path)
     if kind == "shards" and not _is_named_rightly(info):
-        raise _damaged("settings, inputs and fingerprint do not belong together", path)
+        raise _damaged("settings, inputs and fingerprint do not belong together", kind, path)
 
 
-def _damaged(what: str, path: Path | Root) -> ShardError:
-    return ShardError(
-        f"the root record is damaged: {what}",
-        where=path,
-        hint=f"vidbrain verify {path.parent} --repair --source SOURCE, where that is still there",
-    )
+def _damaged(what: str, kind: str, path: Path | Root) -> ShardError:
+    hint = f"vidbrain verify {path.parent} --repair --source SOURCE, where that is still there"
+    if kind != "shards":
+        hint = "remove it, then give `vidbrain tokenize` again"
+    return ShardError(f"the root record is damaged: {what}", where=path, hint=hint)
 
 
 def _is_named_rightly(info: dict[str, Any]) -> bool:

@@ -37,11 +37,11 @@ def is_spool(folder: Path) -> bool:
 
 def clear_spool(folder: Path) -> None:
     """Remove a spool. Of a link to another disk what it leads to goes as far as it is ours, and the link stays."""
-    if not folder.is_symlink():
+    if folder.is_symlink():
+        for path in list(_ours(folder)):
+            remove(path)
+    elif folder.is_dir():  # a file of this name is somebody else's
         remove(folder)
-        return
-    for path in list(_ours(folder)):
-        remove(path)
 
 
 def _ours(folder: Path) -> Iterator[Path]:
