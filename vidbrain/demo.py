@@ -37,8 +37,8 @@ from vidbrain.features.store import open_features
 from vidbrain.progress import SILENT, Progress
 from vidbrain.report.inputs import ReportInputs
 from vidbrain.report.page import write_report
-from vidbrain.sharding.manifest import DATASET
 from vidbrain.sharding.plan import ShardConfig
+from vidbrain.sharding.record import DATASET
 from vidbrain.sharding.writer import write_shards
 from vidbrain.storage.atomic import check_writable, read_json, write_json
 from vidbrain.storage.info import read_info

@@ -124,7 +124,7 @@ def test_a_data_set_stays_readable_while_it_grows(videos, config, landmarks, tmp
 
 @pytest.mark.parametrize(
     "kills",
-    [["writer._assemble", "spool.write_json"], ["writer._assemble"] * 2, ["writer.write_index"] * 2],
+    [["writer._assemble", "spool.Spooled.write"], ["writer._assemble"] * 2, ["writer.write_index"] * 2],
 )
 def test_sizes_that_change_between_kills_leave_no_trace(videos, config, landmarks, tmp_path, monkeypatch, kills):
     """Killed, also where bytes are new and their index is not, with a larger size in between."""

@@ -205,6 +205,27 @@ def test_shards_straight_from_bk2_hold_the_frames_of_a_lossless_replay(game, con
     assert one.equals(other)
 
 
+def test_recorded_input_is_spooled_again_for_another_rom(game, config, tmp_path, monkeypatch):
+    monkeypatch.setattr("vidbrain.sharding.plan.LANDMARKS", (64, 128, 256))
+    decoded = []
+
+    def spy(recording, **options):
+        decoded.append(recording.key)
+        return recording_frames(recording, **options)
+
+    monkeypatch.setattr("vidbrain.sharding.spool.recording_frames", spy)
+    write_shards(game, tmp_path / "d", replace(config, size="64"), keep_spool=True)
+    met = set(decoded)
+    del decoded[:]
+    write_shards(game, tmp_path / "d", replace(config, size="128"), keep_spool=True)
+    assert not met & set(decoded)
+    met |= set(decoded)
+    del decoded[:]
+    monkeypatch.setattr("vidbrain.sharding.spool.rom_digest", lambda *_: "0" * 64)
+    write_shards(game, tmp_path / "d", replace(config, size="256"), keep_spool=True)
+    assert met & set(decoded)
+
+
 def test_a_replay_for_human_eyes_shows_the_same_play(game, config, tmp_path):
     """Every frame of the compressed replay is nearest to its own frame, not to a neighbour's."""
     played = tmp_path / "played"

@@ -161,9 +161,9 @@ def plan_only(folder: Path, size: str) -> None:
 
     from vidbrain.records import Recording, RunKey
     from vidbrain.sharding.index import index_rows, write_index
-    from vidbrain.sharding.manifest import DATASET, ShardFacts, record_facts
     from vidbrain.sharding.parts import PART_FRAMES
     from vidbrain.sharding.plan import Listed, ShardConfig, make_plan, parse_size
+    from vidbrain.sharding.record import DATASET, ShardFacts, record_facts
     from vidbrain.storage.info import write_info
 
     clip_frames, clip_step = MARGIN_CLIP
@@ -205,14 +205,13 @@ def plan_only(folder: Path, size: str) -> None:
             }  # fmt: skip
             yield index_rows(columns, places)
 
-    facts = [
-        ShardFacts(PART_BYTES * sum(-(-ref.n_stored // PART_FRAMES) for ref in plan.segments[begin:past]), "0" * 64)
-        for begin, past in plan.shards
-    ]
+    counts = [[-(-ref.n_stored // PART_FRAMES) for ref in plan.segments[begin:past]] for begin, past in plan.shards]
+    facts = [ShardFacts(512 + sum(1024 + n * PART_BYTES for n in shard), "0" * 64) for shard in counts]
     digest = write_index(folder, tables())
     assert digest == hashlib.sha256((folder / "index.parquet").read_bytes()).hexdigest()
     write_info(
-        folder, "shards", config={"size": size, "planned": True}, made_from={"plan": plan.fingerprint}, name=DATASET,
+        folder, "shards", config={"size": size, "planned": True}, name=DATASET,
+        made_from={"plan": plan.fingerprint, "source": "0" * 16},
         facts={
             "codec": "zstd", "height": 64, "width": 64, "margin": config.margin, "n_frames": plan.n_frames,
             "n_segments": len(plan.segments), "n_recordings": N_RECORDINGS, "skipped": {},

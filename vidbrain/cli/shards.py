@@ -60,7 +60,7 @@ def ls(root: Path | None = None, /, *, json: Flag = False) -> None:
 
 
 @app.command
-def gc(root: Path | None = None, /, *, dry_run: Flag = False, json: Flag = False) -> None:
+def gc(root: Path | None = None, /, *, work: Path | None = None, dry_run: Flag = False, json: Flag = False) -> None:
     """Remove what killed or abandoned work left in a data set, and what no shard of it is.
 
     Example: `vidbrain shards gc shards/demo/data --dry-run`
@@ -69,6 +69,8 @@ def gc(root: Path | None = None, /, *, dry_run: Flag = False, json: Flag = False
     ----------
     root
         Data set, a folder or a URL; default data/ in the data root. What an unfinished one needs to go on is kept.
+    work
+        For a data set at a URL: what `vidbrain shard` was given as --work.
     dry_run
         List, and remove nothing.
     json
@@ -77,7 +79,7 @@ def gc(root: Path | None = None, /, *, dry_run: Flag = False, json: Flag = False
     console, place = Console(json=json), locate(root or data_root() / "data")
     if isinstance(place, Root):
         console.note("parts of killed uploads cannot be listed here; a rule of the bucket removes them")
-    orphans = find_orphans(place) if dry_run else collect(place)
+    orphans = find_orphans(place, work) if dry_run else collect(place, work)
     name = "would_remove" if dry_run else "removed"
     below = f"{open_root(place)}/"
     console.print_result({"root": str(place), name: [str(orphan).removeprefix(below) for orphan in orphans]})

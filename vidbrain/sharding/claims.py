@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from vidbrain.errors import ResumeError, StorageError
-from vidbrain.sharding.manifest import DATASET, SHARDS, SPOOL
-from vidbrain.sharding.plan import Listed, Plan
+from vidbrain.sharding.manifest import SHARDS, SPOOL
+from vidbrain.sharding.plan import Listed, Plan, parse_size
+from vidbrain.sharding.record import DATASET, find_record, is_count
 from vidbrain.storage.atomic import json_bytes
 from vidbrain.storage.files import ObjectExistsError
 from vidbrain.storage.info import difference, expected_fingerprint
@@ -78,6 +79,8 @@ def check_claim(root: Root, claim: Claim, plan: Plan, plan_of: Callable[[str], P
         If the place holds, or is becoming, something that this is no continuation of; says what differs.
     StorageError
         If it holds shards without the record of their plan, or something else.
+    ShardError
+        If its root record is damaged.
     """
     found = read_claim(root)
     if found is None:
@@ -92,7 +95,7 @@ def check_claim(root: Root, claim: Claim, plan: Plan, plan_of: Callable[[str], P
             where=root,
             hint="give another output, or remove this one first",
         )
-    finished = find_json(root, DATASET)
+    finished = find_record(root)
     # In a folder, a lock says whether somebody works on the other size. At a URL nothing does.
     if not root.is_local and found.config != claim.config and (finished is None or finished["config"] != found.config):
         size = found.config["size"]
@@ -158,18 +161,28 @@ def read_claim(root: str | Path | Root) -> Claim | None:
     if record is None:
         return None
     try:
+        json_bytes(record)  # refuses numbers that are none
         claim = Claim(record["config"], record["made_from"], record["recordings"], record.get("codec_choice"))
-        names = [claim.config["codec"], claim.made_from["source"], claim.made_from["plan"]]
-        plain = all(isinstance(name, str) for name in names) and isinstance(claim.recordings, dict)
-        if plain and _is_of(claim.codec_choice, claim.config["codec"]):
-            return claim
-    except (KeyError, TypeError, ValueError):
-        pass
-    raise StorageError(
-        "the record of the plan is damaged, or of an older version",
-        where=place / PLAN,
-        hint="remove the data set, shard again",
-    )
+        whole = _is_possible(claim)
+    except (KeyError, TypeError, ValueError, AttributeError):
+        whole = False
+    if not whole:
+        raise StorageError(
+            "the record of the plan is damaged, or of an older version",
+            where=place / PLAN,
+            hint="remove the data set, shard again",
+        )
+    return claim
+
+
+def _is_possible(claim: Claim) -> bool:
+    config = claim.config
+    parse_size(config["size"])
+    names = [config["size"], config["codec"], claim.made_from["source"], claim.made_from["plan"]]
+    if not all(isinstance(name, str) for name in names) or not isinstance(config["only"], dict):
+        return False
+    counted = all(len(pair) == 2 and all(map(is_count, pair)) for pair in claim.recordings.values())
+    return counted and _is_of(claim.codec_choice, config["codec"])
 
 
 def _is_of(choice: dict[str, Any] | None, codec: str) -> bool:

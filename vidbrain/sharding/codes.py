@@ -16,15 +16,8 @@ from vidbrain.errors import ResumeError, StorageError
 from vidbrain.progress import SILENT, Progress
 from vidbrain.sharding.claims import PLAN
 from vidbrain.sharding.index import COLUMNS, PLACES, index_rows, write_index
-from vidbrain.sharding.manifest import (
-    DATASET,
-    SHARDS,
-    Manifest,
-    ShardFacts,
-    marker_path,
-    read_marker,
-    record_facts,
-)
+from vidbrain.sharding.manifest import SHARDS, Manifest, marker_path, read_marker
+from vidbrain.sharding.record import DATASET, ShardFacts, record_facts
 from vidbrain.sharding.tars import Sample, write_shard
 from vidbrain.storage.atomic import check_writable, read_json, sweep, write_json
 from vidbrain.storage.info import difference, is_done, read_info, write_info
@@ -125,7 +118,7 @@ def _index_tables(
 ) -> Iterator[pa.Table]:
     """Yield the index rows of each shard, and note what its tar is known by and how many clips it holds."""
     for shard, positions in enumerate(members):
-        marker = read_marker(root, shard)
+        marker = read_marker(root, shard, kind="codes")
         # The place of a member of codes holds its number of clips as its only part.
         n_clips = [place["parts"][0] for place in marker.segments]
         found.append((marker.facts, sum(n_clips)))

@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 
 from vidbrain.errors import StorageError
-from vidbrain.sharding.manifest import DATASET, Manifest, open_manifest
+from vidbrain.sharding.manifest import Manifest, open_manifest
 from vidbrain.sharding.plan import LANDMARKS
+from vidbrain.sharding.record import DATASET
 from vidbrain.sharding.subset import KIND
+from vidbrain.storage.atomic import as_storage_error
 from vidbrain.storage.files import ObjectMissingError
 from vidbrain.storage.objects import Root, open_root
 from vidbrain.storage.roots import find_json, locate
@@ -28,8 +30,11 @@ def find_datasets(root: str | Path | Root) -> list[Path | Root]:
     place = locate(root)
     if isinstance(place, Root):
         return [place] if place.name.endswith(".json") or place.exists(DATASET) else _listed_below(place)
-    if place.is_file() or (place / DATASET).is_file():
-        return [place]
+    try:
+        if place.is_file() or (place / DATASET).is_file():
+            return [place]
+    except OSError as error:  # its name is too long
+        raise as_storage_error(error, place) from error
     below = sorted(place.iterdir()) if place.is_dir() else []
     found = [path for path in below if (path / DATASET).is_file() or (path.suffix == ".json" and _is_subset(path))]
     return _some([*found], place)
@@ -65,7 +70,7 @@ def kind_of(root: str | Path | Root) -> str:
         return "shards"
     try:
         record = json.loads(open_root(place).get(DATASET))
-    except (ObjectMissingError, ValueError):
+    except (ObjectMissingError, ValueError, RecursionError):
         return "shards"
     return "codes" if isinstance(record, dict) and record.get("vidbrain") == "codes" else "shards"
 

@@ -56,6 +56,7 @@ PLACES = ("offset", "n_bytes", "parts", "crc32", "part_crc32")
 _PLACES_SCHEMA = pa.schema([(name, COLUMNS[name]) for name in PLACES])
 _SCHEMA = pa.schema(list(COLUMNS.items()))
 _MAY_LACK = ("fps", "onset_s", "duration_s", "part_crc32")
+_HINT = "vidbrain verify --repair, where the source is still there; else make the data set again"
 # A sum below this does not wrap around.
 _MOST = 2.0**62
 
@@ -141,7 +142,7 @@ def read_index(data: bytes, n_segments: int, *, sha256: str | None, where: objec
             f"the index holds {len(table)} segments, the root record says {n_segments}"
             + (f"; it lacks the columns {', '.join(lacking)}" if lacking else ""),
             where=where,
-            hint="run `vidbrain shard` again with the same settings",
+            hint=_HINT,
         )
     is_longer = len(table) > n_segments
     table = table.slice(0, n_segments).combine_chunks()
@@ -156,7 +157,7 @@ def read_index(data: bytes, n_segments: int, *, sha256: str | None, where: objec
         raise ShardError(
             f"the index is damaged: {fault}",
             where=where,
-            hint="vidbrain verify --repair, where the source is still there; else make the data set again",
+            hint=_HINT,
         )
     return table.to_pandas()
 

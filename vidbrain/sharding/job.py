@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Mapping
+from collections.abc import Collection, Generator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -64,19 +64,29 @@ class Job:
     def _made_from(self, plan: Plan) -> dict[str, str]:
         return {"plan": plan.fingerprint, "source": source_digest(self.source.listing)}
 
-    def estimate_bytes(self, plan: Plan, *, keep_spool: bool = False, tars_held: float = 1.0) -> int:
+    def estimate_bytes(
+        self,
+        plan: Plan,
+        *,
+        keep_spool: bool = False,
+        tars_held: float = 1.0,
+        there: Collection[int] = (),
+        n_spooled: int = 0,
+    ) -> int:
         """Bytes that writing needs at most, about, for the spool and for a share of the tars.
 
         Each takes a tenth of the raw pixels; where ``--codec auto`` measured more, that counts. A spool that is kept
-        holds what all sizes together hold.
+        holds what all sizes together hold. What is there already needs no room: tars of the shards `there`, and
+        `n_spooled` bytes of the spool.
         """
         per_frame = self.config.frame_size**2 * 3 / 10
         if self.codec_choice is not None:
             measured = {row["codec"]: row["bytes_per_frame"] for row in self.codec_choice["measured"]}
             per_frame = max(per_frame, measured[self.config.codec])
-        spooled = self.plan_of("all") if keep_spool else plan
-        n_spooled, n_stored = (int(p.segments.n_stored.sum()) for p in (spooled, plan))
-        return math.ceil((n_spooled + tars_held * n_stored) * per_frame)
+        missing = [shard for number, shard in enumerate(plan.shards) if number not in there]
+        n_tarred = sum(int(plan.segments.n_stored[first:past].sum()) for first, past in missing)
+        n_decoded = int(self.plan_of("all").segments.n_stored.sum()) if keep_spool and missing else n_tarred
+        return math.ceil(max(0.0, n_decoded * per_frame - n_spooled) + tars_held * n_tarred * per_frame)
 
 
 def job_of(

@@ -85,7 +85,7 @@ def list_source(
     if config.on_error == "error":
         refuse_all("{n} recording(s) cannot be read", [f"{key}: {what}" for key, what in faults.items()], source)
     listing = [
-        Listed(recording, got.n_frames, got.fps, found.split.get(recording.key), got.n_bytes)
+        Listed(recording, got.n_frames, got.fps, found.split.get(recording.key), got.n_bytes, got.game)
         for recording, got in zip(recordings, facts, strict=True)
         if isinstance(got, Facts) and recording.key not in faults
     ]

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple, overload
+from typing import Any, TypeGuard, overload
 
 import numpy as np
 import pandas as pd
@@ -16,22 +14,15 @@ from numpy.typing import NDArray
 
 from vidbrain.errors import ShardError, StorageError
 from vidbrain.sharding.index import INDEX, read_index
+from vidbrain.sharding.record import DATASET, ShardFacts, check_record, is_count, is_sha256
 from vidbrain.sharding.subset import content_of, read_subset, select_rows
+from vidbrain.storage.atomic import as_storage_error
 from vidbrain.storage.info import read_info
 from vidbrain.storage.objects import Root
 from vidbrain.storage.roots import locate, read_bytes
 
-DATASET = "dataset.json"
 SHARDS = "shards"
 SPOOL = "spool"
-_SHA256 = re.compile("[0-9a-f]{64}")
-
-
-class ShardFacts(NamedTuple):
-    """What a tar is known by."""
-
-    n_bytes: int
-    sha256: str
 
 
 @overload
@@ -92,15 +83,24 @@ class Marker:
         return (json.dumps(vars(self), separators=(",", ":")) + "\n").encode()
 
 
-def read_marker(root: str | Path | Root, shard: int) -> Marker:
+def read_marker(root: str | Path | Root, shard: int, *, kind: str = "shards") -> Marker:
     """Read a shard's commit marker.
+
+    Parameters
+    ----------
+    root
+        Data set.
+    shard
+        Number of the shard.
+    kind
+        ``"shards"`` or ``"codes"``, whose markers keep the number of clips as the only part.
 
     Raises
     ------
     ObjectMissingError
         If there is none.
     DamagedMarkerError
-        If it is damaged.
+        If it is damaged, or says what cannot be.
     StorageError
         If it cannot be read.
     """
@@ -108,13 +108,35 @@ def read_marker(root: str | Path | Root, shard: int) -> Marker:
     try:
         record = json.loads(read_bytes(path))
         marker = Marker(shard, *(record[name] for name in ("n_bytes", "sha256", "keys", "segments")))
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise DamagedMarkerError("its marker is damaged", where=path) from None
-    lists = isinstance(marker.keys, list) and isinstance(marker.segments, list)
-    places = lists and all(isinstance(place, dict) for place in marker.segments)
-    if not (places and type(marker.n_bytes) is int and isinstance(marker.sha256, str)):
+    if not _is_possible(marker, kind):
         raise DamagedMarkerError("its marker is damaged", where=path)
     return marker
+
+
+def _is_possible(marker: Marker, kind: str) -> bool:
+    """Whether a marker can be one: an index is written from its numbers, and is read by them."""
+    lists = isinstance(marker.keys, list) and isinstance(marker.segments, list)
+    if not (lists and is_count(marker.n_bytes) and is_sha256(marker.sha256)):
+        return False
+    named = len(marker.keys) == len(marker.segments) and all(isinstance(key, str) for key in marker.keys)
+    return named and all(_is_place(place, marker.n_bytes, kind) for place in marker.segments)
+
+
+def _is_place(place: object, n_held: int, kind: str) -> bool:
+    if not isinstance(place, dict) or not all(is_count(place.get(name)) for name in ("offset", "n_bytes", "crc32")):
+        return False
+    parts, sums = place.get("parts"), place.get("part_crc32")
+    if not _are_counts(parts) or place["offset"] + place["n_bytes"] > n_held:
+        return False
+    fits = len(parts) == 1 if kind == "codes" else sum(parts) == place["n_bytes"]
+    # Markers of earlier versions have no checksums of parts.
+    return fits and ("part_crc32" not in place or (_are_counts(sums) and len(sums) == len(parts)))
+
+
+def _are_counts(values: object) -> TypeGuard[list[int]]:
+    return isinstance(values, list) and len(values) > 0 and all(map(is_count, values))
 
 
 @dataclass(frozen=True)
@@ -169,7 +191,7 @@ class Manifest:
         """
         held = self.info.get("shards")
         if held is None:
-            return read_marker(self.root, shard).facts
+            return read_marker(self.root, shard, kind=self.info["vidbrain"]).facts
         return ShardFacts(held["n_bytes"][shard], held["sha256"][shard])
 
     @cached_property
@@ -226,19 +248,44 @@ def open_manifest(root: str | Path | Root, *, kind: str = "shards") -> Manifest:
     if _names_subset(place):
         return _open_subset(place, kind)
     info = read_info(place, kind, name=DATASET)
-    _check_record(info, kind, place / DATASET)
+    check_record(info, kind, place / DATASET)
     index = place / INDEX
     segments = read_index(read_bytes(index), info["n_segments"], sha256=info.get("index_sha256"), where=index)
-    excess = int(segments["n_frames"].sum()) - int(info["n_frames"])
-    if excess > 0:
-        segments.loc[segments.index[-1], "n_frames"] -= excess
+    excess = _check_fit(segments, info, index)
+    segments.loc[segments.index[-1], "n_frames"] -= excess
     return Manifest(place, info, segments)
+
+
+def _check_fit(segments: pd.DataFrame, info: dict[str, Any], index: Path | Root) -> int:
+    """Refuse rows that the root record does not describe; return the frames of the last one that are not taken."""
+    excess = int(segments["n_frames"].sum()) - int(info["n_frames"])
+    shards = segments["shard"].to_numpy()
+    fault = None
+    if not 0 <= excess < int(segments["n_frames"].iloc[-1]):
+        fault = f"it holds {int(segments['n_frames'].sum()):,} frames, the root record says {info['n_frames']:,}"
+    elif (shards >= info["n_shards"]).any():
+        fault = f"it names shard {shards.max()}, the root record says {info['n_shards']}"
+    elif "shards" in info:
+        held = np.array(info["shards"]["n_bytes"], np.float64)[shards]
+        # In floating point: absurd numbers must not wrap around.
+        if (segments["offset"].astype(float).to_numpy() + segments["n_bytes"].to_numpy() > held).any():
+            fault = "a segment beyond the end of its tar"
+    if fault:
+        raise ShardError(
+            f"the index does not fit the root record: {fault}",
+            where=index,
+            hint="vidbrain verify --repair, where the source is still there; else make the data set again",
+        )
+    return excess
 
 
 def _names_subset(place: Path | Root) -> bool:
     if isinstance(place, Root):
         return place.name.endswith(".json")
-    return place.is_file() and place.name != DATASET
+    try:
+        return place.is_file() and place.name != DATASET
+    except OSError as error:  # its name is too long
+        raise as_storage_error(error, place) from error
 
 
 def _open_subset(path: Path | Root, kind: str) -> Manifest:
@@ -247,6 +294,8 @@ def _open_subset(path: Path | Root, kind: str) -> Manifest:
         raise StorageError(
             f"a subset names frames, not {kind}", where=path, hint=f"tokenize it first: vidbrain tokenize {path}"
         )
+    if _names_subset(named.data):
+        raise ShardError("the subset names a subset, not a data set", where=path, hint="make it of the data set itself")
     whole = open_manifest(named.data)
     rows = select_rows(whole.segments, named.only, named.n_frames, path)
     if content_of(rows) != named.content:
@@ -258,47 +307,3 @@ def _open_subset(path: Path | Root, kind: str) -> Manifest:
         )
     counts = {"n_frames": named.n_frames, "n_segments": len(rows), "n_recordings": int(rows["recording"].nunique())}
     return Manifest(whole.root, {**whole.info, **counts}, rows, named.fingerprint)
-
-
-def _check_record(info: dict[str, Any], kind: str, path: Path | Root) -> None:
-    """Refuse a root record whose numbers are none: they size what is allocated and read."""
-    names = ["n_segments", "n_frames", *(("height", "width", "margin") if kind == "shards" else ())]
-    odd = [name for name in names if type(info.get(name)) is not int or info[name] < (name != "margin")]
-    odd += [name for name in ("shards", "index_sha256") if name in info and not _is_sound(info, name)]
-    if odd or not isinstance(info.get("config"), dict) or not isinstance(info.get("fingerprint"), str):
-        what = ", ".join(f"{name} is {info.get(name)!r:.60}" for name in odd)
-        what = what or "its settings or fingerprint are missing"
-        raise ShardError(f"the root record is damaged: {what}", where=path, hint="make the data set again")
-
-
-def _is_sound(info: dict[str, Any], name: str) -> bool:
-    if name == "index_sha256":
-        return _is_sha256(info[name])
-    held = info[name]
-    if not isinstance(held, dict) or not all(isinstance(held.get(part), list) for part in ("n_bytes", "sha256")):
-        return False
-    counts, sums = held["n_bytes"], held["sha256"]
-    sized = len(counts) == len(sums) == info.get("n_shards")
-    return sized and all(type(count) is int and count >= 0 for count in counts) and all(map(_is_sha256, sums))
-
-
-def _is_sha256(value: object) -> bool:
-    return isinstance(value, str) and _SHA256.fullmatch(value) is not None
-
-
-def record_facts(index_sha256: str, shards: Sequence[ShardFacts]) -> dict[str, Any]:
-    """Give what the root record says of index and shards, so that a reader need not ask their markers.
-
-    Parameters
-    ----------
-    index_sha256
-        Of ``index.parquet``.
-    shards
-        Of each tar, in their order.
-    """
-    return {
-        "n_shards": len(shards),
-        "n_bytes": sum(facts.n_bytes for facts in shards),
-        "index_sha256": index_sha256,
-        "shards": {"n_bytes": [facts.n_bytes for facts in shards], "sha256": [facts.sha256 for facts in shards]},
-    }

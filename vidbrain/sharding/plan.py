@@ -103,6 +103,8 @@ class Listed:
         The source's own split, or None.
     n_bytes
         Length of the file that the frames come from.
+    game
+        Of recorded input: the game that is replayed; else None.
     """
 
     recording: Recording
@@ -110,6 +112,7 @@ class Listed:
     fps: float = math.nan
     split: str | None = None
     n_bytes: int = 0
+    game: str | None = None
 
     @property
     def duration_s(self) -> float:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from vidbrain.cluster import Client
 from vidbrain.config import from_mapping
@@ -12,14 +12,13 @@ from vidbrain.errors import ConfigError, ShardError, StorageError
 from vidbrain.progress import SILENT, Progress
 from vidbrain.sharding.claims import check_claim, read_claim
 from vidbrain.sharding.filters import Filter
-from vidbrain.sharding.job import Job, job_of
-from vidbrain.sharding.manifest import DATASET, shard_path
-from vidbrain.sharding.plan import Plan, ShardConfig
-from vidbrain.sharding.target import Target, target_of
-from vidbrain.sharding.verify import verify
+from vidbrain.sharding.job import job_of
+from vidbrain.sharding.manifest import SPOOL, open_manifest, shard_path
+from vidbrain.sharding.plan import ShardConfig
+from vidbrain.sharding.record import drop_damaged_record
+from vidbrain.sharding.target import target_of
+from vidbrain.sharding.verify import Damage, verify
 from vidbrain.sharding.writer import execute
-from vidbrain.storage.files import ObjectMissingError
-from vidbrain.storage.info import check_info
 from vidbrain.storage.objects import Root
 
 
@@ -53,6 +52,8 @@ def repair(
     ------
     ResumeError
         If the source has changed since, or is another.
+    ShardError
+        If it gives other bytes than those that were there.
     StorageError
         If there is no plan to rebuild by, or another process writes there.
     """
@@ -71,37 +72,51 @@ def repair(
     job = job_of(source, target.root, config, only=only, integration=integration, client=client)
     plan = job.plan_of(config.size)
     with target.alone():
-        _drop_damaged_record(target.root)
+        record = drop_damaged_record(target.root)
         check_claim(target.root, job.claim(), plan, job.plan_of)
-        rebuilt = target.missing(plan)
-        _rebuild(job, plan, target, rebuilt, client, progress)
-        # First what can be seen without reading: it makes index and record whole, which `verify` stands on.
-        damaged = sorted({damage.shard for damage in verify(target.root, client=client, progress=progress)})
-        if damaged:
-            _rebuild(job, plan, target, damaged, client, progress)
-            left = [damage for damage in verify(target.root, client=client) if damage.shard in damaged]
-            if left:
+        keep_spool = record is not None and (target.work / SPOOL).is_dir()  # of finished data sets some keep theirs
+        wrong = set(target.missing(plan))
+        # Where record and index are sound they know more than a marker does: an index that is written again from the
+        # markers would agree with whatever they say.
+        described = _is_described(target.root, record, job.outcome(plan).fingerprint)
+        if described:
+            wrong |= _damaged(verify(target.root, client=client, progress=progress))
+        rebuilt: set[int] = set()
+        while True:
+            again = {shard: _sum_of(record, shard) for shard in sorted(wrong)}
+            execute(job, plan, target, client, progress, keep_spool=keep_spool, again=again)
+            rebuilt |= wrong
+            if described and not wrong:
+                return []
+            left = verify(target.root, client=client, progress=progress)
+            twice = [damage for damage in left if damage.shard in rebuilt]
+            if twice:
                 raise ShardError(
-                    f"shard {left[0].shard} is damaged again after it was rebuilt: {left[0].what}",
-                    where=shard_path(target.root, left[0].shard),
+                    f"shard {twice[0].shard} is damaged again after it was rebuilt: {twice[0].what}",
+                    where=shard_path(target.root, twice[0].shard),
                     likely="the disk or the memory of this machine is faulty",
                 )
-    return sorted({*rebuilt, *damaged})
+            wrong = _damaged(left)
+            if not wrong:
+                return sorted(rebuilt)
 
 
-def _drop_damaged_record(root: Root) -> None:
-    """Remove a root record that says nothing: it is written again, from the plan's record."""
+def _damaged(found: Sequence[Damage]) -> set[int]:
+    return {damage.shard for damage in found}
+
+
+def _is_described(root: Root, record: dict[str, Any] | None, fingerprint: str) -> bool:
+    """Whether record and index are sound and of this plan."""
+    if record is None or "index_sha256" not in record or record["fingerprint"] != fingerprint:
+        return False
     try:
-        data = root.get(DATASET)
-    except ObjectMissingError:
-        return
-    try:
-        check_info(json.loads(data), "shards", where=root / DATASET)
-    except (ValueError, StorageError):
-        root.delete(DATASET)
+        open_manifest(root)
+    except (ShardError, StorageError):  # what is damaged is written again; a store that is silent fails there too
+        return False
+    return True
 
 
-def _rebuild(job: Job, plan: Plan, target: Target, shards: Sequence[int], client: Client, progress: Progress) -> None:
-    for shard in shards:
-        target.discard(shard)
-    execute(job, plan, target, client, progress)
+def _sum_of(record: dict[str, Any] | None, shard: int) -> str | None:
+    """SHA-256 of a tar as the root record says it, or None where it does not."""
+    sums = record["shards"]["sha256"] if record is not None and "shards" in record else []
+    return str(sums[shard]) if shard < len(sums) else None

@@ -3,41 +3,40 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
+import functools
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from vidbrain.cluster import Client
 from vidbrain.errors import ShardError, VideoError
 from vidbrain.progress import SILENT, Progress
+from vidbrain.records import SegmentRef
 from vidbrain.sharding.codecs import get_codec
 from vidbrain.sharding.job import Job
 from vidbrain.sharding.listing import miscounted
 from vidbrain.sharding.plan import Listed, ShardConfig
 from vidbrain.sharding.segments import Segments, by_recording
+from vidbrain.sharding.spooled import Place, Spooled, origin_of, read_spooled, spool_path
 from vidbrain.sharding.tars import Sample
-from vidbrain.storage.atomic import read_json, remove, replacing, write_json
+from vidbrain.storage.atomic import as_storage_error, remove, replacing
+from vidbrain.video.emulator import rom_digest
 from vidbrain.video.screens import recording_frames
 
 
 @dataclass(frozen=True)
-class _Spooled:
-    """Work for one recording: decode it once, encode its segments into one spool file.
-
-    `needed` are the keys that it is done for, at least those of the tars to come.
-    """
+class _Work:
+    """Work for one recording: decode it once, encode its segments into one spool file."""
 
     listed: Listed
     segments: Segments
-    needed: frozenset[str]
     config: ShardConfig
     spool: str
     integration: str | None
+    rom: str | None
 
 
 def spool_recordings(
@@ -84,42 +83,38 @@ def spool_recordings(
     return failed
 
 
-def _work(job: Job, needed: Segments, spool: Path, whole: bool) -> list[_Spooled]:
+def _work(job: Job, needed: Segments, spool: Path, whole: bool) -> list[_Work]:
     """For each recording that holds something needed its segments, in the order in which decoding meets them."""
     listed = {item.recording.key: item for item in job.source.listing}
     wanted = by_recording(needed)
     taken = by_recording(job.plan_of("all").segments) if whole else wanted
+    games = {listed[name].game for name in wanted}
+    roms = {game: None if game is None else rom_digest(game, job.integration) for game in games}
     return [
-        _Spooled(
-            listed[name],
-            taken[name],
-            frozenset(segment.key for segment in wanted[name]),
-            job.config,
-            str(spool),
-            job.integration,
-        )
+        _Work(listed[name], taken[name], job.config, str(spool), job.integration, roms[listed[name].game])
         for name in wanted
     ]
 
 
-def _is_spooled(work: _Spooled) -> bool:
-    path = _spool_path(work.spool, work.listed.recording.key, "json")
-    return path.is_file() and work.needed <= read_json(path).keys()
+def _is_spooled(work: _Work) -> bool:
+    recording = work.listed.recording
+    record, data = (spool_path(work.spool, recording.key, suffix) for suffix in ("json", "bin"))
+    found = read_spooled(record)
+    if found is None or not found.holds(work.segments):
+        return False
+    if not data.is_file() or data.stat().st_size != found.n_bytes:
+        return False
+    return found.origin == origin_of(recording, work.config, work.rom)
 
 
-def _spool_path(spool: str | Path, recording: str, suffix: str) -> Path:
-    # A key may be longer than a file name may be.
-    return Path(spool) / f"{hashlib.sha256(recording.encode()).hexdigest()[:24]}.{suffix}"
-
-
-def _spool_or_say(work: _Spooled) -> int | str:
+def _spool_or_say(work: _Work) -> int | str:
     try:
         return _spool_one(work)
     except (VideoError, ShardError) as error:
         return error.message
 
 
-def _spool_one(work: _Spooled) -> int:
+def _spool_one(work: _Work) -> int:
     """Decode one recording in order and append its encoded segments to its spool file; return its bytes.
 
     It is decoded to its end even where the last segments are not asked for: what is wrong with it is then found at
@@ -127,9 +122,10 @@ def _spool_one(work: _Spooled) -> int:
     """
     codec, size = get_codec(work.config.codec), work.config.frame_size
     recording = work.listed.recording
-    index: dict[str, Any] = {}
-    spool, where = (_spool_path(work.spool, recording.key, suffix) for suffix in ("bin", "json"))
-    remove(where)  # an index never stands beside bytes that it does not describe
+    places: dict[str, Place] = {}
+    spool, where = (spool_path(work.spool, recording.key, suffix) for suffix in ("bin", "json"))
+    remove(where)  # a record never stands beside bytes that it does not describe
+    origin = origin_of(recording, work.config, work.rom)
     blocks = recording_frames(recording, size=(size, size), fit=work.config.fit, integration=work.integration)
     with replacing(spool) as part, part.open("wb") as out, contextlib.closing(blocks):
         waiting, held, first = list(work.segments), np.empty((0, size, size, 3), np.uint8), 0
@@ -140,34 +136,56 @@ def _spool_one(work: _Spooled) -> int:
                 segment = waiting.pop(0)
                 at = segment.start_frame - first
                 parts = codec.encode(held[at : at + segment.n_stored])
-                index[segment.key] = {"offset": out.tell(), "parts": [len(p) for p in parts]}
+                crc32 = functools.reduce(lambda crc, part: zlib.crc32(part, crc), parts, 0)
+                places[segment.key] = Place(segment.n_stored, out.tell(), [len(part) for part in parts], crc32)
                 out.writelines(parts)
             keep_from = waiting[0].start_frame if waiting else n_seen
             if keep_from > first:
                 held, first = held[keep_from - first :], max(first, min(keep_from, first + len(held)))
         if n_seen != work.listed.n_frames or waiting:
             raise miscounted(work.listed, n_seen)
-    write_json(where, index)
-    return spool.stat().st_size
+    n_bytes = spool.stat().st_size
+    Spooled(origin, n_bytes, places).write(where)
+    return n_bytes
 
 
 def spooled_samples(segments: Segments, spool: Path, config: ShardConfig) -> Iterator[Sample]:
-    """Yield segments from the spool as the samples of a tar."""
+    """Yield segments from the spool as the samples of a tar.
+
+    Raises
+    ------
+    ShardError
+        If the spool does not hold the bytes that were written; what it says of the recording is then removed.
+    """
     extension = get_codec(config.codec).extension
-
-    @cache
-    def index_of(recording: str) -> dict[str, Any]:
-        return dict(read_json(_spool_path(spool, recording, "json")))
-
+    record_of = functools.cache(lambda recording: read_spooled(spool_path(spool, recording, "json")))
     for segment in segments:
-        place = index_of(segment.recording)[segment.key]
-        with _spool_path(spool, segment.recording, "bin").open("rb") as handle:
-            handle.seek(place["offset"])
-            data = handle.read(sum(place["parts"]))
+        place, data = _bytes_of(segment, record_of(segment.recording), spool)
         facts = {
             "shape": [segment.n_stored, config.frame_size, config.frame_size, 3],
             "recording": segment.recording,
             "start_frame": segment.start_frame,
             "n_frames": segment.n_frames,
         }
-        yield segment.key, extension, data, place["parts"], facts
+        yield segment.key, extension, data, place.parts, facts
+
+
+def _bytes_of(segment: SegmentRef, record: Spooled | None, spool: Path) -> tuple[Place, bytes]:
+    place = record.segments.get(segment.key) if record else None
+    path = spool_path(spool, segment.recording, "bin")
+    if place is not None and path.is_file():
+        try:
+            with path.open("rb") as handle:
+                handle.seek(place.offset)
+                data = handle.read(place.n_bytes)
+        except OSError as error:
+            raise as_storage_error(error, path) from error
+        if len(data) == place.n_bytes and zlib.crc32(data) == place.crc32:
+            return place, data
+    remove(spool_path(spool, segment.recording, "json"))
+    raise ShardError(
+        f"what was spooled of {segment.recording} is damaged",
+        where=path,
+        likely="the disk is faulty, or the file was changed since",
+        hint="give the command again: the recording is decoded anew",
+    )

@@ -19,9 +19,11 @@ from pathlib import Path
 from vidbrain.errors import ConfigError, ResumeError, StorageError
 from vidbrain.sharding.claims import PLAN, SKIPPED, Claim, read_claim, write_claim, write_skipped
 from vidbrain.sharding.index import INDEX
-from vidbrain.sharding.manifest import SHARDS, SPOOL, DamagedMarkerError, Marker, ShardFacts, read_marker
+from vidbrain.sharding.manifest import SHARDS, SPOOL, DamagedMarkerError, Marker, read_marker
 from vidbrain.sharding.plan import Plan
-from vidbrain.storage.atomic import remove, sweep
+from vidbrain.sharding.record import ShardFacts
+from vidbrain.sharding.spooled import clear_spool, is_spool
+from vidbrain.storage.atomic import as_storage_error, remove, sweep
 from vidbrain.storage.files import Found, ObjectMissingError
 from vidbrain.storage.locks import LOCK, locked
 from vidbrain.storage.objects import N_THREADS, Root, open_root
@@ -68,18 +70,31 @@ class Target:
         if self.is_remote:
             remove(self.work / SHARDS)
             if not self._worked_for(claim):
-                remove(self.work / SPOOL)
-                remove(self.work / PLAN)
+                self.forget()
                 write_claim(open_root(self.work), claim)
         for folder in (self.work, self.work / SHARDS, self.work / SPOOL):
-            folder.mkdir(parents=True, exist_ok=True)
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+            except FileExistsError:
+                raise StorageError(
+                    "a file, or a link that leads nowhere, stands where a folder belongs",
+                    where=folder,
+                    hint="move it away, then give the command again",
+                ) from None
+            except OSError as error:
+                raise as_storage_error(error, folder) from error
             sweep(folder)
+
+    def forget(self) -> None:
+        """Remove what is spooled in a work folder, and the record that says of which plan."""
+        clear_spool(self.work / SPOOL)
+        remove(self.work / PLAN)
 
     def is_worked_on(self) -> bool:
         """Whether something is left that `tidy` removes, or was when a process was killed."""
         if self.is_remote:
             return self.work.is_dir() or self.root.exists(SKIPPED)
-        return (self.work / SPOOL).is_dir() or (self.work / LOCK).exists()
+        return is_spool(self.work / SPOOL) or (self.work / LOCK).exists()
 
     def tidy(self, *, keep_spool: bool = False) -> None:
         """Remove what only unfinished work needs. The caller holds the work folder's lock.
@@ -92,7 +107,7 @@ class Target:
         write_skipped(self.root, {})
         if keep_spool:
             return
-        remove(self.work / SPOOL)
+        clear_spool(self.work / SPOOL)
         if self.is_remote:
             for path in self.work.iterdir():
                 if path.name != LOCK:
@@ -134,6 +149,12 @@ class Target:
         """Remove a shard, first its marker."""
         for suffix in ("json", "tar"):
             self.root.delete(f"{SHARDS}/{shard:06d}.{suffix}")
+
+    def begun(self) -> set[int]:
+        """Numbers of the shards whose tar and marker are there, whatever these hold."""
+        names = {found.key for found in self.root.list(SHARDS)}
+        tars = (name.removesuffix(".tar") for name in names if name.endswith(".tar"))
+        return {int(Path(tar).name) for tar in tars if f"{tar}.json" in names and Path(tar).name.isdecimal()}
 
     def missing(self, plan: Plan) -> list[int]:
         """Numbers of the shards of a plan that are not there, as far as markers and lengths say."""

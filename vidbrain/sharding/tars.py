@@ -13,6 +13,7 @@ from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from vidbrain.errors import ShardError
 from vidbrain.sharding.manifest import Marker, marker_path, shard_path
 from vidbrain.storage.atomic import remove, replacing, write_bytes
 from vidbrain.storage.roots import safe_name
@@ -21,7 +22,7 @@ Sample = tuple[str, str, bytes, list[int], dict[str, Any]]
 """Key, extension of the data member, data, lengths of its parts, facts for the member ``key.json``."""
 
 
-def write_shard(root: Path, shard: int, samples: Iterable[Sample]) -> Marker:
+def write_shard(root: Path, shard: int, samples: Iterable[Sample], *, sha256: str | None = None) -> Marker:
     """Write one tar, then its commit marker, and return that.
 
     Parameters
@@ -33,9 +34,15 @@ def write_shard(root: Path, shard: int, samples: Iterable[Sample]) -> Marker:
     samples
         Iterable of ``(key, extension, data, parts, facts)``: two members each, ``key.extension`` with the data and
         ``key.json`` with the facts that a foreign reader needs.
+    sha256
+        That the tar must have, where it is made again; what is there stays if it has another.
+
+    Raises
+    ------
+    ShardError
+        If it has another.
     """
     path = shard_path(root, shard)
-    remove(marker_path(root, shard))  # a marker never stands beside a tar that it does not describe
     places: list[dict[str, Any]] = []
     keys: list[str] = []
     with replacing(path) as part:
@@ -60,6 +67,14 @@ def write_shard(root: Path, shard: int, samples: Iterable[Sample]) -> Marker:
                         }
                     )
         n_bytes, digest = hashed.n_bytes, hashed.sha256.hexdigest()
+        if sha256 not in (None, digest):
+            raise ShardError(
+                f"shard {shard} made again has other bytes than the root record says",
+                where=path,
+                likely="a recording has changed since, or another version made the data set",
+                hint="give `vidbrain shard` another output",
+            )
+        remove(marker_path(root, shard))  # a marker never stands beside a tar that it does not describe
     marker = Marker(shard, n_bytes, digest, keys, places)
     write_bytes(marker_path(root, shard), marker.to_bytes())
     return marker

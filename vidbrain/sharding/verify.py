@@ -104,7 +104,7 @@ def _verify_one(work: _Work) -> list[Damage]:
 
 
 def _verify_tar(work: _Work, tar: Path) -> list[Damage]:
-    marker = read_marker(work.root, work.shard)
+    marker = read_marker(work.root, work.shard, kind="codes" if work.codec is None else "shards")
     with tar.open("rb") as handle:
         digest = hashlib.file_digest(handle, "sha256").hexdigest()
         n_bytes = handle.tell()

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -21,30 +22,36 @@ import pyarrow as pa
 
 from vidbrain.cluster import Client
 from vidbrain.progress import SILENT, Progress
-from vidbrain.sharding.claims import check_claim, write_claim, write_skipped
+from vidbrain.sharding.claims import check_claim, read_claim, write_claim, write_skipped
 from vidbrain.sharding.filters import Filter
 from vidbrain.sharding.index import index_rows, write_index
 from vidbrain.sharding.job import Job, job_of
-from vidbrain.sharding.manifest import DATASET, SPOOL, Marker, ShardFacts, read_marker, record_facts
+from vidbrain.sharding.manifest import SPOOL, Marker, read_marker
 from vidbrain.sharding.plan import Listed, Plan, ShardConfig
+from vidbrain.sharding.record import DATASET, ShardFacts, find_record, record_facts
 from vidbrain.sharding.segments import Segments
 from vidbrain.sharding.spool import spool_recordings, spooled_samples
+from vidbrain.sharding.spooled import is_spool
 from vidbrain.sharding.target import Target, target_of
 from vidbrain.sharding.tars import write_shard
 from vidbrain.storage.atomic import check_writable
-from vidbrain.storage.info import read_info, write_info
+from vidbrain.storage.info import write_info
 from vidbrain.storage.objects import N_THREADS, Root
-from vidbrain.storage.roots import find_json
 
 
 @dataclass(frozen=True)
 class _Tarred:
-    """Work for one shard: copy its segments from the spool into a tar, and send it where it belongs."""
+    """Work for one shard: copy its segments from the spool into a tar, and send it where it belongs.
+
+    If it is made `again`, it takes the place of what is there, and must have the checksum `sha256` where that is known.
+    """
 
     shard: int
     segments: Segments
     target: Target
     config: ShardConfig
+    again: bool
+    sha256: str | None
 
 
 def write_shards(
@@ -101,13 +108,14 @@ def write_shards(
     for note in job.source.notes:
         progress.note(note)
     plan = job.plan_of(config.size)
-    if find_json(target.root, DATASET) is not None:
-        record = read_info(target.root, "shards", name=DATASET)
-        if record["fingerprint"] == job.outcome(plan).fingerprint:
-            if target.is_worked_on():  # killed just after the root record
-                with target.alone():
-                    target.tidy(keep_spool=keep_spool)
-            return record
+    record = find_record(target.root)
+    if record is not None and record["fingerprint"] == job.outcome(plan).fingerprint:
+        if target.is_worked_on():  # killed just after the root record
+            with target.alone():
+                target.tidy(keep_spool=keep_spool)
+        if keep_spool and not is_spool(target.work / SPOOL):
+            progress.note("nothing is spooled: the data set is finished with this size; a larger one spools")
+        return record
     if target.is_remote:
         progress.note(f"work folder: {target.work}")
     with target.alone() as alone:
@@ -116,14 +124,20 @@ def write_shards(
         claim = job.claim()
         check_claim(target.root, claim, plan, job.plan_of)
         check_writable(target.work, _work_bytes(job, plan, target, client, keep_spool))
+        if target.is_remote and read_claim(target.root) is None:
+            target.forget()  # what is spooled here is of a data set that was there before, and is gone
         write_claim(target.root, claim)
         return execute(job, plan, target, client, progress, keep_spool=keep_spool)
 
 
 def _work_bytes(job: Job, plan: Plan, target: Target, client: Client, keep_spool: bool) -> int:
-    """Bytes that the work folder needs: the spool, and of the tars all, or as many as are on their way to a URL."""
-    held = min(1.0, max(1, client.n_workers) / len(plan.shards)) if target.is_remote else 1.0
-    return job.estimate_bytes(plan, keep_spool=keep_spool, tars_held=held)
+    """Bytes that the work folder still needs: the spool, and of the tars all, or as many as go to a URL at once."""
+    there = target.begun()
+    n_missing = max(1, len(plan.shards) - len(there))
+    held = min(1.0, max(1, client.n_workers) / n_missing) if target.is_remote else 1.0
+    spool = target.work / SPOOL
+    n_spooled = sum(path.stat().st_size for path in spool.iterdir()) if spool.is_dir() else 0
+    return job.estimate_bytes(plan, keep_spool=keep_spool, tars_held=held, there=there, n_spooled=n_spooled)
 
 
 def execute(
@@ -134,19 +148,32 @@ def execute(
     progress: Progress = SILENT,
     *,
     keep_spool: bool = False,
+    again: Mapping[int, str | None] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """Write what is missing of a plan, the index and the root record. The caller holds the work folder's lock.
 
-    `keep_spool` is as in `write_shards`.
+    Parameters
+    ----------
+    job, plan, target, client, progress
+        What is to be made, where and by whom.
+    keep_spool
+        As in `write_shards`.
+    again
+        Shards that are made again though something is there, with the SHA-256 that each must have, if that is known.
 
     Returns
     -------
     dict
         The root record.
+
+    Raises
+    ------
+    ShardError
+        If a shard that is made again has another checksum than it must have.
     """
     claim = job.claim()
     target.begin(claim)
-    missing = target.missing(plan)
+    missing = sorted({*target.missing(plan), *again})
     spool = functools.partial(
         spool_recordings, spool=target.work / SPOOL, client=client, progress=progress, whole=keep_spool
     )
@@ -155,8 +182,12 @@ def execute(
         write_skipped(target.root, job.skipped)
         progress.note(f"{len(failed)} recording(s) cannot be read; the next segments take their place")
         plan = job.plan_of(job.config.size)
-        missing = target.missing(plan)
-    _assemble(plan, missing, job.config, target, client, progress)
+        missing = sorted({*target.missing(plan), *(shard for shard in again if shard < len(plan.shards))})
+    todo = [
+        _Tarred(shard, _segments_of(plan, [shard]), target, job.config, shard in again, again.get(shard))
+        for shard in missing
+    ]
+    _assemble(todo, len(plan.shards), client, progress)
     shards: list[ShardFacts] = []
     index_sha256 = write_index(target.work, _index_tables(job, plan, target.root, shards))
     if target.is_remote:
@@ -191,12 +222,9 @@ def _segments_of(plan: Plan, shards: Sequence[int]) -> Segments:
     return plan.segments.take(np.concatenate([np.arange(0), *positions]))
 
 
-def _assemble(
-    plan: Plan, shards: Sequence[int], config: ShardConfig, target: Target, client: Client, progress: Progress
-) -> None:
+def _assemble(todo: Sequence[_Tarred], n_shards: int, client: Client, progress: Progress) -> None:
     """Write tars, and where the data set lies at a URL send them."""
-    todo = [_Tarred(shard, _segments_of(plan, [shard]), target, config) for shard in shards]
-    progress.start("write", len(plan.shards), "shards", done=len(plan.shards) - len(todo))
+    progress.start("write", n_shards, "shards", done=n_shards - len(todo))
     for _ in client.run(_tar_one, todo):
         progress.advance(1)
     progress.finish()
@@ -204,8 +232,10 @@ def _assemble(
 
 def _tar_one(item: _Tarred) -> None:
     samples = spooled_samples(item.segments, item.target.work / SPOOL, item.config)
-    marker = write_shard(item.target.work, item.shard, samples)
+    marker = write_shard(item.target.work, item.shard, samples, sha256=item.sha256)
     if item.target.is_remote:
+        if item.again:
+            item.target.discard(item.shard)
         item.target.send_shard(marker)
 
 

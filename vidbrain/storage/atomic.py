@@ -170,6 +170,8 @@ def as_storage_error(error: OSError, path: str | Path) -> StorageError:
         errno.EPERM: ("no permission", "check who owns the folder, or give another folder"),
         errno.EROFS: ("the disk is read-only", "give another folder"),
         errno.ENOENT: ("there is no such file or folder", "check the path"),
+        errno.EISDIR: ("a folder stands where a file belongs", "move it away and give the same command again"),
+        errno.ENAMETOOLONG: ("a name is too long for this disk", "give a shorter one"),
         errno.ENOTDIR: ("a part of the path is a file, not a folder", "check the path"),
     }
     what, hint = hints.get(error.errno or 0, (f"the system says: {error.strerror or error}", None))

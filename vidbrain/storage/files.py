@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 from collections.abc import Iterator
@@ -118,8 +117,11 @@ class Files:
 
     def delete(self, key: str) -> None:
         """Remove a file if it is there."""
-        with contextlib.suppress(FileNotFoundError):
-            (self.folder / key).unlink()
+        path = self.folder / key
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            raise as_storage_error(error, path) from error
 
 
 def _etag(found: os.stat_result) -> str:

@@ -142,7 +142,7 @@ def _remote_record(root: Root, kind: str, name: str) -> Any:  # noqa: ANN401 -- 
             where=root / name,
             hint=f"check the URL, or make it with {_maker(kind)} and copy it there with `vidbrain push`",
         ) from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise StorageError(f"not valid JSON: {error}", where=root / name) from error
 
 

@@ -58,7 +58,7 @@ def find_json(root: Root, name: str) -> Any:  # noqa: ANN401 -- any JSON value
         return json.loads(root.get(name))
     except ObjectMissingError:
         return None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise StorageError(f"not valid JSON: {error}", where=root / name) from error
 
 

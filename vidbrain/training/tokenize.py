@@ -21,7 +21,8 @@ from vidbrain.progress import SILENT, Progress
 from vidbrain.records import ClipSpec
 from vidbrain.sharding.claims import PLAN
 from vidbrain.sharding.codes import write_codes
-from vidbrain.sharding.manifest import DATASET, open_manifest
+from vidbrain.sharding.manifest import open_manifest
+from vidbrain.sharding.record import DATASET
 from vidbrain.storage.atomic import read_json
 from vidbrain.storage.info import read_info
 from vidbrain.storage.urls import is_url

@@ -8,6 +8,7 @@ state that the movie starts from). The console is deterministic: the same state 
 
 from __future__ import annotations
 
+import hashlib
 import re
 import zipfile
 import zlib
@@ -135,6 +136,46 @@ def _retro() -> Any:  # noqa: ANN401 -- an untyped module
     return stable_retro
 
 
+def _integrations(retro: Any, integration: str | Path | None) -> Any:  # noqa: ANN401 -- an untyped module
+    """Where games are looked for: the user's own folder, or what ships with stable-retro."""
+    kinds = retro.data.Integrations
+    if integration is None:
+        return kinds.STABLE
+    folder = Path(integration).absolute()
+    if not folder.is_dir():
+        raise VideoError("there is no such integration folder", where=folder)
+    kinds.clear_custom_paths()
+    kinds.add_custom_path(str(folder))
+    return kinds.CUSTOM_ONLY
+
+
+def _romless(game: str, integration: str | Path | None) -> VideoError:
+    return VideoError(
+        f"there is no ROM of {game!r}",
+        where=integration,
+        likely="ROMs are not free to share: only Airstriker-Genesis-v0 ships with stable-retro",
+        hint="give the folder with your own ROM and its data.json: --integration DIR",
+    )
+
+
+def rom_digest(game: str, integration: str | Path | None = None) -> str:
+    """SHA-256 of the ROM that an `Emulator` with these arguments plays.
+
+    Raises
+    ------
+    MissingExtraError
+        If stable-retro is not installed.
+    VideoError
+        If there is no such ROM.
+    """
+    retro = _retro()
+    try:
+        path = retro.data.get_romfile_path(game, _integrations(retro, integration))
+        return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    except FileNotFoundError as error:
+        raise _romless(game, integration) from error
+
+
 class Emulator:
     """One console with one game in it. A process can hold only one at a time: use it in a ``with`` block.
 
@@ -167,15 +208,7 @@ class Emulator:
 
     def __init__(self, game: str, *, integration: str | Path | None = None, empty: bool = False) -> None:
         retro = _retro()
-        kinds = retro.data.Integrations
-        kind = kinds.STABLE
-        if integration is not None:
-            folder = Path(integration).absolute()
-            if not folder.is_dir():
-                raise VideoError("there is no such integration folder", where=folder)
-            kinds.clear_custom_paths()
-            kinds.add_custom_path(str(folder))
-            kind = kinds.CUSTOM_ONLY
+        kind = _integrations(retro, integration)
         if not re.fullmatch(r"[\w.\-]+", game):  # it becomes a folder name
             raise VideoError(f"{game!r} cannot be the name of a game")
         try:
@@ -187,12 +220,7 @@ class Emulator:
                 render_mode="rgb_array",  # the default opens a window
             ).unwrapped
         except FileNotFoundError as error:
-            raise VideoError(
-                f"there is no ROM of {game!r}",
-                where=integration,
-                likely="ROMs are not free to share: only Airstriker-Genesis-v0 ships with stable-retro",
-                hint="give the folder with your own ROM and its data.json: --integration DIR",
-            ) from error
+            raise _romless(game, integration) from error
         except (AssertionError, RuntimeError, ValueError, TypeError) as error:
             raise VideoError(f"the emulator refuses {game!r}: {error}", where=integration) from error
         self._retro = retro
