@@ -1,7 +1,7 @@
 """Record six million real frames of two games and shard them: the figures of sharding at scale.
 
 Usage: python tools/shard_6m.py WORK [--frames 6M] [--stages play source shard verify direct project]
-                                [--workers 2] [--json docs/benchmarks/shard-6m.json]
+                                [--codec auto] [--workers 2] [--json docs/benchmarks/shard-6m.json]
 
 WORK/source is one BIDS tree of four subjects: Airstriker (flat graphics, `.bk2`, three quarters of the frames) and
 Freedoom (textured, video, one quarter). WORK/data grows through 10k, 100k, 1M to all that is asked for, with the spool
@@ -189,7 +189,7 @@ def play(figures: Figures, source: Path, n_frames: int, workers: int) -> None:
         figures.measure(f"play {config.task}", command, json.loads)
 
 
-def list_source(figures: Figures, source: Path, workers: int) -> None:
+def list_source(figures: Figures, source: Path, codec: str, workers: int) -> None:
     """Find, count and plan everything, and write nothing."""
 
     def facts(text: str) -> dict[str, Any]:
@@ -197,8 +197,8 @@ def list_source(figures: Figures, source: Path, workers: int) -> None:
         counts = {f"n_{name}": said[name] for name in ("frames", "recordings", "segments", "shards")}
         return {**counts, "codec": said["codec"], "source": files_below(source)}
 
-    command = vidbrain("shard", source, "--out", source.parent / "none", *SHARDING, "--workers", workers)
-    figures.measure("source", [*command, "--dry-run", "--json"], facts)
+    command = vidbrain("shard", source, "--out", source.parent / "none", *SHARDING, "--codec", codec)
+    figures.measure("source", [*command, "--workers", str(workers), "--dry-run", "--json"], facts)
 
 
 def sizes_to(n_frames: int) -> list[int]:
@@ -206,7 +206,7 @@ def sizes_to(n_frames: int) -> list[int]:
     return [*(size for size in LANDMARKS[:3] if size < n_frames), n_frames]
 
 
-def shard(figures: Figures, source: Path, root: Path, n_frames: int, workers: int) -> None:
+def shard(figures: Figures, source: Path, root: Path, n_frames: int, codec: str, workers: int) -> None:
     """Let one data set grow through the sizes."""
     before = 0
     for size in sizes_to(n_frames):
@@ -230,14 +230,15 @@ def shard(figures: Figures, source: Path, root: Path, n_frames: int, workers: in
                 "codec_choice": read_json(root / "dataset.json").get("codec_choice", {}).get("measured"),
             }
 
-        command = shard_command(source, root, size, workers)
+        command = shard_command(source, root, size, codec, workers)
         figures.measure(f"shard {size}", command if size == n_frames else [*command, "--keep-spool"], facts)
         before = size
     figures.keep("shares", shares(root))
 
 
-def shard_command(source: Path, root: Path, size: int, workers: int) -> list[str]:
-    return [*vidbrain("shard", source, "--out", root, "--size", size, *SHARDING, "--workers", workers), "--json"]
+def shard_command(source: Path, root: Path, size: int, codec: str, workers: int) -> list[str]:
+    command = vidbrain("shard", source, "--out", root, "--size", size, *SHARDING, "--codec", codec)
+    return [*command, "--workers", str(workers), "--json"]
 
 
 def shares(root: Path, prefix: int = LANDMARKS[0]) -> dict[str, Any]:
@@ -263,7 +264,7 @@ def verify(figures: Figures, root: Path, workers: int) -> None:
     figures.measure("verify", command, lambda text: {"n_frames": n_frames, "damaged": json.loads(text)["damaged"]})
 
 
-def direct(figures: Figures, source: Path, grown: Path, root: Path, size: int, workers: int) -> None:
+def direct(figures: Figures, source: Path, grown: Path, root: Path, size: int, codec: str, workers: int) -> None:
     """Shard one size at once, and compare its tars with those of the data set that grew."""
 
     def facts(_: str) -> dict[str, Any]:
@@ -271,7 +272,7 @@ def direct(figures: Figures, source: Path, grown: Path, root: Path, size: int, w
         pairs = [[read_json(marker_path(r, number))["sha256"] for r in (root, grown)] for number in range(n_shards)]
         return {"n_frames": size, "shards_compared": n_shards, "shards_equal": sum(a == b for a, b in pairs)}
 
-    figures.measure("direct", shard_command(source, root, size, workers), facts)
+    figures.measure("direct", shard_command(source, root, size, codec, workers), facts)
 
 
 def project(figures: Figures) -> None:
@@ -328,6 +329,7 @@ def report(figures: Figures, work: Path, options: argparse.Namespace) -> dict[st
         "question": "what do recording and sharding take, from 10k to six million frames?",
         "command": "python tools/shard_6m.py WORK",
         "frames": parse_size(options.frames),
+        "codec": options.codec,
         "workers": options.workers,
         "machine": {"cores": os.cpu_count(), "platform": platform.platform(), "python": platform.python_version()},
         "largest_process_bytes": max(s.get("peak_rss_bytes", 0) for s in figures.stages.values()),
@@ -340,6 +342,7 @@ def main() -> None:
     parser.add_argument("work", type=Path)
     parser.add_argument("--frames", default="6M", help="all frames, at least 50k; a smaller number tries the tool")
     parser.add_argument("--direct", default="10k", help="the size that is also sharded at once, to compare its bytes")
+    parser.add_argument("--codec", default="auto", help="of the data set, as `vidbrain shard` takes it")
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--json", type=Path)
@@ -353,10 +356,10 @@ def main() -> None:
     size = min(parse_size(options.direct) or n_frames, n_frames)
     steps: dict[str, Callable[[], None]] = {
         "play": lambda: play(figures, source, n_frames, options.workers),
-        "source": lambda: list_source(figures, source, options.workers),
-        "shard": lambda: shard(figures, source, root, n_frames, options.workers),
+        "source": lambda: list_source(figures, source, options.codec, options.workers),
+        "shard": lambda: shard(figures, source, root, n_frames, options.codec, options.workers),
         "verify": lambda: verify(figures, root, options.workers),
-        "direct": lambda: direct(figures, source, root, work / "direct", size, options.workers),
+        "direct": lambda: direct(figures, source, root, work / "direct", size, options.codec, options.workers),
         "project": lambda: project(figures),
     }
     for name in STAGES:
