@@ -144,7 +144,7 @@ def test_what_cannot_be_sent_is_an_error_and_the_same_command_goes_on(
     remote, videos, config, expected, spoilt, kind, monkeypatch
 ):
     """The answer is lost every time, or there is none: never a data set that is marked whole and is not."""
-    monkeypatch.setattr("vidbrain.sharding.target.open_root", lambda url: replace(open_root(url), deadline_s=0.3))
+    monkeypatch.setattr("vidbrain.sharding.target.open_root", lambda url: replace(open_root(url), deadline_s=1.0))
     remote.proxy.inject(Fault(kind, method="PUT", path=spoilt, times=None))
     with pytest.raises(StorageError, match=r"busy|breaks"):
         write_shards(videos, remote.url, config)
