@@ -103,7 +103,7 @@ def ingest(
     source, out = Path(source), Path(out)
     mask_path = None if mask is None else Path(mask)
 
-    runs, series, tr_s, tree = _checked(source, config, mask_path, None if events is None else Path(events))
+    runs, series, tr_s, tree = _checked(source, out, config, mask_path, None if events is None else Path(events))
     grey = _grey_images(source, runs) if config.voxels == "grey" else []
 
     settings = to_mapping(config)
@@ -241,10 +241,10 @@ def _remove_other_runs(rows: Sequence[IngestRow]) -> None:
 
 
 def _checked(
-    source: Path, config: IngestConfig, mask: Path | None, events: Path | None
+    source: Path, out: Path, config: IngestConfig, mask: Path | None, events: Path | None
 ) -> tuple[list[RunFiles], list[Series], float, Path | None]:
     """Everything that headers and tables can show: runs, their headers, the repetition time, the raw tree."""
-    runs = find_series(source, space=config.space, subject=config.subject, desc=config.clean.desc)
+    runs = find_series(source, space=config.space, subject=config.subject, desc=config.clean.desc, without=out)
     refuse_missing(runs, need_mask=mask is None, need_confounds=bool(config.clean.components))
     series = [open_series(files) for files in runs]
     refuse_other_grids(series)

@@ -285,6 +285,16 @@ def test_plain_arrays_are_read(tmp_path, form, monkeypatch):
     explains_itself(tmp_path / "b")
 
 
+def test_a_store_inside_the_folder_of_its_arrays_is_no_source(tmp_path):
+    np.save(tmp_path / "sub-01_task-x_run-1.npy", np.random.default_rng(6).standard_normal((30, 7)))
+    for settings in (unchanged(tr_s=2.0), unchanged(tr_s=2.0)):  # the same call again finds its own store
+        ingest(tmp_path, tmp_path / "b", settings)
+    assert list(open_bold(tmp_path / "b").runs) == ["sub-01_task-x_run-1"]
+    shutil.rmtree(tmp_path / "b" / "sub-01_task-x_run-1.zarr")
+    ingest(tmp_path, tmp_path / "b", unchanged(tr_s=2.0))
+    assert open_bold(tmp_path / "b").read("sub-01_task-x_run-1").shape == (30, 7)
+
+
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [

@@ -26,7 +26,12 @@ _EXTRACTED = "_timeseries"
 
 
 def find_series(
-    source: str | Path, *, space: str | None = None, subject: str | None = None, desc: str = PREPROCESSED
+    source: str | Path,
+    *,
+    space: str | None = None,
+    subject: str | None = None,
+    desc: str = PREPROCESSED,
+    without: Path | None = None,
 ) -> list[RunFiles]:
     """Find every run, whatever its form.
 
@@ -39,6 +44,8 @@ def find_series(
         ``.npz`` and ``.zarr`` named by run (``sub-01_task-shinobi_run-1.npy``).
     space, subject, desc
         As in `vidbrain.bold.bids.find_runs`.
+    without
+        A folder whose arrays are no source: that of the store that is being made, which may lie inside.
 
     Returns
     -------
@@ -61,7 +68,8 @@ def find_series(
     elif source.is_dir():
         arrays = sorted(path for path in source.rglob("sub-*") if path.suffix in ENDS and PART not in path.name)
         inside = [path for path in arrays if any(parent.suffix == ".zarr" for parent in path.parents)]
-        arrays = [path for path in arrays if path not in inside]
+        own = None if without is None else without.absolute()
+        arrays = [path for path in arrays if path not in inside and own not in path.absolute().parents]
     else:
         arrays = []
     images = (path for end in ("_bold.nii*", ".func.gii", "tseries.nii") for path in source.rglob(f"sub-*{end}"))
