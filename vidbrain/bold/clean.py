@@ -47,7 +47,7 @@ class CleanConfig:
     """Which of fMRIPrep's confounds are regressed out, by nilearn's names: `simple` is 24 motion terms, white matter
     and CSF; `scrubbing` adds the derivatives and squares of those two and leaves out volumes that moved; `compcor` is
     motion and the anatomical components; `ica_aroma` takes the series that AROMA has cleaned, and white matter and CSF.
-    `-gsr` adds the global signal."""
+    `-gsr`, of simple and scrubbing, adds the global signal."""
     high_pass: Literal["cosines", "butterworth", "none"] = "cosines"
     """How slow drift goes: fMRIPrep's cosine columns, or a Butterworth filter; never both."""
     high_pass_s: float = 128.0

@@ -108,8 +108,8 @@ def ingest(
     ----------
     derivatives
         Folder that fMRIPrep (or `vidbrain bold simulate`) wrote: volumes, GIFTI surfaces or CIFTI, one space of them;
-        or HDF5 time series (`sub-*_timeseries.h5`), or .npy, .npz and .zarr arrays named by run; default
-        game/derivatives/simulated-fmriprep in the data root.
+        or HDF5 time series (`sub-*_timeseries.h5`), or .npy, .npz and .zarr arrays named by run; or a raw BIDS tree
+        (with --mask); or one such file. Default game/derivatives/simulated-fmriprep in the data root.
     out
         Folder of the store; default `bold` in the data root.
     mask
