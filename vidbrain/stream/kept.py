@@ -8,7 +8,6 @@ memory that is new to a process costs about as much as the frames that are decod
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -16,7 +15,6 @@ from numpy.typing import NDArray
 
 from vidbrain.sharding.manifest import Manifest
 from vidbrain.sharding.parts import PART_FRAMES
-from vidbrain.stream.buffers import fresh_pages
 from vidbrain.stream.clips import ClipTable
 
 FEWEST_USES = 2
@@ -27,7 +25,8 @@ class KeptSegment:
     """A segment's frames (n_stored, H, W, 3) uint8, and which of its parts are decoded already."""
 
     def __init__(self, n_frames: int, size: tuple[int, ...]) -> None:
-        self.frames = fresh_pages(n_frames * math.prod(size)).reshape(n_frames, *size)
+        # Huge pages were tried here: no more clips a second with two threads, and a later first batch.
+        self.frames = np.empty((n_frames, *size), np.uint8)
         self.is_decoded = bytearray(-(-n_frames // PART_FRAMES))
 
 
