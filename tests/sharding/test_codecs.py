@@ -83,6 +83,29 @@ def test_a_part_needs_no_other_and_gives_only_what_is_wanted(footage, encoded, n
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_parts_side_by_side_are_what_they_are_one_by_one(footage, encoded, name):
+    codec, parts, (_, height, width, _) = CODECS[name], encoded[name, "toy"], footage["toy"].shape
+    counts = [codec.count_frames(part, height, width) for part in parts]
+    chosen = [2, 0, 1, len(parts) - 1, 0]
+    n_frames = [counts[i] for i in chosen]
+    out = np.full((sum(n_frames), height, width, 3), 7, np.uint8)
+    codec.decode_run([memoryview(parts[i]) for i in chosen], n_frames, out)
+    np.testing.assert_array_equal(out, np.concatenate([codec.decode_part(parts[i], height, width) for i in chosen]))
+    for wrong in ([16, 16, 15, *n_frames[3:]], [*n_frames[:-1], 15]):
+        with pytest.raises(ShardError):
+            codec.decode_run([parts[i] for i in chosen], wrong, out[: sum(wrong)])
+    with pytest.raises(ShardError):
+        codec.decode_run([parts[0], parts[1][: len(parts[1]) // 2], parts[2]], [16] * 3, out[:48])
+
+
+def test_a_zstd_part_that_unpacks_to_more_than_it_says_does_not_push_others_out(footage, encoded):
+    parts, (_, height, width, _) = encoded["zstd", "toy"], footage["toy"].shape
+    out = np.empty((48, height, width, 3), np.uint8)
+    with pytest.raises(ShardError, match="parts are damaged"):
+        CODECS["zstd"].decode_run([parts[0] + parts[1], parts[1], parts[2]], [16] * 3, out)
+
+
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("size", [(1, 1), (2, 3), (5, 7), (8, 8), (9, 17), (31, 64), (72, 24)])
 @pytest.mark.parametrize("n_frames", [1, 15, 16, 17])
 def test_any_size_and_number_of_frames(name, size, n_frames):

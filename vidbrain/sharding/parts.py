@@ -7,7 +7,7 @@ plain file of the codec's format.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import ClassVar
 
 import numpy as np
@@ -93,6 +93,30 @@ class Codec(ABC):
         ShardError
             If the part is damaged, or does not hold these frames at this size.
         """
+
+    def decode_run(self, parts: Sequence[bytes | memoryview], n_frames: Sequence[int], out: Frames) -> None:
+        """Decode whole parts into adjoining memory.
+
+        Parameters
+        ----------
+        parts
+            One after the other.
+        n_frames
+            What each of them holds.
+        out : (sum of n_frames, H, W, 3) uint8, C order
+            Where their frames are written.
+
+        Raises
+        ------
+        ShardError
+            If one is damaged, or holds another number of frames; `out` then holds anything.
+        """
+        at = 0
+        for part, n in zip(parts, n_frames, strict=True):
+            found = self.decode_into(part, out[at : at + n], range(n))
+            if found != n:
+                raise ShardError(f"a part holds {found} frames, not {n}")
+            at += n
 
     def decode_part(self, data: bytes | memoryview, height: int, width: int) -> Frames:
         """Decode a whole part to frames (n, H, W, 3).

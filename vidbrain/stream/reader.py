@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -118,7 +118,7 @@ class SegmentReader:
         for reads in planned:
             blocks = self._shards.read(reads.spans, n_clips)
             n_clips = 0
-            for read in reads.parts:
+            for read in reads.parts if is_shared else self._read_runs(reads.parts, blocks, out):
                 part = memoryview(blocks[read.span])[read.begin : read.past]
                 try:
                     self._decode(part, read, out, is_shared=is_shared)
@@ -126,6 +126,32 @@ class SegmentReader:
                     self._decode_again(reads.spans[read.span], read, out, error, is_shared=is_shared)
         if n_clips:  # nothing was wanted of them, but they are over
             self._shards.read([], n_clips)
+
+    def _read_runs(self, parts: Sequence[PartRead], blocks: Sequence[bytes], out: Batch) -> Iterable[PartRead]:
+        """Decode together what is wanted whole and side by side, as in batches of disjoint clips; give the rest."""
+        if not (isinstance(out, np.ndarray) and out.flags.c_contiguous):
+            return parts
+        whole: dict[int, PartRead] = {}
+        rest: list[PartRead] = []
+        for read in parts:
+            use = read.uses[0]
+            if len(read.uses) == 1 and use.keep == range(read.n_frames):
+                whole[use.clip * out.shape[1] + use.first] = read
+            else:
+                rest.append(read)
+        frames = out.reshape(-1, *self._size)
+        for place, run in _adjoining(whole):
+            data = [memoryview(blocks[read.span])[read.begin : read.past] for read in run]
+            n_frames = [read.n_frames for read in run]
+            is_sound = all(read.crc32 in (UNKNOWN, zlib.crc32(part)) for read, part in zip(run, data, strict=True))
+            if len(run) > 1 and is_sound:
+                try:
+                    self._codec.decode_run(data, n_frames, frames[place : place + sum(n_frames)])
+                except ShardError:
+                    is_sound = False
+            if len(run) == 1 or not is_sound:
+                rest += run  # one by one: which of them is damaged is found, read again and named
+        return rest
 
     def _read_kept(
         self,
@@ -227,3 +253,18 @@ class SegmentReader:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _adjoining(reads: Mapping[int, PartRead]) -> Iterator[tuple[int, list[PartRead]]]:
+    """Group reads by the frame at which they are wanted: each group fills a stretch without a gap."""
+    run: list[PartRead] = []
+    first = past = -1
+    for place, read in sorted(reads.items()):
+        if place != past and run:
+            yield first, run
+            run = []
+        first = first if run else place
+        run.append(read)
+        past = place + read.n_frames
+    if run:
+        yield first, run
