@@ -73,6 +73,8 @@ def test_a_replay_shows_exactly_what_was_on_the_screen(world):
 def test_without_the_first_step_skip_the_replay_is_another_game(world, tmp_path):
     first = next(r for r in find_recordings(world.root) if r.skip_first_step)
     facts = replay(first.movie, tmp_path, ReplayConfig(first_skip="never"))
+    # What it wrote has a description as BIDS wants it, no subjects, and is a source itself.
+    assert [r.key for r in find_recordings(tmp_path)] == [first.key]
     wrong = np.concatenate(list(read_frames(tmp_path / f"{first.key}.mp4", size=(56, 80))))
     right = np.concatenate(list(read_frames(first.video, size=(56, 80))))
     assert facts["n_frames"] == len(wrong) == len(right) + 1

@@ -115,8 +115,9 @@ def survey(source: str | Path, *, video_root: str | Path | None = None, first_sk
     source = Path(source)
     if source.is_dir():
         replays = Path(video_root) if video_root is not None else source / REPLAY
-        if (source / "dataset_description.json").is_file() or any(source.glob("sub-*/")):
+        if any(source.glob("sub-*/")):
             return _survey_bids(source, replays, first_skip)
+        # Replayed videos of a plain folder have a BIDS description beside them, and no subjects.
         return _survey_files(_walk(source), source, replays)
     if not source.exists() and not source.is_symlink():
         raise VideoError(
