@@ -18,7 +18,7 @@ from vidbrain.errors import ShardError, StorageError
 from vidbrain.storage.atomic import replacing
 
 INDEX = "index.parquet"
-ROW_GROUP = 1 << 16
+ROW_GROUP = 1 << 13
 # A dot would end a WebDataset key, a separator would leave the folder.
 _NAME = r"^[^./\\\x00-\x1f]+$"
 
