@@ -3,7 +3,9 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 SPEC := pyproject.toml constraints.txt
-INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt --editable
+# Byte code by all cores, where pip uses one. Some packages bring files for other versions of Python, which nothing imports.
+COMPILE := $(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true
 
 BENCH := .venv-bench
 
@@ -46,8 +48,10 @@ $(BIN)/python:
 # What `make test` installs is enough for `make demo` too.
 $(VENV)/.ready: $(BIN)/python $(SPEC)
 	$(INSTALL) '.[retro]'
+	$(COMPILE)
 	touch $@
 
 $(VENV)/.ready-test: $(BIN)/python $(SPEC)
 	$(INSTALL) '.[retro,doom,test]'
+	$(COMPILE)
 	touch $(VENV)/.ready $@
