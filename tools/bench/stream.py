@@ -5,6 +5,9 @@ webdataset, litdata and MosaicML streaming store each clip, raw and packed by zs
 worker processes; of each the fastest is compared. All read every clip twice, shuffled, in batches of 64: epoch 1 fills
 their caches, epoch 2 finds them. A sum over one pixel of every clip shows that all of them gave the same frames.
 
+Memory that nobody used lately costs a virtual machine whose host takes free pages back some ten times what it costs
+another machine, as much as all that a loader does. So each process writes to enough memory first, and gives it back.
+
 The decode floor is what unpacking takes, alone, of the parts that each clip touches: from memory, by as many threads,
 into one buffer that is used again ("unpacked"), and into memory that is as large as the batches in flight ("written").
 Frames that vidbrain keeps between clips are not unpacked again, so its share of the floor may be above one; it is
@@ -18,6 +21,7 @@ import argparse
 import importlib.util
 import itertools
 import json
+import mmap
 import os
 import platform
 import resource
@@ -45,6 +49,8 @@ PEERS = ("webdataset", "litdata", "mosaicml")
 CASES = {"overlapping": 4, "disjoint": 16}
 FRAMES = {"overlapping": "32000", "disjoint": "240000"}
 """Of the data set's prefix; peers store up to 49 kB of a frame in overlapping clips, 12 kB in disjoint ones."""
+TOUCHED_BYTES = 2 << 30
+"""More than any loader here asks for between its start and its end, page cache apart."""
 BUCKET = "bench"
 IMPORTS = {
     "vidbrain": ["vidbrain.stream.loader"], "webdataset": ["webdataset", "torch", "zstandard"],
@@ -171,6 +177,7 @@ def read(task: dict) -> dict:
         partial("streaming")
     for name in IMPORTS[task["peer"]]:
         importlib.import_module(name)
+    touch_memory()
     began = time.perf_counter()
     epochs, result = (open_vidbrain if task["peer"] == "vidbrain" else open_peer)(task), {"epochs": []}
     for epoch in range(2):
@@ -188,6 +195,15 @@ def read(task: dict) -> dict:
     # Some unpack whole shards beside or in the place of what they fetched.
     held = [path for path in (task["cache"], task.get("folder")) if path]
     return {**result, "peak_rss_bytes": 1024 * max(usage), "disk_bytes": sum(map(size_of, held))}
+
+
+def touch_memory() -> None:
+    """Write to memory and give it back, so that its pages are there when a loader asks for them."""
+    pages = mmap.mmap(-1, TOUCHED_BYTES, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        pages.madvise(mmap.MADV_HUGEPAGE)
+    np.frombuffer(pages, np.uint8)[:: mmap.PAGESIZE] = 1
+    pages.close()
 
 
 def size_of(folder: str | Path) -> int:

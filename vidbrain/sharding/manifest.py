@@ -258,17 +258,18 @@ def open_manifest(root: str | Path | Root, *, kind: str = "shards") -> Manifest:
 
 def _check_fit(segments: pd.DataFrame, info: dict[str, Any], index: Path | Root) -> int:
     """Refuse rows that the root record does not describe; return the frames of the last one that are not taken."""
-    excess = int(segments["n_frames"].sum()) - int(info["n_frames"])
-    shards = segments["shard"].to_numpy()
+    n_frames, shards = segments["n_frames"].to_numpy(), segments["shard"].to_numpy()
+    held_frames = int(n_frames.sum())
+    excess = held_frames - int(info["n_frames"])
     fault = None
-    if not 0 <= excess < int(segments["n_frames"].iloc[-1]):
-        fault = f"it holds {int(segments['n_frames'].sum()):,} frames, the root record says {info['n_frames']:,}"
+    if not 0 <= excess < int(n_frames[-1]):
+        fault = f"it holds {held_frames:,} frames, the root record says {info['n_frames']:,}"
     elif (shards >= info["n_shards"]).any():
         fault = f"it names shard {shards.max()}, the root record says {info['n_shards']}"
     elif "shards" in info:
         held = np.array(info["shards"]["n_bytes"], np.float64)[shards]
         # In floating point: absurd numbers must not wrap around.
-        if (segments["offset"].astype(float).to_numpy() + segments["n_bytes"].to_numpy() > held).any():
+        if (segments["offset"].to_numpy(np.float64) + segments["n_bytes"].to_numpy() > held).any():
             fault = "a segment beyond the end of its tar"
     if fault:
         raise ShardError(

@@ -95,7 +95,7 @@ def select_rows(segments: pd.DataFrame, only: Filter, n_frames: int | None, wher
 
 def content_of(rows: pd.DataFrame) -> str:
     """Digest of the segments of an index: names, frames and checksums."""
-    hashed = hashlib.sha256("\x1f".join(rows["key"]).encode())
+    hashed = hashlib.sha256("\x1f".join(rows["key"].tolist()).encode())
     for name in ("n_frames", "n_stored", "n_bytes", "crc32"):
         hashed.update(rows[name].to_numpy("<i8").tobytes())
     return hashed.hexdigest()[:32]

@@ -170,7 +170,7 @@ def clip_rng(seed: int, epoch: int, clip: int) -> np.random.Generator:
 
 def clip_columns(segments: pd.DataFrame) -> dict[str, NDArray[Any]]:
     """Text columns of a manifest's segments, as arrays that rows are gathered from."""
-    return {name: segments[name].fillna("").to_numpy(str) for name in _COLUMNS}
+    return {name: segments[name].to_numpy(str, na_value="") for name in _COLUMNS}
 
 
 def clip_meta(

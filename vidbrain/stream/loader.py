@@ -115,7 +115,6 @@ class Loader(IterableDataset[AnyBatch]):
         self._quarantine = Quarantine(source, tail=tail, most=most) if on_bad_clip == "substitute" else None
         first = self.order(0)
         self.n_clips, self._n_batches, self._n_streams = first.n_clips, first.n_batches, first.n_streams
-        self._order_bytes = first.held_bytes
         if self._n_batches == 0:
             raise ShardError(f"{self.n_clips} clips do not fill a batch of {batch_size}", hint="use smaller batches")
         self._position, self._meter = Position(self._n_batches), Meter()
@@ -141,7 +140,7 @@ class Loader(IterableDataset[AnyBatch]):
         pinned = n_threads if self._device is not None and self._device.type == "cuda" else 0
         batches = (n_batches + pinned) * share * self._source.clip_bytes
         reading = n_threads * self._source.reading_bytes(share)
-        return batches + reading + self._order_bytes + self._source.held_bytes
+        return batches + reading + self.order(0).held_bytes + self._source.held_bytes
 
     @property
     def epoch(self) -> int:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -103,10 +104,17 @@ class EpochOrder:
             raise ConfigError(f"{self.n_streams} streams do not divide a batch of {batch_size}", where="n_streams")
         self.n_clips = int(clips_per_shard.sum())
         self.n_batches = self.n_clips // batch_size if tail == "drop" else -(-self.n_clips // batch_size)
-        edges = np.concatenate([[0], np.cumsum(clips_per_shard, dtype=np.int64)])
-        self._streams = [
-            _Stream(edges, low, high, f"{seed}/{epoch}", -(-window // self.n_streams))
-            for low, high in (stream_bounds(self.n_clips, self.n_streams, c) for c in range(self.n_streams))
+        self._clips_per_shard, self._key = clips_per_shard, f"{seed}/{epoch}"
+        self._window = -(-window // self.n_streams)
+
+    @cached_property
+    def _streams(self) -> list[_Stream]:
+        """Made when the first of them is needed: who asks how many batches there are does not wait for them."""
+        edges = np.concatenate([[0], np.cumsum(self._clips_per_shard, dtype=np.int64)])
+        keys = {what: _key(self._key, what) for what in ("clips", "shards")}
+        return [
+            _Stream(edges, *stream_bounds(self.n_clips, self.n_streams, c), keys, self._window)
+            for c in range(self.n_streams)
         ]
 
     def batch(self, number: int, world: World = ALONE) -> NDArray[np.int64]:
@@ -184,18 +192,20 @@ def stream_bounds(n_clips: int, n_streams: int, stream: int) -> tuple[int, int]:
 class _Stream:
     """The order of the clips [low, high), a chunk at a time."""
 
-    def __init__(self, edges: NDArray[np.int64], low: int, high: int, key: str, window: int) -> None:
+    def __init__(self, edges: NDArray[np.int64], low: int, high: int, keys: dict[str, np.uint64], window: int) -> None:
         self.size, self._first, self._shuffled = high - low, low, window > 0
         self._at, self._number = 0, -1
         self._held: NDArray[np.integer[Any]] = np.empty(0, np.uint32)
         if not (self._shuffled and self.size):
             return
-        self._key = _key(key, "clips")
-        inside = edges[np.searchsorted(edges, low, "right") : np.searchsorted(edges, high, "left")]
-        # A window that holds the stream makes one shard of it.
-        bounds = np.array([low, high]) if window >= self.size else np.unique(np.concatenate([[low], inside, [high]]))
-        shuffled = np.argsort(_hashes(bounds[:-1], _key(key, "shards")), kind="stable")
-        self._starts, self._lengths = bounds[:-1][shuffled], np.diff(bounds)[shuffled]
+        self._key = keys["clips"]
+        if window >= self.size:  # which makes one shard of the stream
+            self._starts, self._lengths = np.array([low]), np.array([self.size])
+        else:
+            inside = edges[np.searchsorted(edges, low, "right") : np.searchsorted(edges, high, "left")]
+            bounds = np.unique(np.concatenate([[low], inside, [high]]))
+            shuffled = np.argsort(_hashes(bounds[:-1], keys["shards"]), kind="stable")
+            self._starts, self._lengths = bounds[:-1][shuffled], np.diff(bounds)[shuffled]
         self._before = np.concatenate([[0], np.cumsum(self._lengths)])
         reach = np.maximum(self._lengths, window)
         # Both ascend: neighbours' middles are further apart than their reaches differ.
@@ -261,10 +271,13 @@ class _Stream:
 
     def _places(self, a: int, b: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """Clips of the a-th to b-th shard in shuffled order, and the places that they draw."""
-        lengths = self._lengths[a:b]
-        begun = np.cumsum(lengths) - lengths
-        clips = np.arange(int(lengths.sum())) + np.repeat(self._starts[a:b] - begun, lengths)
-        low, high = np.repeat(self._low[a:b], lengths), np.repeat(self._high[a:b], lengths)
+        starts, lengths, low, high = (each[a:b] for each in (self._starts, self._lengths, self._low, self._high))
+        if b - a == 1:
+            clips = np.arange(int(starts[0]), int(starts[0] + lengths[0]))
+        else:
+            begun = np.cumsum(lengths) - lengths
+            clips = np.arange(int(lengths.sum())) + np.repeat(starts - begun, lengths)
+            low, high = np.repeat(low, lengths), np.repeat(high, lengths)
         drawn = (_hashes(clips, self._key) >> np.uint64(11)) * 2.0**-53
         # Never the upper end itself, to which the sum may be rounded: whole shards are counted by it.
         return clips, np.minimum(low + drawn * (high - low), np.nextafter(high, low))
@@ -277,8 +290,8 @@ def _key(*parts: object) -> np.uint64:
 
 def _hashes(numbers: NDArray[np.int64], key: np.uint64) -> NDArray[np.uint64]:
     """SplitMix64 (Steele, Lea and Flood 2014), at each number: 64 bits that depend on key and number alone."""
-    with np.errstate(over="ignore"):
-        z = key + (numbers.astype(np.uint64) + np.uint64(1)) * _GOLDEN
-        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    # Arrays wrap around without a warning; numbers would warn.
+    z = key + (numbers.astype(np.uint64) + np.uint64(1)) * _GOLDEN
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return np.asarray(z ^ (z >> np.uint64(31)), np.uint64)

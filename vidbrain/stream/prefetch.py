@@ -21,6 +21,8 @@ STALL = 0.02
 """Share of time spent waiting below which the consumer is the slower one."""
 TRIAL_S = 0.25
 """Shortest time over which a rate is measured."""
+HEAD_START_S = 0.03
+"""How long the first thread works alone, unless it has a result before."""
 PATIENCE_S = 5.0
 """How long threads may take to end what they are at, when the results are wanted no more."""
 
@@ -113,6 +115,7 @@ class Prefetch(Generic[Job, Result]):
         self._threads: list[threading.Thread] = []
         self._taken = self._begun = self._running = 0
         self._ended = self._stopped = False
+        self._since = time.monotonic()
 
     def results(self) -> Generator[tuple[Result, float], None, None]:
         """Yield each result, and how many seconds it was waited for."""
@@ -147,11 +150,15 @@ class Prefetch(Generic[Job, Result]):
 
     def _start_threads(self) -> None:
         self._free.notify_all()
-        while self._running < self._count.n and not self._ended:
+        while self._running < (self._count.n if self._is_begun() else 1) and not self._ended:
             thread = threading.Thread(target=self._work, name="vidbrain-prefetch", daemon=True)
             self._threads.append(thread)
             self._running += 1
             thread.start()
+
+    def _is_begun(self) -> bool:
+        """Whether others may begin beside the first thread: before, they would take the interpreter from it."""
+        return self._taken > 0 or bool(self._done) or time.monotonic() - self._since > HEAD_START_S
 
     def _await(self) -> bool:
         """Wait until the next result is there; False if there is none any more."""
@@ -166,7 +173,8 @@ class Prefetch(Generic[Job, Result]):
                     likely="the store does not answer, or a disk hangs",
                     hint="look at the store and the network; a slow one needs a longer deadline_s",
                 )
-            self._ready.wait(min(left, 1.0))
+            self._ready.wait(min(left, 1.0 if self._is_begun() else HEAD_START_S))
+            self._start_threads()
             now = (self._moved(), len(self._done))
             if now != seen:
                 quiet_since, seen = time.monotonic(), now
