@@ -1,5 +1,7 @@
 """Frames that are kept are those that would be decoded, within their memory, whichever threads read."""
 
+import multiprocessing
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -7,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from vidbrain.errors import ShardError
 from vidbrain.records import ClipSpec
 from vidbrain.sharding.codecs import CODECS
 from vidbrain.sharding.manifest import open_manifest
@@ -64,6 +67,82 @@ def test_threads_that_want_the_same_part_at_once_see_whole_frames(videos, tmp_pa
                 pool.map(source_of(tmp_path / "d", clip, 1 << 30).read, clips), expected, strict=True
             ):
                 np.testing.assert_array_equal(batch.video, video)
+
+
+def flip(root, row, part):
+    """Damage a part of a segment."""
+    path = root / f"shards/{row['shard']:06d}.tar"
+    damaged = bytearray(path.read_bytes())
+    damaged[row["offset"] + sum(row["parts"][:part]) + int(row["parts"][part]) // 2] ^= 8
+    path.write_bytes(damaged)
+
+
+@pytest.mark.parametrize("n_threads", [1, 4])
+def test_a_clip_is_read_though_another_part_of_its_segment_is_damaged(videos, tmp_path, n_threads):
+    root = tmp_path / "d"
+    write_shards(videos, root, ShardConfig(frame_size=32, segment_frames=64, clip_frames=8, clip_step=2, codec="zstd"))
+    expected = source_of(root, CLIP, 0)
+    rows, layout = open_manifest(root).segments, expected._reader._layout
+    flip(root, rows.iloc[1], 2)
+    source = source_of(root, CLIP, 1 << 30)
+    clips = np.arange(int(source.clips_per_shard.sum()))
+    segment, start = source.table.locate(clips)
+    first = start - layout.start_frame[segment]
+    hurt = (segment == 1) & (first < 48) & (first + CLIP.span > 32)
+    assert 0 < hurt.sum() < (segment == 1).sum()
+    whole = expected.read(clips[~hurt]).video
+    for _ in range(3):
+        batches = read_all(source, np.random.default_rng(0).permutation(clips[~hurt]), n_threads=n_threads)
+        videos_of = {int(i): video for batch in batches for i, video in zip(batch.index, batch.video, strict=True)}
+        for i, video in zip(clips[~hurt].tolist(), whole, strict=True):
+            np.testing.assert_array_equal(videos_of[i], video)
+        for clip in clips[hurt]:
+            with pytest.raises(ShardError, match="part 2 of the segment is damaged"):
+                source.read(np.array([clip]))
+    # Only what is damaged is read anew each time.
+    kept = source._reader._kept
+    assert [i for i in np.unique(segment) if not kept.is_here(i)] == [1]
+
+
+def test_each_segment_is_decoded_by_one_of_the_threads(videos, tmp_path, monkeypatch):
+    root, claims = tmp_path / "d", []
+    write_shards(videos, root, ShardConfig(frame_size=32, segment_frames=32, clip_frames=8, clip_step=2, codec="zstd"))
+    source = source_of(root, CLIP, 1 << 30)
+    decode = source._reader._decode_segments
+
+    def decoded(kept, segments):
+        claims.extend(segments)
+        time.sleep(0.002)  # others want them meanwhile
+        decode(kept, segments)
+
+    monkeypatch.setattr(source._reader, "_decode_segments", decoded)
+    clips = np.random.default_rng(0).permutation(int(source.clips_per_shard.sum()))
+    read_all(source, clips, n_threads=6)
+    assert len(claims) == len(set(claims)) > 10
+
+
+def test_what_a_thread_of_the_parent_claimed_is_decoded_in_its_child():
+    kept = KeptFrames(np.arange(3), np.full(3, 20), (4, 4, 3))
+    assert kept.meet([0, 1]) == {0, 1}
+    assert kept.meet([0, 1, 2]) == {2}
+    assert kept.claim({0, 1}) == [0, 1]
+    kept.frames(0)[:] = 7
+    kept.settle([0], decoded=True)
+    with kept._change:  # as another thread may have it when the process is forked
+        child = multiprocessing.get_context("fork").Process(target=_decode_in_child, args=(kept,))
+        child.start()
+        child.join(20)
+    assert child.exitcode == 0
+    assert not kept.is_here(1)
+
+
+def _decode_in_child(kept):
+    assert kept.meet([0, 1]) == set()
+    assert kept.claim({0, 1}) == [1]
+    kept.settle([1], decoded=False)
+    assert kept.claim({0, 1}) == []
+    assert kept.is_here(0)
+    assert (kept.frames(0) == 7).all()
 
 
 def test_frames_are_kept_where_all_of_them_fit_and_are_used_again(data):

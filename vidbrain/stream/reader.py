@@ -9,12 +9,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from vidbrain.errors import ShardError
+from vidbrain.errors import ShardError, VidbrainError
 from vidbrain.records import ClipSpec
 from vidbrain.sharding.codecs import get_codec
 from vidbrain.sharding.manifest import Manifest
 from vidbrain.sharding.parts import PART_FRAMES
-from vidbrain.stream.kept import KeptFrames
+from vidbrain.stream.kept import AT_ONCE, KeptFrames
 from vidbrain.stream.layout import (
     UNKNOWN,
     VERIFY,
@@ -68,12 +68,14 @@ class SegmentReader:
         """Stored bytes read so far."""
         return int(self._shards.stats()["n_bytes"])
 
-    def stored_bytes(self, spec: ClipSpec) -> int:
-        """Most stored bytes of the parts that a clip touches."""
+    def stored_bytes(self, spec: ClipSpec, n_clips: int) -> int:
+        """Most stored bytes that are in memory together to read so many clips."""
         n_parts = (spec.span - 2) // PART_FRAMES + 2 if spec.span > 1 else 1
         ends = np.concatenate([[0], np.cumsum(self._layout.n_bytes)])
         n_parts = min(n_parts, len(ends) - 1)
-        return int((ends[n_parts:] - ends[:-n_parts]).max())
+        of_clips = n_clips * int((ends[n_parts:] - ends[:-n_parts]).max())
+        first = ends[self._layout.first_part]
+        return max(of_clips, AT_ONCE * int(np.diff(first).max())) if self._kept else of_clips
 
     def read_clips(
         self,
@@ -114,39 +116,43 @@ class SegmentReader:
         else:
             self._read(plan_reads(self._layout, segments, starts, spec), out, n_clips)
 
-    def _read(self, planned: Iterable[Reads], out: Batch, n_clips: int, *, is_shared: bool = False) -> None:
+    def _read(self, planned: Iterable[Reads], out: Batch, n_clips: int) -> None:
         for reads in planned:
             blocks = self._shards.read(reads.spans, n_clips)
             n_clips = 0
-            for read in reads.parts if is_shared else self._read_runs(reads.parts, blocks, out):
+            for read in self._read_runs(reads.parts, blocks, out):
                 part = memoryview(blocks[read.span])[read.begin : read.past]
                 try:
-                    self._decode(part, read, out, is_shared=is_shared)
+                    self._decode(part, read, out)
                 except ShardError as error:
-                    self._decode_again(reads.spans[read.span], read, out, error, is_shared=is_shared)
+                    self._decode_again(reads.spans[read.span], read, out, error)
         if n_clips:  # nothing was wanted of them, but they are over
             self._shards.read([], n_clips)
 
     def _read_runs(self, parts: Sequence[PartRead], blocks: Sequence[bytes], out: Batch) -> Iterable[PartRead]:
-        """Decode together what is wanted whole and side by side, as in batches of disjoint clips; give the rest."""
-        if not (isinstance(out, np.ndarray) and out.flags.c_contiguous):
+        """Decode together what is wanted whole and side by side; give the rest.
+
+        So are all parts of batches of disjoint clips, and those of segments that are kept.
+        """
+        if isinstance(out, np.ndarray) and not out.flags.c_contiguous:
             return parts
-        whole: dict[int, PartRead] = {}
+        # Clips of one array lie side by side too.
+        arrays, length = ([out.reshape(-1, *self._size)], out.shape[1]) if isinstance(out, np.ndarray) else (out, 0)
+        whole: dict[tuple[int, int], PartRead] = {}
         rest: list[PartRead] = []
         for read in parts:
             use = read.uses[0]
             if len(read.uses) == 1 and use.keep == range(read.n_frames):
-                whole[use.clip * out.shape[1] + use.first] = read
+                whole[(0, use.clip * length + use.first) if length else (use.clip, use.first)] = read
             else:
                 rest.append(read)
-        frames = out.reshape(-1, *self._size)
-        for place, run in _adjoining(whole):
+        for array, place, run in _adjoining(whole):
             data = [memoryview(blocks[read.span])[read.begin : read.past] for read in run]
             n_frames = [read.n_frames for read in run]
             is_sound = all(read.crc32 in (UNKNOWN, zlib.crc32(part)) for read, part in zip(run, data, strict=True))
             if len(run) > 1 and is_sound:
                 try:
-                    self._codec.decode_run(data, n_frames, frames[place : place + sum(n_frames)])
+                    self._codec.decode_run(data, n_frames, arrays[array][place : place + sum(n_frames)])
                 except ShardError:
                     is_sound = False
             if len(run) == 1 or not is_sound:
@@ -162,26 +168,49 @@ class SegmentReader:
         out: NDArray[np.uint8],
         n_clips: int,
     ) -> None:
-        """Decode what is not there yet to where it is kept, and copy the clips from there."""
-        first = check_stored(self._layout, segments, starts, spec).tolist()
-        held = [kept.segment(segment) for segment in segments.tolist()]
-        missing: dict[int, Use] = {}
-        for i, (clip, segment) in enumerate(zip(first, held, strict=True)):
-            low, high = clip // PART_FRAMES, (clip + spec.span - 1) // PART_FRAMES + 1
-            if 0 in segment.is_decoded[low:high]:
-                before = int(self._layout.first_part[segments[i]])
-                for number in range(low, high):
-                    if not segment.is_decoded[number]:
-                        at = number * PART_FRAMES
-                        past = min(at + PART_FRAMES, len(segment.frames))
-                        missing[before + number] = Use(i, at, past, range(past - at))
-        parts = sorted(missing)
-        reads = reads_of(self._layout, np.array(parts, np.int64), [[missing[part]] for part in parts])
-        self._read(reads, [segment.frames for segment in held], n_clips, is_shared=True)
-        for part, use in missing.items():
-            held[use.clip].is_decoded[self._layout.number(part)] = 1
-        for i, (clip, segment) in enumerate(zip(first, held, strict=True)):
-            out[i] = segment.frames[clip : clip + spec.span : spec.step]
+        """Copy clips of segments that are kept, once they are decoded; read the others by themselves."""
+        first, wanted = check_stored(self._layout, segments, starts, spec).tolist(), segments.tolist()
+        shared = set(wanted) - kept.meet(wanted)
+        while claimed := kept.claim(shared):
+            self._decode_claimed(kept, claimed)
+        apart = []
+        for i, (clip, segment) in enumerate(zip(first, wanted, strict=True)):
+            if segment in shared and kept.is_here(segment):
+                out[i] = kept.frames(segment)[clip : clip + spec.span : spec.step]
+            else:
+                apart.append(i)
+        planned = plan_reads(self._layout, segments[apart], starts[apart], spec)
+        self._read(planned, out if len(apart) == len(out) else [out[i] for i in apart], n_clips)
+
+    def _decode_claimed(self, kept: KeptFrames, claimed: list[int]) -> None:
+        left, groups = set(claimed), [claimed]
+        try:
+            while groups:
+                group = groups.pop()
+                try:
+                    self._decode_segments(kept, group)
+                except VidbrainError:
+                    # What is damaged is for those clips to say that touch it; neighbours are tried one by one.
+                    groups += [[segment] for segment in group] if len(group) > 1 else []
+                else:
+                    kept.settle(group, decoded=True)
+                    left.difference_update(group)
+        finally:
+            kept.settle(list(left), decoded=False)
+
+    def _decode_segments(self, kept: KeptFrames, segments: Sequence[int]) -> None:
+        frames = [kept.frames(segment) for segment in segments]
+        parts: list[int] = []
+        uses: list[list[Use]] = []
+        for i, segment in enumerate(segments):
+            whole = ClipSpec(len(frames[i]), 1, 1)
+            check_stored(self._layout, np.array([segment]), self._layout.start_frame[[segment]], whole)
+            before = int(self._layout.first_part[segment])
+            for number, at in enumerate(range(0, whole.n_frames, PART_FRAMES)):
+                past = min(at + PART_FRAMES, whole.n_frames)
+                parts.append(before + number)
+                uses.append([Use(i, at, past, range(past - at))])
+        self._read(reads_of(self._layout, np.array(parts, np.int64), uses), frames, 0)
 
     def frames(self, segment: int, first: int, past: int) -> NDArray[np.uint8]:
         """Return frames ``[first, past)`` of the recording, all stored in this segment: uint8 (n, H, W, 3).
@@ -199,14 +228,12 @@ class SegmentReader:
         self.read_clips(np.array([segment]), np.array([start]), spec, out)
         return out[0]
 
-    def _decode(self, data: memoryview, read: PartRead, out: Batch, *, is_shared: bool) -> None:
+    def _decode(self, data: memoryview, read: PartRead, out: Batch) -> None:
         """Check a part before any decoder sees it, and write its frames to all who use it."""
         if read.crc32 not in (UNKNOWN, zlib.crc32(data)):
             number = self._layout.number(read.part)
             raise ShardError(f"part {number} of the segment is damaged: its checksum differs from the index's")
-        # While a decoder works its memory holds other bytes than in the end: what others may be reading, because they
-        # were faster with the same part, is only written with the bytes that are there already.
-        if len(read.uses) == 1 and not is_shared:
+        if len(read.uses) == 1:
             clip, first, past, keep = read.uses[0]
             n_frames = self._codec.decode_into(data, out[clip][first:past], keep)
         else:
@@ -219,7 +246,7 @@ class SegmentReader:
             number = self._layout.number(read.part)
             raise ShardError(f"part {number} of the segment holds {n_frames} frames, the index says {read.n_frames}")
 
-    def _decode_again(self, span: Span, read: PartRead, out: Batch, error: ShardError, *, is_shared: bool) -> None:
+    def _decode_again(self, span: Span, read: PartRead, out: Batch, error: ShardError) -> None:
         """Try the origin, where the damage may be that of a copy, or of its way here."""
         wanted = (span[0], span[1] + read.begin, span[1] + read.past)
         for _ in range(N_TRIES):
@@ -227,7 +254,7 @@ class SegmentReader:
             if data is None:
                 break
             try:
-                self._decode(memoryview(data), read, out, is_shared=is_shared)
+                self._decode(memoryview(data), read, out)
             except ShardError as last:
                 error = last
             else:
@@ -255,16 +282,16 @@ class SegmentReader:
         self.close()
 
 
-def _adjoining(reads: Mapping[int, PartRead]) -> Iterator[tuple[int, list[PartRead]]]:
-    """Group reads by the frame at which they are wanted: each group fills a stretch without a gap."""
+def _adjoining(reads: Mapping[tuple[int, int], PartRead]) -> Iterator[tuple[int, int, list[PartRead]]]:
+    """Group reads by the array and the frame at which they are wanted: each group fills a stretch without a gap."""
     run: list[PartRead] = []
-    first = past = -1
-    for place, read in sorted(reads.items()):
+    first = past = (-1, -1)
+    for place, read in sorted(reads.items(), key=lambda item: item[0]):
         if place != past and run:
-            yield first, run
+            yield *first, run
             run = []
         first = first if run else place
         run.append(read)
-        past = place + read.n_frames
+        past = (place[0], place[1] + read.n_frames)
     if run:
-        yield first, run
+        yield *first, run

@@ -129,8 +129,8 @@ class ClipSource:
         self._shards.end()
 
     def reading_bytes(self, n_clips: int) -> int:
-        """Two parts unpacked, what is stored of the clips, and from a store that again and the gaps between."""
-        stored = n_clips * self._reader.stored_bytes(self.clip)
+        """Two parts unpacked, what is stored of a read, and from a store that again and the gaps between."""
+        stored = self._reader.stored_bytes(self.clip, n_clips)
         fetched = stored + SPANS_AT_ONCE * GAP_BYTES if self.fetches_ahead else 0
         return THREAD_BYTES + 2 * PART_FRAMES * math.prod(self.shape[1:]) + stored + fetched
 
