@@ -112,8 +112,13 @@ def _strong(etag: str | None) -> str | None:
 
 def fetch(client: ObjectStore, name: str, span: Span, etag: str | None) -> bytes:
     """Read an object, its bytes ``(start, stop)``, or its last ``{"suffix": n}``; of this content where it is named."""
+    return bytes(fetch_view(client, name, span, etag))
+
+
+def fetch_view(client: ObjectStore, name: str, span: Span, etag: str | None) -> memoryview:
+    """Read as `fetch` does, without a copy of what came."""
     answer = _ask(client, name, span, etag)
-    data = bytes(answer.bytes())
+    data = memoryview(answer.bytes())
     first, last = answer.range
     if len(data) != last - first:
         raise ConnectionResetError

@@ -28,6 +28,7 @@ from vidbrain.storage.clients import (
     copy,
     delete,
     fetch,
+    fetch_view,
     head,
     list_below,
     put,
@@ -138,13 +139,18 @@ class Root:
 
         Where a server gives no ranges, objects up to 64 MiB are read whole; for larger ones `NoRangesError` is raised.
         """
+        return bytes(self.view_range(key, start, stop, etag=etag))
+
+    def view_range(self, key: str, start: int, stop: int, *, etag: str | None = None) -> bytes | memoryview:
+        """Read as `get_range` does, without a copy of what came: large ranges are only written elsewhere."""
         if start >= stop:
             return b""
+        data: bytes | memoryview
         if self.is_local:
             data = Files(Path(self.url)).get(check_key(key), (start, stop), etag)
         else:
             try:
-                data = self._persist(key, lambda client, name: fetch(client, name, (start, stop), etag))
+                data = self._persist(key, lambda client, name: fetch_view(client, name, (start, stop), etag))
             except NoRangesError:
                 if self.head(key).n_bytes > WHOLE_BYTES:
                     raise

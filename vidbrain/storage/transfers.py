@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -184,7 +184,19 @@ def _check_held(root: Root, key: str, sums: Sums, *, remove: bool) -> None:
     )
 
 
-def download(root: Root, key: str, path: str | Path, *, n_bytes: int | None = None, sha256: str | None = None) -> Found:
+Arrived = Callable[[int, int, int], None]
+"""Hears of a file's handle, and from which to before which byte something was written."""
+
+
+def download(
+    root: Root,
+    key: str,
+    path: str | Path,
+    *,
+    n_bytes: int | None = None,
+    sha256: str | None = None,
+    arrived: Arrived | None = None,
+) -> Found:
     """Copy an object into a file, which appears whole and checked, or not at all.
 
     It comes in ranges of 8 MiB side by side, all of them of the content that was there first (``If-Match``). If it is
@@ -198,6 +210,9 @@ def download(root: Root, key: str, path: str | Path, *, n_bytes: int | None = No
         File to write.
     n_bytes, sha256
         What it must be, where that is known.
+    arrived
+        Hears of each range that is written, before it is checked; perhaps from several threads at once, and from the
+        beginning again where the download begins again.
 
     Returns
     -------
@@ -223,7 +238,7 @@ def download(root: Root, key: str, path: str | Path, *, n_bytes: int | None = No
         try:
             with replacing(path) as part:
                 part.touch()
-                _fetch(root, found, part)
+                _fetch(root, found, part, arrived)
                 if sha256 is not None and sums_of(part).sha256 != sha256:
                     raise StorageError(
                         "the object is damaged: its checksum differs from what its index says",
@@ -238,14 +253,14 @@ def download(root: Root, key: str, path: str | Path, *, n_bytes: int | None = No
     raise AssertionError
 
 
-def _fetch(root: Root, found: Found, part: Path) -> None:
+def _fetch(root: Root, found: Found, part: Path, arrived: Arrived | None) -> None:
     spans = [(at, min(found.n_bytes, at + PART_BYTES)) for at in range(0, found.n_bytes, PART_BYTES)]
     with part.open("r+b") as handle:
         if len(spans) < 2:
             handle.write(root.get(found.key, etag=found.etag) if spans else b"")
         else:
             try:
-                read = functools.partial(_fetch_span, root, found, handle.fileno())
+                read = functools.partial(_fetch_span, root, found, handle.fileno(), arrived)
                 with ThreadPoolExecutor(N_RANGES) as pool:
                     for _ in pool.map(read, spans):
                         pass
@@ -259,10 +274,10 @@ def _fetch(root: Root, found: Found, part: Path) -> None:
         )
 
 
-def _fetch_span(root: Root, found: Found, handle: int, span: tuple[int, int]) -> None:
-    data = root.get_range(found.key, *span, etag=found.etag)
-    view = memoryview(data)
-    at = span[0]
+def _fetch_span(root: Root, found: Found, handle: int, arrived: Arrived | None, span: tuple[int, int]) -> None:
+    view, at = memoryview(root.view_range(found.key, *span, etag=found.etag)), span[0]
     while view:
         n_written = os.pwrite(handle, view, at)
         view, at = view[n_written:], at + n_written
+    if arrived is not None:
+        arrived(handle, *span)

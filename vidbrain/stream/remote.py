@@ -1,8 +1,9 @@
 """Shards in a store: fetched ahead into the shared cache in the order of their use, read by ranges until they are here.
 
 A shard of which enough is wanted is fetched whole; of one of which little is wanted, only that. Either lies in the
-cache under the checksum of the shard. What is not here when a batch needs it is read by ranges, so that no batch waits
-for a whole shard, and a cache that is too small costs requests and nothing else.
+cache under the checksum of the shard. What of it has come is read while the rest is on its way, if parts have checksums
+of their own. What is not here when a batch needs it is read by ranges, so that no batch waits for a whole shard, and a
+cache that is too small costs requests and nothing else.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ import time
 import weakref
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,9 +29,11 @@ from vidbrain.storage.cache import Cache, Content, DamagedContentError, Lease, i
 from vidbrain.storage.clients import PART_BYTES
 from vidbrain.storage.files import ObjectMissingError
 from vidbrain.storage.meter import Meter
-from vidbrain.storage.objects import N_THREADS, Root, coalesce
-from vidbrain.storage.transfers import download
-from vidbrain.stream.layout import VERIFY, Span
+from vidbrain.storage.objects import N_THREADS, Root
+from vidbrain.storage.transfers import Arrived
+from vidbrain.stream.arriving import Arriving, fetch_whole
+from vidbrain.stream.layout import Span
+from vidbrain.stream.ranges import Ranges, with_cure
 from vidbrain.stream.uses import ShardUse, uses_of
 from vidbrain.stream.wanted import Wanted
 
@@ -86,10 +88,11 @@ class RemoteShards:
         self._uses: dict[int, ShardUse] = {}
         self._waiting: list[int] = []
         self._on_the_way: set[int] = set()
+        self._arriving: dict[int, Arriving] = {}
         self._ahead: dict[int, int] = {}
         self._errors: dict[int, StorageError] = {}
         self._now, self._plan, self._n_bytes, self._n_hits = 0, 0, 0, 0
-        self._pool: ThreadPoolExecutor | None = None
+        self._ranges = Ranges(self._root)
 
     def __reduce__(self) -> tuple[type[RemoteShards], tuple[Any, ...]]:
         return RemoteShards, self._made_of
@@ -139,13 +142,13 @@ class RemoteShards:
             by_shard.setdefault(span[0], []).append(span)
         until = time.monotonic() + PATIENCE_S
         for shard, wanted in by_shard.items():
-            lease = self._lease(shard, sum(end - begin for _, begin, end in wanted), until)
-            if lease is not None:
-                held = {span: lease.read(span[1], span[2]) for span in wanted}
+            here = self._lease(shard, wanted, until)
+            if here is not None:
+                held = {span: here.read(span[1], span[2]) for span in wanted}
                 found |= {span: data for span, data in held.items() if len(data) == span[2] - span[1]}
         n_hits = len(found)
         missing = [span for span in spans if span not in found]
-        found |= self._read_ranges(missing)
+        found |= self._ranges.read(missing)
         with self._change:
             self._now += n_clips
             self._n_hits += n_hits
@@ -161,7 +164,7 @@ class RemoteShards:
         with self._change:
             self._leases.pop(span[0], None)
         self._cache.drop(self._content(span[0]))
-        return self._read_ranges([span])[span]
+        return self._ranges.read([span])[span]
 
     def where(self, shard: int) -> str:
         """URL of the tar."""
@@ -181,18 +184,16 @@ class RemoteShards:
         self.end()
         with self._change:
             self._leases.clear()
-            pool, self._pool = self._pool, None
-        if pool is not None:
-            pool.shutdown(wait=False)
+        self._ranges.close()
 
     def _check_process(self) -> None:
         # Threads, locks and leases of the parent are not those of its child.
         if os.getpid() != self._pid:
             self._start()
 
-    def _lease(self, shard: int, n_wanted: int, until: float) -> Lease | None:
-        """Give a lease on a shard that is here, or is so in a moment; on one of which much is wanted, wait for it."""
-        content = self._content(shard)
+    def _lease(self, shard: int, wanted: Sequence[Span], until: float) -> Lease | Arriving | None:
+        """Give a shard whose spans are here, or are so in a moment; one of which much is wanted is waited for."""
+        content, n_wanted = self._content(shard), sum(end - begin for _, begin, end in wanted)
         with self._change:
             while True:
                 if shard in self._errors:
@@ -200,6 +201,9 @@ class RemoteShards:
                 if shard in self._leases:
                     self._leases.move_to_end(shard)
                     return self._leases[shard]
+                arriving = self._arriving.get(shard)
+                if arriving is not None and all(arriving.holds(begin, end) for _, begin, end in wanted):
+                    return arriving
                 left = math.inf if n_wanted > DENSE * content.n_bytes else until - time.monotonic()
                 if shard not in self._on_the_way or left <= 0:
                     break
@@ -219,36 +223,6 @@ class RemoteShards:
             room = LEASED * self._cache.n_bytes
             while self._leases and sum(held.content.n_bytes for held in self._leases.values()) > room:
                 self._leases.popitem(last=False)
-
-    def _read_ranges(self, spans: Sequence[Span]) -> dict[Span, bytes]:
-        """Read spans from the store; neighbours in one request, requests side by side."""
-        by_shard: dict[int, list[tuple[int, int]]] = {}
-        for shard, begin, end in spans:
-            by_shard.setdefault(shard, []).append((begin, end))
-        jobs = [
-            (shard, begin, min(last, begin + PART_BYTES))
-            for shard, wanted in by_shard.items()
-            for first, last in coalesce(wanted)
-            for begin in range(first, last, PART_BYTES)
-        ]
-        blocks = dict(zip(jobs, self._side_by_side(jobs), strict=True))
-        return {span: _cut(span, blocks) for span in spans}
-
-    def _side_by_side(self, jobs: Sequence[Span]) -> Iterable[bytes]:
-        if len(jobs) < 2:
-            return [self._range(job) for job in jobs]
-        with self._change:
-            if self._pool is None:
-                self._pool = ThreadPoolExecutor(N_THREADS, "vidbrain-range")
-            pool = self._pool
-        return pool.map(self._range, jobs)
-
-    def _range(self, span: Span) -> bytes:
-        place = shard_path(self._root, span[0])
-        try:
-            return place.parent.get_range(place.name, span[1], span[2])
-        except StorageError as error:
-            raise _with_cure(error) from error
 
     # -- fetching ahead ------------------------------------------------------------------------------------------------
 
@@ -280,6 +254,7 @@ class RemoteShards:
             error = caught
         with self._change:
             self._on_the_way.discard(shard)
+            self._arriving.pop(shard, None)
             if plan == self._plan:
                 self._errors |= {} if error is None else {shard: error}
                 if not settled:
@@ -297,12 +272,10 @@ class RemoteShards:
             try:
                 if not whole:
                     self._fetch_members(shard, facts.n_bytes, path)
-                elif facts.n_bytes <= PART_BYTES:
-                    path.write_bytes(place.parent.get(place.name))
                 else:
-                    download(place.parent, place.name, path, n_bytes=facts.n_bytes)
+                    fetch_whole(place, facts.n_bytes, path, self._hear(shard) if self._parts_are_checked else None)
             except ObjectMissingError as error:
-                raise _with_cure(error) from error
+                raise with_cure(error) from error
 
         def check(path: Path) -> bool:
             return is_sha256(path, facts.n_bytes, facts.sha256) if whole else self._wanted.are_in(path, shard)
@@ -318,10 +291,23 @@ class RemoteShards:
                     self._ahead[shard] = content.n_bytes
         return True
 
+    def _hear(self, shard: int) -> Arrived:
+        """Let batches read what comes of a shard while the rest of it is on its way."""
+
+        def arrived(handle: int, begin: int, end: int) -> None:
+            with self._change:
+                found = self._arriving.get(shard)
+                if found is None or not found.is_of(handle):
+                    found = self._arriving[shard] = Arriving(handle)
+                found.add(begin, end)
+                self._change.notify_all()
+
+        return arrived
+
     def _fetch_members(self, shard: int, n_bytes: int, path: Path) -> None:
         """Write the segments that are wanted to their places in a file that is empty elsewhere."""
         spans = self._wanted.spans(shard)
-        blocks = self._read_ranges([(shard, begin, end) for begin, end in spans])
+        blocks = self._ranges.read([(shard, begin, end) for begin, end in spans])
         with path.open("r+b") as handle:
             handle.truncate(n_bytes)
             for (_, begin, _), data in blocks.items():
@@ -376,22 +362,5 @@ def _fetch_ahead(owner: weakref.ref[RemoteShards], change: threading.Condition, 
                 change.wait(PAUSE_S)
 
 
-def _with_cure(error: StorageError) -> StorageError:
-    """Say what to do about a shard that is missing or too short: its URL follows from the data set's."""
-    if error.hint is None or isinstance(error, ObjectMissingError):
-        return StorageError(error.message, where=error.where, likely=error.likely, hint=VERIFY)
-    return error
-
-
 def _is_whole(content: Content) -> bool:
     return "." not in content.digest
-
-
-def _cut(span: Span, blocks: dict[Span, bytes]) -> bytes:
-    """Find a span in the blocks that hold it."""
-    shard, begin, end = span
-    pieces = []
-    for (of, first, past), data in blocks.items():
-        if of == shard and first < end and begin < past:
-            pieces.append(data[max(begin, first) - first : min(end, past) - first])
-    return b"".join(pieces)
