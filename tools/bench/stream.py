@@ -21,11 +21,13 @@ import argparse
 import importlib.util
 import itertools
 import json
+import math
 import mmap
 import os
 import platform
 import resource
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -185,6 +187,8 @@ def read(task: dict) -> dict:
         for batch in epochs():
             if not n_clips:
                 first_s = time.perf_counter() - (began if epoch == 0 else begins)
+                if task["only_first"]:
+                    return {"first_batch_s": first_s}
             n_clips += len(batch)
             total += int(np.asarray(batch[:, T // 2, 31, 31, 1]).astype(np.int64).sum())
         seconds = time.perf_counter() - begins
@@ -195,6 +199,27 @@ def read(task: dict) -> dict:
     # Some unpack whole shards beside or in the place of what they fetched.
     held = [path for path in (task["cache"], task.get("folder")) if path]
     return {**result, "peak_rss_bytes": 1024 * max(usage), "disk_bytes": sum(map(size_of, held))}
+
+
+def fetch(task: dict) -> dict:
+    """Seconds that a store takes, alone, for what a first batch of vidbrain's needs: by whole shards, and by ranges."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    from vidbrain.storage.objects import open_root
+
+    touch_memory()
+    root, found = open_root(task["root"]), {}
+    begins = time.perf_counter()
+    for name in ("dataset.json", "index.parquet"):
+        root.get(name)
+    found["record_and_index_s"] = time.perf_counter() - begins
+    with ThreadPoolExecutor(8) as pool:
+        for name in ("whole", "ranges"):
+            begins = time.perf_counter()
+            got = list(pool.map(lambda job: len(root.view_range(*job)), task[name]))
+            found |= {f"{name}_s": time.perf_counter() - begins, f"{name}_requests": len(got)}
+            found[f"{name}_bytes"] = sum(got)
+    return found
 
 
 def touch_memory() -> None:
@@ -266,6 +291,37 @@ def decode_floor(source: "ClipSource", n_clips: int = 2000) -> dict:
     return found
 
 
+def first_reads(source: "ClipSource", data: str) -> dict:
+    """Ranges of the first batch, joined as vidbrain joins them, and those of the shards that it touches, whole."""
+    from vidbrain.storage.clients import PART_BYTES
+    from vidbrain.storage.objects import coalesce
+    from vidbrain.stream.layout import plan_reads
+    from vidbrain.stream.order import EpochOrder
+
+    clips = EpochOrder(source.clips_per_shard, batch_size=BATCH, seed=SEED, epoch=0).batch(0)
+    by_shard: dict[int, list[tuple[int, int]]] = {}
+    for reads in plan_reads(source._reader._layout, *source.table.locate(clips), source.clip):
+        for shard, begin, end in reads.spans:
+            by_shard.setdefault(shard, []).append((begin, end))
+    whole, ranges = [], []
+    for shard, spans in by_shard.items():
+        key = f"shards/{shard:06d}.tar"
+        n_bytes = (Path(data) / key).stat().st_size
+        whole += [(key, at, min(n_bytes, at + PART_BYTES)) for at in range(0, n_bytes, PART_BYTES)]
+        ranges += [(key, begin, end) for begin, end in coalesce(spans)]
+    return {"whole": whole, "ranges": ranges}
+
+
+def first_batches(args: argparse.Namespace, python: str, task: dict, environment: dict[str, str], work: Path) -> list:
+    """Seconds to the first batch in processes of their own, with nothing cached."""
+    found = []
+    for _ in range(args.starts):
+        with tempfile.TemporaryDirectory(dir=work) as cache:
+            held = str(Path(cache) / "cache") if task["cache"] else None
+            found.append(run(python, "read", {**task, "cache": held, "only_first": True}, environment))
+    return [each.get("first_batch_s") for each in found]
+
+
 def run(python: str, role: str, task: dict, environment: dict[str, str]) -> dict:
     done = subprocess.run(
         [python, __file__, "--role", role, "--task", json.dumps(task)],
@@ -297,6 +353,10 @@ def measure(args: argparse.Namespace, case: str, work: Path, server: "Server") -
     source = source_of(args, frames, stride)
     shape, n_clips = dump_clips(source, work / "clips.npy"), int(source.clips_per_shard.sum())
     ours = {"n_bytes": stored_bytes(args.data, frames), "floor": decode_floor(source), "runs": []}
+    if "s3" in args.places:
+        ours["first_fetch"] = run(
+            sys.executable, "fetch", {"root": f"s3://{BUCKET}/ours", **first_reads(source, args.data)}, environment
+        )
     source.close()
     result = {"frames": frames, "n_clips": n_clips, "stride": stride, "step": args.step, "vidbrain": ours, "peers": {}}
     for place in args.places:
@@ -306,8 +366,10 @@ def measure(args: argparse.Namespace, case: str, work: Path, server: "Server") -
                 task = {
                     "peer": "vidbrain", "root": url, "subset": frames, "step": args.step, "stride": stride,
                     "workers": threads, "kept_bytes": kept_bytes, "cache": cache if place == "s3" else None,
+                    "only_first": False,
                 }  # fmt: skip
                 found = run(sys.executable, "read", task, environment)
+                found["first_batches_s"] = first_batches(args, sys.executable, task, environment, work)
             line = {"place": place, "storage": "frames", "workers": threads, "kept_bytes": kept_bytes, **found}
             ours["runs"].append(line)
             show("vidbrain", case, ours["runs"][-1], ours["n_bytes"])
@@ -328,6 +390,11 @@ def measure(args: argparse.Namespace, case: str, work: Path, server: "Server") -
                     with tempfile.TemporaryDirectory(dir=work) as cache:
                         task = read_task(peer, place, storage, workers, shape, folder, case, Path(cache), server)
                         found = run(args.peers, "read", task, environment)
+                        # Worker processes take longer to begin, of any of them.
+                        soonest = workers == min(args.workers)
+                        found["first_batches_s"] = (
+                            [] if not soonest else first_batches(args, args.peers, task, environment, work)
+                        )
                     line = {"place": place, "storage": storage, "workers": workers, **written, **found}
                     result["peers"][peer].append(line)
                     show(peer, case, line, written["n_bytes"])
@@ -356,6 +423,7 @@ def read_task(
         "peer": peer, "storage": storage, "workers": workers, "shape": shape, "urls": urls,
         "root": f"s3://{key}" if remote else str(folder), "cache": str(cache / "cache") if remote else None,
         "endpoint": server.endpoint if remote else None, "folder": None if remote else str(folder),
+        "only_first": False,
     }  # fmt: skip
 
 
@@ -373,6 +441,10 @@ def show(who: str, case: str, line: dict, n_bytes: int) -> None:
     storage = line["storage"] if line.get("kept_bytes", 1) else "nothing kept"
     cells = (f"{one['clips_per_s']:,.0f}", f"{two['clips_per_s']:,.0f}", f"{one['first_batch_s']:.2f} s")
     print(ROW.format(who, line["place"], case, storage[:9], line["workers"], *cells, f"{n_bytes / 1e6:,.1f} MB"))
+
+
+def median_start(line: dict) -> float:
+    return statistics.median([each for each in line["first_batches_s"] if each is not None] or [math.inf])
 
 
 def ratios(result: dict) -> dict:
@@ -393,14 +465,20 @@ def ratios(result: dict) -> dict:
             if there:
                 best = max(there, key=lambda line: line["epochs"][number]["clips_per_s"])
                 soonest = min(line["epochs"][number]["first_batch_s"] for line in there)
+                starts, first = (min(map(median_start, lines)) for lines in (here, there))
                 row |= {
                     "best_peer": f"{best['peer']} {best['storage']} {best['workers']} workers",
                     "clips_per_s": mine["epochs"][number]["clips_per_s"] / best["epochs"][number]["clips_per_s"],
                     "bytes": result["vidbrain"]["n_bytes"] / best["n_bytes"],
                     "first_batch": mine["epochs"][number]["first_batch_s"] / soonest,
                 }
+                if number == 0:  # in several processes, and so less by chance
+                    row["first_batch"] = starts / first
             found[f"{place}, epoch {number + 1}"] = row
     return {"all_gave_the_same_frames": len(sums) == 1, **found}
+
+
+ROLES = {"write": write_peer, "read": read, "fetch": fetch}
 
 
 def main() -> None:
@@ -414,14 +492,15 @@ def main() -> None:
     parser.add_argument("--places", nargs="*", default=["disk", "s3"])
     parser.add_argument("--workers", nargs="*", type=int, default=[0, 1, 2], help="worker processes of peers")
     parser.add_argument("--threads", nargs="*", type=int, default=[2, 3], help="threads of vidbrain")
+    parser.add_argument("--starts", type=int, default=5, help="processes that are timed to their first batch")
     parser.add_argument("--work", help="folder for the peers' copies; default a temporary one")
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--role", choices=["write", "read"], help=argparse.SUPPRESS)
+    parser.add_argument("--role", choices=list(ROLES), help=argparse.SUPPRESS)
     parser.add_argument("--task", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.role:
         out, sys.stdout = sys.stdout, sys.stderr  # peers print too
-        result = (write_peer if args.role == "write" else read)(json.loads(args.task))
+        result = ROLES[args.role](json.loads(args.task))
         print(json.dumps(result), file=out, flush=True)
         os._exit(0)  # threads and worker processes of peers may outlive their loaders
     from vidbrain.testing.servers import moto_server
