@@ -352,6 +352,7 @@ def measure(args: argparse.Namespace, case: str, work: Path, server: "Server") -
     os.environ.update(environment)
     source = source_of(args, frames, stride)
     shape, n_clips = dump_clips(source, work / "clips.npy"), int(source.clips_per_shard.sum())
+    os.sync()  # what is still being written to the disk would be measured with what is read
     ours = {"n_bytes": stored_bytes(args.data, frames), "floor": decode_floor(source), "runs": []}
     if "s3" in args.places:
         ours["first_fetch"] = run(
@@ -369,7 +370,8 @@ def measure(args: argparse.Namespace, case: str, work: Path, server: "Server") -
                     "only_first": False,
                 }  # fmt: skip
                 found = run(sys.executable, "read", task, environment)
-                found["first_batches_s"] = first_batches(args, sys.executable, task, environment, work)
+                starts = first_batches(args, sys.executable, task, environment, work) if kept_bytes else []
+                found["first_batches_s"] = starts
             line = {"place": place, "storage": "frames", "workers": threads, "kept_bytes": kept_bytes, **found}
             ours["runs"].append(line)
             show("vidbrain", case, ours["runs"][-1], ours["n_bytes"])
@@ -379,6 +381,7 @@ def measure(args: argparse.Namespace, case: str, work: Path, server: "Server") -
             folder = work / f"{peer}-{storage}"
             task = {"peer": peer, "storage": storage, "clips": str(work / "clips.npy"), "out": str(folder)}
             written = run(args.peers, "write", task, environment)
+            os.sync()
             if "error" in written:
                 result["peers"][peer].append({"storage": storage, **written})
                 print(f"{peer} cannot write {storage}: {written['error']}")

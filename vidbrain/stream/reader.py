@@ -169,16 +169,18 @@ class SegmentReader:
         n_clips: int,
     ) -> None:
         """Copy clips of segments that are kept, once they are decoded; read the others by themselves."""
-        first, wanted = check_stored(self._layout, segments, starts, spec).tolist(), segments.tolist()
+        first, wanted = check_stored(self._layout, segments, starts, spec), segments.tolist()
         shared = set(wanted) - kept.meet(wanted)
         while claimed := kept.claim(shared):
             self._decode_claimed(kept, claimed)
-        apart = []
-        for i, (clip, segment) in enumerate(zip(first, wanted, strict=True)):
-            if segment in shared and kept.is_here(segment):
-                out[i] = kept.frames(segment)[clip : clip + spec.span : spec.step]
-            else:
-                apart.append(i)
+        apart = [i for i, segment in enumerate(wanted) if not (segment in shared and kept.is_here(segment))]
+        if not apart:
+            kept.copy(segments, first, spec, out)
+            self._shards.read([], n_clips)
+            return
+        here = np.setdiff1d(np.arange(len(out)), apart)
+        for i in here.tolist():
+            kept.copy(segments[i : i + 1], first[i : i + 1], spec, out[i : i + 1])
         planned = plan_reads(self._layout, segments[apart], starts[apart], spec)
         self._read(planned, out if len(apart) == len(out) else [out[i] for i in apart], n_clips)
 
