@@ -174,7 +174,7 @@ class SegmentReader:
         while claimed := kept.claim(shared):
             self._decode_claimed(kept, claimed)
         apart = [i for i, segment in enumerate(wanted) if not (segment in shared and kept.is_here(segment))]
-        if not apart:
+        if shared and not apart:
             kept.copy(segments, first, spec, out)
             self._shards.read([], n_clips)
             return
