@@ -1,6 +1,7 @@
 """What of a shard has come is read while the rest is on its way, and is what the shard holds."""
 
 import threading
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -135,3 +136,27 @@ def test_damage_on_the_way_is_found_before_it_is_seen(remote_data, data, tmp_pat
             except (ShardError, StorageError) as error:
                 pytest.fail(f"ranges are sound: {error}")
             np.testing.assert_array_equal(found, local.frames(segment, start, start + n))
+
+
+def test_a_small_shard_that_came_too_long_is_whole_when_it_comes_again(remote_data, data, tmp_path, monkeypatch):
+    manifest, get, tries = open_manifest(remote_data), Root.get, []
+
+    def longer(self, key, *, etag=None):
+        found = get(self, key, etag=etag)
+        if key.endswith(".tar"):
+            tries.append(key)
+            return found + b"more" if len(tries) == 1 else found
+        return found
+
+    monkeypatch.setattr(Root, "get", longer)
+    cache = Cache(tmp_path / "cache")
+    shards = RemoteShards(manifest, np.arange(len(manifest.segments)), cache)
+    shards.begin([np.zeros(4, np.int64)])
+    until = time.monotonic() + 20
+    while not list(cache.folder.glob("*[0-9a-f]-*")) or list(cache.folder.glob("*.part-*")):
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    tar = (data / "shards/000000.tar").read_bytes()
+    assert len(tries) == 2
+    assert [path.read_bytes() for path in cache.folder.iterdir() if path.stat().st_size] == [tar]
+    shards.close()

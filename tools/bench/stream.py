@@ -21,7 +21,6 @@ import argparse
 import importlib.util
 import itertools
 import json
-import math
 import mmap
 import os
 import platform
@@ -394,9 +393,9 @@ def measure(args: argparse.Namespace, case: str, work: Path, server: "Server") -
                         task = read_task(peer, place, storage, workers, shape, folder, case, Path(cache), server)
                         found = run(args.peers, "read", task, environment)
                         # Worker processes take longer to begin, of any of them.
-                        soonest = workers == min(args.workers)
+                        is_timed = workers == min(args.workers)
                         found["first_batches_s"] = (
-                            [] if not soonest else first_batches(args, args.peers, task, environment, work)
+                            first_batches(args, args.peers, task, environment, work) if is_timed else []
                         )
                     line = {"place": place, "storage": storage, "workers": workers, **written, **found}
                     result["peers"][peer].append(line)
@@ -446,8 +445,10 @@ def show(who: str, case: str, line: dict, n_bytes: int) -> None:
     print(ROW.format(who, line["place"], case, storage[:9], line["workers"], *cells, f"{n_bytes / 1e6:,.1f} MB"))
 
 
-def median_start(line: dict) -> float:
-    return statistics.median([each for each in line["first_batches_s"] if each is not None] or [math.inf])
+def first_start(lines: list[dict]) -> float | None:
+    """The soonest of them by the median of its processes; None if none was timed."""
+    timed = [[each for each in line["first_batches_s"] if each is not None] for line in lines]
+    return min((statistics.median(seconds) for seconds in timed if seconds), default=None)
 
 
 def ratios(result: dict) -> dict:
@@ -468,7 +469,7 @@ def ratios(result: dict) -> dict:
             if there:
                 best = max(there, key=lambda line: line["epochs"][number]["clips_per_s"])
                 soonest = min(line["epochs"][number]["first_batch_s"] for line in there)
-                starts, first = (min(map(median_start, lines)) for lines in (here, there))
+                ours_first, theirs_first = first_start(here), first_start(there)
                 row |= {
                     "best_peer": f"{best['peer']} {best['storage']} {best['workers']} workers",
                     "clips_per_s": mine["epochs"][number]["clips_per_s"] / best["epochs"][number]["clips_per_s"],
@@ -476,7 +477,7 @@ def ratios(result: dict) -> dict:
                     "first_batch": mine["epochs"][number]["first_batch_s"] / soonest,
                 }
                 if number == 0:  # in several processes, and so less by chance
-                    row["first_batch"] = starts / first
+                    row["first_batch"] = ours_first / theirs_first if ours_first and theirs_first else None
             found[f"{place}, epoch {number + 1}"] = row
     return {"all_gave_the_same_frames": len(sums) == 1, **found}
 

@@ -27,6 +27,7 @@ from pathlib import Path
 
 from vidbrain.errors import ConfigError, StorageError
 from vidbrain.storage.atomic import PART, as_storage_error, flush, remove
+from vidbrain.storage.files import read_at
 
 CACHE = "~/.cache/vidbrain"
 CACHE_BYTES = "20G"
@@ -82,10 +83,7 @@ class Lease:
         StorageError
             If the disk gives none.
         """
-        try:
-            return os.pread(self._handle, end - begin, begin)
-        except OSError as error:
-            raise as_storage_error(error, self.content.name) from error
+        return read_at(self._handle, begin, end, self.content.name)
 
     def __del__(self) -> None:
         # Not before: another thread may be reading.

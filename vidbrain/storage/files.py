@@ -47,6 +47,20 @@ class Found:
     etag: str | None
 
 
+def read_at(handle: int, begin: int, end: int, where: str | Path) -> bytes:
+    """Read the bytes from `begin` to before `end` of an open file; fewer where it ends.
+
+    Raises
+    ------
+    StorageError
+        If the disk gives none; it names `where`.
+    """
+    try:
+        return os.pread(handle, end - begin, begin)
+    except OSError as error:
+        raise as_storage_error(error, where) from error
+
+
 @dataclass(frozen=True)
 class Files:
     """Files below a folder. Writing is atomic; unfinished files are not seen."""

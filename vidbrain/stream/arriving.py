@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from vidbrain.storage.atomic import as_storage_error
 from vidbrain.storage.clients import PART_BYTES
+from vidbrain.storage.files import read_at
 from vidbrain.storage.objects import Root
 from vidbrain.storage.transfers import Arrived, download
 
@@ -53,10 +53,7 @@ class Arriving:
         StorageError
             If the disk gives none.
         """
-        try:
-            return os.pread(self._handle, end - begin, begin)
-        except OSError as error:
-            raise as_storage_error(error, "a shard on its way to the cache") from error
+        return read_at(self._handle, begin, end, "a shard on its way to the cache")
 
     def __del__(self) -> None:
         # Not before: another thread may be reading.
@@ -85,7 +82,7 @@ def fetch_whole(place: Root, n_bytes: int, path: Path, arrived: Arrived | None) 
     if n_bytes > PART_BYTES:
         download(place.parent, place.name, path, n_bytes=n_bytes, arrived=arrived)
         return
-    with path.open("r+b") as handle:
+    with path.open("w+b") as handle:  # nothing stays of a try before that was longer
         n_written = handle.write(place.parent.get(place.name))
         handle.flush()
         if arrived is not None:
